@@ -1,0 +1,37 @@
+"""cnnlab: an experiment-tracked Keras lab for image classification.
+
+    import cnnlab
+
+    dataset = cnnlab.load_dataset("cifar10")
+    recipe = cnnlab.Recipe(model="cnn", epochs=5)
+    result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, dataset), dataset, recipe)
+    print(result.test_accuracy)
+"""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "ArgumentError": "errors",
+    "ImageDataset": "data",
+    "LabError": "errors",
+    "Recipe": "recipe",
+    "RunResult": "runner",
+    "build_cnn": "models",
+    "build_model": "models",
+    "build_vgg16": "models",
+    "compare_models": "compare",
+    "fit_and_evaluate": "runner",
+    "load_dataset": "data",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name):
+    # Imported on first use, so that the command line answers without loading TensorFlow.
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'cnnlab' has no attribute '{name}'")
+    return getattr(import_module(f"cnnlab.{_EXPORTS[name]}"), name)
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,204 @@
+"""The `cnnlab` command: parses, calls one function, prints. Heavy imports wait until a job starts."""
+
+import dataclasses
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+import click
+
+from cnnlab.errors import ArgumentError, LabError, expect_one_of
+from cnnlab.models import MODELS
+from cnnlab.recipe import Recipe, applies, bounds_text
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="cnnlab")
+def cli():
+    """Train, compare and use image classifiers, with every run tracked by MLflow."""
+
+
+def _option_type(f):
+    if f.metadata["choices"]:
+        return click.STRING  # checked by the recipe, which names the nearest valid choice
+    if f.name == "filters":
+        return _Integers()
+    return {int: click.INT, float: click.FLOAT}.get(_scalar(f.type), click.STRING)
+
+
+def _scalar(annotation):
+    for kind in (int, float):
+        if annotation in (kind, kind | None):
+            return kind
+    return str
+
+
+class _Integers(click.ParamType):
+    name = "integers"
+
+    def convert(self, value, param, ctx):
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"Expected integers separated by commas, such as 32,64,128. Received: '{value}'.", param, ctx)
+
+
+def recipe_options(command):
+    """Add an option for every field of the recipe but the model."""
+    for f in reversed(dataclasses.fields(Recipe)):
+        if f.name == "model":
+            continue
+        bounds = bounds_text(f.metadata)
+        models = f.metadata["models"]
+        parts = [
+            f.metadata["help"],
+            f"({bounds})" if bounds else "",
+            f"[{' and '.join(models)} only]" if models else "",
+            f"[default: {f.default}]" if f.default is not None else "",
+        ]
+        command = click.option(
+            "--" + f.name.replace("_", "-"),
+            f.name,
+            type=_option_type(f),
+            metavar="NAME_OR_FOLDER" if f.name == "dataset" else None,
+            help="  ".join(part for part in parts if part),
+        )(command)
+    return command
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL")
+@recipe_options
+def train(model, **options):
+    """Train MODEL (cnn or vgg16) as one tracked run, and print its test accuracy."""
+    [recipe] = _recipes([model], options)
+    with job():
+        from cnnlab.compare import train_model
+
+        result = train_model(recipe)
+        _print_table([result], f"{result.name}")
+        _print_next_step(result.run_id)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@recipe_options
+def compare(models, **options):
+    """Train the models (by default cnn and vgg16) on the same data, and show them side by side."""
+    recipes = _recipes(models or tuple(MODELS), options)
+    with job():
+        from cnnlab.compare import compare_models
+
+        parent_run_id, results = compare_models(recipes)
+        _print_table(results, f"compared on {results[0].recipe.dataset}")
+        _print_next_step(parent_run_id)
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5000, or a free one]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+def ui(port, host):
+    """Open the MLflow UI on the store, with a link that lands on the comparison. Ctrl-C ends it."""
+    with job():
+        from cnnlab.ui import serve_ui
+
+        serve_ui(host, port)
+
+
+@contextmanager
+def job():
+    """Around the work of a command: SIGTERM ends it like Ctrl-C, TensorFlow's start-up chatter stays off the screen."""
+
+    def stop(signum, frame):
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        with _quiet_stderr():
+            import keras  # noqa: F401
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _quiet_stderr():
+    """Send file descriptor 2 nowhere: TensorFlow prints `I0000 ...` lines while it loads, whatever its log level."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _recipes(models, options):
+    """A recipe for each model; options that were not given keep the recipe's defaults."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for model in models:
+        expect_one_of("model", model, MODELS)
+    for f in dataclasses.fields(Recipe):
+        if f.name in given and not any(applies(f, model) for model in models):
+            option = "--" + f.name.replace("_", "-")
+            raise ArgumentError(
+                f"Expected options that apply to {' and '.join(models)}. "
+                f"Received: {option}, which is for {' and '.join(f.metadata['models'])}. Leave it out."
+            )
+    fields = dataclasses.fields(Recipe)
+    return [
+        Recipe(model=model, **{f.name: given[f.name] for f in fields if f.name in given and applies(f, model)})
+        for model in models
+    ]
+
+
+def _print_table(results, title):
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("model", "test accuracy", "test loss", "parameters", "trainable", "train s", "run id"):
+        table.add_column(column, justify="left" if column in ("model", "run id") else "right", no_wrap=True)
+    for r in results:
+        table.add_row(
+            r.recipe.model,
+            f"{r.test_accuracy:.2%}",
+            f"{r.test_loss:.4f}",
+            f"{r.params:,}",
+            f"{r.trainable_params:,}",
+            f"{r.train_seconds:.1f}",
+            r.run_id,
+        )
+    # In a file the table is as wide as it needs to be; only a terminal has a width to respect.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _print_next_step(run_id):
+    print(f"Recorded as run {run_id}. Look at it with: cnnlab ui")
+
+
+def main():
+    """Run the command; a `LabError` is one sentence on stderr and its exit status."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        status = 130
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    else:
+        return
+    sys.exit(status)

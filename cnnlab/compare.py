@@ -1,0 +1,126 @@
+"""Several models on the same data, side by side: a parent run, a child each, a table and overlaid figures."""
+
+import csv
+import dataclasses
+import io
+import sys
+
+import numpy as np
+
+from cnnlab import tracking
+from cnnlab.data import load_dataset
+from cnnlab.errors import LabError
+from cnnlab.models import build_model
+from cnnlab.recipe import Recipe
+from cnnlab.runner import RunResult, fit_and_evaluate
+
+COLUMNS = ("model", "test_accuracy", "test_loss", "params", "trainable_params", "train_seconds", "run_id")
+
+
+def load_for(recipe):
+    """The data set that a recipe asks for."""
+    return load_dataset(
+        recipe.dataset,
+        image_size=recipe.image_size,
+        val_fraction=recipe.val_fraction,
+        limit=recipe.limit,
+        seed=recipe.seed,
+    )
+
+
+def build_with_stand_in(recipe, dataset):
+    """Build the recipe's model; weights that nobody named and that cannot be downloaded become random ones.
+
+    Returns:
+        `(model, recipe, tags)`, the recipe naming the weights that were really used.
+    """
+    if recipe.model != "vgg16" or recipe.weights is not None:
+        return build_model(recipe, dataset), recipe, {}
+    try:
+        recipe = dataclasses.replace(recipe, weights="imagenet")
+        return build_model(recipe, dataset), recipe, {}
+    except LabError as error:
+        if error.exit_code == 2:
+            raise
+        print(
+            "warning: VGG16's ImageNet weights cannot be downloaded; using random ones, so expect a poor score "
+            "(name --weights to choose).",
+            file=sys.stderr,
+        )
+        recipe = dataclasses.replace(recipe, weights="random")
+        return build_model(recipe, dataset), recipe, {"weights_stand_in_for": "imagenet"}
+
+
+def train_model(recipe, dataset=None, parent_run_id=None) -> RunResult:
+    """Load the data, build the model and run it, as one recipe says."""
+    tracking.open_store()  # before the minutes of work: a store that cannot be written is known at once
+    dataset = dataset or load_for(recipe)
+    model, recipe, tags = build_with_stand_in(recipe, dataset)
+    return fit_and_evaluate(model, dataset, recipe, parent_run_id=parent_run_id, tags=tags)
+
+
+def compare_models(recipes) -> tuple[str, list[RunResult]]:
+    """Train each recipe on the same data as children of one parent run that carries the comparison.
+
+    Args:
+        recipes: `Recipe`s that agree in their data fields (those of the first are used).
+
+    Returns:
+        The parent's run id and a `RunResult` for each recipe.
+    """
+    tracking.open_store()
+    dataset = load_for(recipes[0])
+    names = [recipe.model for recipe in recipes]
+    with tracking.tracked_run(
+        tracking.experiment_for(dataset),
+        f"compare {' and '.join(names)}",
+        params={},
+        tags={"kind": "compare", "dataset": dataset.name, "dataset_digest": dataset.digest},
+        description=f"{' and '.join(names)} on the same **{dataset.name}** images; the runs below it are the models.",
+    ) as parent_run_id:
+        results = [train_model(recipe, dataset, parent_run_id) for recipe in recipes]
+        log_comparison(results, dataset)
+    return parent_run_id, results
+
+
+def log_comparison(results, dataset) -> None:
+    """Put the table and the overlaid figures on the active run."""
+    from sklearn.metrics import confusion_matrix
+
+    from cnnlab import plots
+
+    labels = np.arange(len(dataset.class_names))
+    matrices = {
+        f"{r.recipe.model} ({r.test_accuracy:.1%})": confusion_matrix(
+            dataset.test_labels, r.test_probabilities.argmax(axis=1), labels=labels
+        )
+        for r in results
+    }
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(COLUMNS)
+    writer.writerows(rows(results))
+    tracking.log_results(
+        metrics={},
+        figures={
+            "comparison_curves.png": plots.curves({r.recipe.model: r.history for r in results}),
+            "comparison_confusion.png": plots.confusion_matrices(matrices, dataset.class_names),
+        },
+        texts={"comparison.csv": table.getvalue()},
+    )
+
+
+def rows(results) -> list[tuple]:
+    """The comparison as rows of `COLUMNS`."""
+    return [
+        (
+            r.recipe.model,
+            round(r.test_accuracy, 4),
+            round(r.test_loss, 4),
+            r.params,
+            r.trainable_params,
+            round(r.train_seconds, 1),
+            r.run_id,
+        )
+        for r in results
+    ]

@@ -1,0 +1,237 @@
+"""The shared runner: one model, one data set, one MLflow run."""
+
+import dataclasses
+import hashlib
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnnlab import tracking
+from cnnlab.errors import LabError
+from cnnlab.recipe import Recipe
+
+PREDICT_BATCH = 256  # images; large batches use the cores better, and memory is bounded by them
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave, as plain data.
+
+    Attributes:
+        run_id: MLflow's.
+        name: the run's name.
+        recipe: what was trained.
+        history: per-epoch metrics as Keras gives them, `{"loss": [...], "val_accuracy": [...], ...}`.
+        test_loss, test_accuracy: of the finished model on the test set.
+        test_probabilities: `(N, num_classes) float32`.
+        params, trainable_params: numbers of weights.
+        train_seconds: spent in `fit` (and in the pass through the frozen layers before it).
+        total_seconds: from opening the run to closing it.
+        model_uri: `models:/m-...`, for `mlflow.keras.load_model` and `mlflow.pyfunc.load_model`.
+    """
+
+    run_id: str
+    name: str
+    recipe: Recipe
+    history: dict
+    test_loss: float
+    test_accuracy: float
+    test_probabilities: np.ndarray
+    params: int
+    trainable_params: int
+    train_seconds: float
+    total_seconds: float
+    model_uri: str
+
+
+def fit_and_evaluate(
+    model, dataset, recipe, *, run_name=None, parent_run_id=None, callbacks=(), tags=None
+) -> RunResult:
+    """Train a compiled model, test it, and record everything in one MLflow run.
+
+    Args:
+        model: compiled `keras.Model` from raw images `(N, H, W, 3) uint8` to probabilities `(N, num_classes)`.
+        dataset: an `ImageDataset`.
+        recipe: gives epochs, batch size, seed and patience, and is recorded.
+        run_name: defaults to the model's name and data set.
+        parent_run_id: makes the run a child of that run.
+        callbacks: further Keras callbacks.
+        tags: further tags of the run.
+
+    Returns:
+        A `RunResult`. Its figures, curves, predictions, recipe and the whole model are on the run too.
+
+    Raises:
+        LabError: the store cannot be opened, or the loss is not a finite number.
+    """
+    import keras
+
+    started = time.perf_counter()
+    if parent_run_id is None:
+        tracking.open_store()
+    recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
+    run_name = run_name or f"{recipe.model} on {dataset.name}"
+    trainable = int(sum(np.prod(w.shape) for w in model.trainable_weights))
+    with tracking.tracked_run(
+        tracking.experiment_for(dataset),
+        run_name,
+        params=recipe.params(),
+        tags={"kind": "train", **_data_tags(dataset), **_version_tags(), **_weights_tags(recipe), **(tags or {})},
+        description=_description(recipe, dataset),
+        parent_run_id=parent_run_id,
+    ) as run_id:
+        tracking.log_dataset(dataset)
+        history, train_seconds = _fit(model, dataset, recipe, callbacks)
+
+        evaluating = time.perf_counter()
+        probabilities = model.predict(dataset.test_images, batch_size=PREDICT_BATCH, verbose=0)  # (N, C) float32
+        losses = keras.losses.sparse_categorical_crossentropy(dataset.test_labels, probabilities)
+        test_loss = float(np.mean(keras.ops.convert_to_numpy(losses)))
+        test_accuracy = float(np.mean(probabilities.argmax(axis=1) == dataset.test_labels))
+        evaluate_seconds = time.perf_counter() - evaluating
+        print(f"{run_name}: test_accuracy {test_accuracy:.4f}, test_loss {test_loss:.4f}")
+
+        model_uri = tracking.log_model(model, dataset.class_names, dataset.test_images.shape[1:])
+        metrics = {
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "params": model.count_params(),
+            "trainable_params": trainable,
+            "train_seconds": train_seconds,
+            "evaluate_seconds": evaluate_seconds,
+        }
+        _log_report(metrics, history, probabilities, dataset, recipe)
+        total_seconds = time.perf_counter() - started
+        tracking.log_results({"total_seconds": total_seconds}, {}, {})
+    return RunResult(
+        run_id=run_id,
+        name=run_name,
+        recipe=recipe,
+        history=history,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        test_probabilities=probabilities,
+        params=model.count_params(),
+        trainable_params=trainable,
+        train_seconds=train_seconds,
+        total_seconds=total_seconds,
+        model_uri=model_uri,
+    )
+
+
+def _fit(model, dataset, recipe, callbacks):
+    """Train under autologging; returns the history and the seconds."""
+    import keras
+
+    keras.utils.set_random_seed(recipe.seed)
+    callbacks = [_without_validation_copies(), *callbacks]
+    if recipe.patience:
+        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
+    started = time.perf_counter()
+    with tracking.autologging():
+        history = model.fit(
+            dataset.train_images,
+            dataset.train_labels,
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+            validation_data=(dataset.val_images, dataset.val_labels),
+            callbacks=callbacks,
+            # The moving bar on a terminal, a line an epoch in a file.
+            verbose=1 if sys.stdout.isatty() else 2,
+        ).history
+    seconds = time.perf_counter() - started
+    if not np.isfinite(history["loss"]).all():
+        raise LabError(
+            f"Expected a finite loss. Received: {history['loss'][-1]} in epoch {len(history['loss'])}. "
+            "Lower the learning rate."
+        )
+    return history, seconds
+
+
+def _without_validation_copies():
+    """A callback that keeps autologging from logging `val_*` a second time as `validation_*`, all at step 0.
+
+    Keras hands one dict to all callbacks of the event; emptied here, it has nothing left for MLflow's callback after
+    this one. The history and the `val_*` metrics come from elsewhere.
+    """
+    import keras
+
+    return keras.callbacks.LambdaCallback(on_test_end=lambda logs: logs.clear() if logs else None)
+
+
+def _log_report(metrics, history, probabilities, dataset, recipe):
+    from sklearn.metrics import confusion_matrix
+
+    from cnnlab import plots
+
+    labels, names = dataset.test_labels, dataset.class_names
+    predicted = probabilities.argmax(axis=1)
+    matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
+    with np.errstate(invalid="ignore"):
+        by_class = matrix.diagonal() / matrix.sum(axis=1)  # (C,) float64, NaN where the test set lacks the class
+    confidence = probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-confidence[wrong])][:24]
+    captions = [f"{names[predicted[i]]} {confidence[i]:.0%}\nis {names[labels[i]]}" for i in wrong]
+    accuracy_rows = [f"{name},{count},{value:.4f}" for name, count, value in zip(names, matrix.sum(1), by_class)]
+    tracking.log_results(
+        metrics,
+        figures={
+            "curves.png": plots.curves({recipe.model: history}),
+            "confusion_matrix.png": plots.confusion_matrices({recipe.model: matrix}, names),
+            "class_accuracy.png": plots.class_accuracy(by_class, names),
+            "mistakes.png": plots.image_grid(dataset.test_images[wrong], captions, "Most confident mistakes"),
+        },
+        texts={
+            "recipe.json": recipe.to_json(),
+            "class_accuracy.csv": "\n".join(["class,test_images,accuracy", *accuracy_rows, ""]),
+        },
+        files={
+            # What later comparisons and paired tests work from.
+            "predictions.npz": lambda path: np.savez_compressed(
+                path, test_probabilities=probabilities, test_labels=labels, class_names=np.array(names)
+            )
+        },
+    )
+
+
+def _data_tags(dataset):
+    return {
+        "dataset": dataset.name,
+        "dataset_digest": dataset.digest,
+        "dataset_source": dataset.source,
+        "dataset_stands_in_for": dataset.stands_in_for,
+        "validation": "test set" if dataset.val_is_test else "held out from the training set",
+    }
+
+
+def _version_tags():
+    from importlib.metadata import version
+
+    packages = ("cnnlab", "keras", "tensorflow", "mlflow", "numpy")
+    return {"python": platform.python_version(), **{f"version.{name}": version(name) for name in packages}}
+
+
+def _weights_tags(recipe):
+    """The sha256 of a weights file, which its path alone does not pin down."""
+    if recipe.weights and Path(recipe.weights).is_file():
+        with open(recipe.weights, "rb") as file:
+            return {"weights_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {}
+
+
+def _description(recipe, dataset):
+    validation = "the test set itself" if dataset.val_is_test else f"{len(dataset.val_labels):,} held-out images"
+    text = (
+        f"**{recipe.model}** on **{dataset.name}**: {len(dataset.train_labels):,} training images, validated on "
+        f"{validation}, tested on {len(dataset.test_labels):,}."
+    )
+    if recipe.weights:
+        text += f" Weights: {recipe.weights}."
+    if dataset.stands_in_for:
+        text += f" {dataset.name} stands in for {dataset.stands_in_for}, which could not be downloaded."
+    return text

@@ -1,0 +1,79 @@
+"""The MLflow UI on the lab's store: started, waited for, and left at a link that shows the comparison."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing
+
+from cnnlab import tracking
+from cnnlab.errors import ArgumentError, LabError
+
+START_TIMEOUT = 90  # seconds
+DEFAULT_PORT = 5000
+
+
+def serve_ui(host="127.0.0.1", port=None) -> None:
+    """Start MLflow's server on the store and block until it ends; with a remote store only print the link.
+
+    Raises:
+        ArgumentError: the port is taken.
+        LabError: the server did not start.
+    """
+    uri = tracking.open_store()
+    if uri.startswith(("http://", "https://")):
+        print(f"The store is a server already: {_landing(uri.rstrip('/'))}")
+        return
+    port = _choose_port(host, port)
+    url = f"http://{host}:{port}"
+    arguments = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        _wait_until_up(server, url)
+        print(f"MLflow UI: {_landing(url)}\nCtrl-C ends it.", flush=True)
+        # Drain what the server writes, or its pipe fills up and blocks it.
+        for _ in server.stderr:
+            pass
+        server.wait()
+    except KeyboardInterrupt:
+        print("stopped")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _landing(url):
+    experiment_id = tracking.latest_experiment_id()
+    return url if experiment_id is None else tracking.ui_link(url, experiment_id)
+
+
+def _choose_port(host, port):
+    for candidate in (port,) if port else (DEFAULT_PORT, 0):
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError as error:
+                reason = error
+                continue
+            return probe.getsockname()[1]
+    raise ArgumentError(f"Expected a free port on {host}. Received: {port}, {reason.strerror}. Leave --port out.")
+
+
+def _wait_until_up(server, url):
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(url + "/health", timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    server.terminate()
+    lines = server.stderr.read().decode(errors="replace").strip().splitlines()
+    raise LabError(f"Expected the MLflow server to answer at {url}. Received: {lines[-1] if lines else 'nothing'}.")
