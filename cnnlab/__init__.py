@@ -1,11 +1,11 @@
 """cnnlab: an experiment-tracked Keras lab for image classification.
 
-    import cnnlab
+import cnnlab
 
-    dataset = cnnlab.load_dataset("cifar10")
-    recipe = cnnlab.Recipe(model="cnn", epochs=5)
-    result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, dataset), dataset, recipe)
-    print(result.test_accuracy)
+dataset = cnnlab.load_dataset("cifar10")
+recipe = cnnlab.Recipe(model="cnn", epochs=5)
+result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, dataset), dataset, recipe)
+print(result.test_accuracy)
 """
 
 from importlib import import_module
@@ -23,7 +23,7 @@ _EXPORTS = {
     "fit_and_evaluate": "runner",
     "load_dataset": "data",
 }
-__all__ = sorted(_EXPORTS)
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name):

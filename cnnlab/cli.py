@@ -106,6 +106,24 @@ def ui(port, host):
         serve_ui(host, port)
 
 
+@cli.command()
+@click.option("--clear", is_flag=True, help="Remove everything that is stored.")
+def cache(clear):
+    """Show or clear the stored features of frozen layers."""
+    from datetime import datetime
+
+    from cnnlab import features
+
+    if clear:
+        print(f"Freed {features.clear_cache() / 1e6:,.0f} MB in {features.cache_folder()}")
+        return
+    entries = features.cache_entries()
+    print(f"{len(entries)} stored, {sum(e['bytes'] for e in entries) / 1e6:,.0f} MB, in {features.cache_folder()}")
+    for e in entries:
+        used = datetime.fromtimestamp(e["used"]).strftime("%Y-%m-%d %H:%M")
+        print(f"{e['key'][:12]}  {e['bytes'] / 1e6:9,.1f} MB  used {used}  {e['shape']} up to layer {e['front']}")
+
+
 @contextmanager
 def job():
     """Around the work of a command: SIGTERM ends it like Ctrl-C, TensorFlow's start-up chatter stays off the screen."""
@@ -190,8 +208,11 @@ def main():
         cli(standalone_mode=False)
     except click.exceptions.Abort:
         status = 130
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        status = error.exit_code
+    except click.ClickException as error:
+        print(f"error: {error.format_message()} See 'cnnlab --help'.", file=sys.stderr)
         status = error.exit_code
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)

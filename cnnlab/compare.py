@@ -7,12 +7,11 @@ import sys
 
 import numpy as np
 
-from cnnlab import tracking
+from cnnlab import precision, tracking
 from cnnlab.data import load_dataset
 from cnnlab.errors import LabError
 from cnnlab.models import build_model
-from cnnlab.recipe import Recipe
-from cnnlab.runner import RunResult, fit_and_evaluate
+from cnnlab.runner import RunResult, data_tags, fit_and_evaluate
 
 COLUMNS = ("model", "test_accuracy", "test_loss", "params", "trainable_params", "train_seconds", "run_id")
 
@@ -32,8 +31,9 @@ def build_with_stand_in(recipe, dataset):
     """Build the recipe's model; weights that nobody named and that cannot be downloaded become random ones.
 
     Returns:
-        `(model, recipe, tags)`, the recipe naming the weights that were really used.
+        `(model, recipe, tags)`, the recipe naming the weights and the precision that are really used.
     """
+    recipe = dataclasses.replace(recipe, precision=precision.resolve(recipe.precision))
     if recipe.model != "vgg16" or recipe.weights is not None:
         return build_model(recipe, dataset), recipe, {}
     try:
@@ -51,12 +51,12 @@ def build_with_stand_in(recipe, dataset):
         return build_model(recipe, dataset), recipe, {"weights_stand_in_for": "imagenet"}
 
 
-def train_model(recipe, dataset=None, parent_run_id=None) -> RunResult:
+def train_model(recipe) -> RunResult:
     """Load the data, build the model and run it, as one recipe says."""
-    tracking.open_store()  # before the minutes of work: a store that cannot be written is known at once
-    dataset = dataset or load_for(recipe)
+    tracking.expect_usable_store()
+    dataset = load_for(recipe)
     model, recipe, tags = build_with_stand_in(recipe, dataset)
-    return fit_and_evaluate(model, dataset, recipe, parent_run_id=parent_run_id, tags=tags)
+    return fit_and_evaluate(model, dataset, recipe, tags=tags)
 
 
 def compare_models(recipes) -> tuple[str, list[RunResult]]:
@@ -68,17 +68,23 @@ def compare_models(recipes) -> tuple[str, list[RunResult]]:
     Returns:
         The parent's run id and a `RunResult` for each recipe.
     """
-    tracking.open_store()
+    tracking.expect_usable_store()
     dataset = load_for(recipes[0])
-    names = [recipe.model for recipe in recipes]
+    # All of them before the first is trained: a weights file that does not load is known at once.
+    built = [build_with_stand_in(recipe, dataset) for recipe in recipes]
+    tracking.open_store()
+    names = " and ".join(recipe.model for recipe in recipes)
     with tracking.tracked_run(
         tracking.experiment_for(dataset),
-        f"compare {' and '.join(names)}",
+        f"compare {names}",
         params={},
-        tags={"kind": "compare", "dataset": dataset.name, "dataset_digest": dataset.digest},
-        description=f"{' and '.join(names)} on the same **{dataset.name}** images; the runs below it are the models.",
+        tags={"kind": "compare", **data_tags(dataset)},
+        description=f"{names} on the same **{dataset.name}** images; the runs below it are the models.",
     ) as parent_run_id:
-        results = [train_model(recipe, dataset, parent_run_id) for recipe in recipes]
+        results = [
+            fit_and_evaluate(model, dataset, recipe, parent_run_id=parent_run_id, tags=tags)
+            for model, recipe, tags in built
+        ]
         log_comparison(results, dataset)
     return parent_run_id, results
 

@@ -17,9 +17,7 @@ STAND_IN = "digits"
 DOWNLOAD_TIMEOUT = 15  # seconds of silence from a host
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FASHION_CLASSES = (
-    "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split() + ["Ankle boot"]
-)  # fmt: skip
+FASHION_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
 CIFAR100_CLASSES = (
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
     "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
@@ -125,10 +123,10 @@ def load_dataset(name_or_folder=None, *, image_size=32, val_fraction=0.1, limit=
 
 
 @contextmanager
-def download_timeout(seconds=DOWNLOAD_TIMEOUT):
-    """Sockets opened inside give up after this long without an answer; Keras's loaders have no timeout of their own."""
+def download_timeout():
+    """Sockets opened inside give up after `DOWNLOAD_TIMEOUT`; Keras's loaders have no timeout of their own."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         yield
     finally:
@@ -136,14 +134,14 @@ def download_timeout(seconds=DOWNLOAD_TIMEOUT):
 
 
 def stratified_split(labels, part, class_names, seed, what):
-    """Indices `(rest, part)` of a seeded stratified split; `part` is a share or a number of images.
+    """Indices `(rest, part)` of a seeded stratified split; `part` is a number or a share, at least one a class.
 
     Raises:
         ArgumentError: a class would be missing from one side.
     """
     from sklearn.model_selection import train_test_split
 
-    count = part if isinstance(part, int) else round(part * len(labels))
+    count = part if isinstance(part, int) else max(round(part * len(labels)), len(class_names))
     smallest = int(np.bincount(labels, minlength=len(class_names)).min())
     if smallest < 2 or count < len(class_names) or len(labels) - count < len(class_names):
         raise ArgumentError(
@@ -156,15 +154,24 @@ def stratified_split(labels, part, class_names, seed, what):
 
 
 def limited_indices(train_labels, test_labels, class_names, limit, seed):
-    """Indices of a stratified choice of at most `limit` training images, and of test images in proportion."""
-    chosen = []
+    """Indices of a stratified choice of at most `limit` training images, and of test images in proportion.
+
+    Raises:
+        ArgumentError: the limit leaves less than one training image for each class.
+    """
+    if limit is not None and limit < len(class_names):
+        raise ArgumentError(
+            f"Expected limit to be at least {len(class_names)}, an image for each class. Received: {limit}."
+        )
     share = 1.0 if limit is None else min(1.0, limit / len(train_labels))
+    chosen = []
     for labels in (train_labels, test_labels):
-        count = max(round(share * len(labels)), len(class_names)) if chosen else round(share * len(labels))
-        if count >= len(labels):
-            chosen.append(np.arange(len(labels)))
-        else:
+        count = max(round(share * len(labels)), len(class_names))
+        if len(labels) - count >= len(class_names):
             chosen.append(stratified_split(labels, count, class_names, seed, f"limit of {limit} images")[1])
+        else:  # all but a few: a stratified split has no room for the rest
+            order = np.random.default_rng(seed).permutation(len(labels))
+            chosen.append(np.sort(order[:count]))
     return chosen
 
 
@@ -174,7 +181,9 @@ def _is_folder(name):
     if Path(name).is_dir():
         return True
     if re.search(r"[/\\.~]", name):
-        raise ArgumentError(f"Expected dataset to be a name or an existing folder. Received: '{name}', which is neither.")
+        raise ArgumentError(
+            f"Expected dataset to be a name or an existing folder. Received: '{name}', which is neither."
+        )
     expect_one_of("dataset", name, [*CLASS_NAMES, "an existing folder"])
 
 

@@ -92,6 +92,7 @@ def decode_image(path, image_size) -> np.ndarray:
 def decode_files(files, image_size) -> np.ndarray:
     """All files as `(N, image_size, image_size, 3) uint8`, on all cores, with a progress bar."""
     import joblib
+    from rich.console import Console
     from rich.progress import track
 
     images = np.empty((len(files), image_size, image_size, 3), np.uint8)
@@ -102,7 +103,8 @@ def decode_files(files, image_size) -> np.ndarray:
         joblib.delayed(_decode_chunk)(chunk, image_size) for chunk in chunks
     )
     done = 0
-    for chunk in track(decoded, f"Decoding {len(files):,} images", total=len(chunks), transient=True):
+    title, console = f"Decoding {len(files):,} images", Console(stderr=True)
+    for chunk in track(decoded, title, total=len(chunks), console=console, disable=not console.is_terminal):
         images[done : done + len(chunk)] = chunk
         done += len(chunk)
     return images

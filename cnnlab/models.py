@@ -3,6 +3,7 @@
 import inspect
 from pathlib import Path
 
+from cnnlab import precision
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 
 AUGMENTATIONS = ("none", "flip", "full")
@@ -92,19 +93,21 @@ def build_vgg16(
             "Raise image_size."
         )
     expect_one_of("preprocessing", preprocessing, PREPROCESSING)
-    base = _load_vgg16(input_shape, weights)
+    pretrained = _load_vgg16(input_shape, weights)
 
     images = keras.Input(input_shape, dtype="uint8", name="images")
     x = _augmentation(images, augment)
     if preprocessing == "vgg16":
-        x = keras.applications.vgg16.preprocess_input(keras.ops.cast(x, keras.config.floatx()))
+        x = keras.applications.vgg16.preprocess_input(keras.ops.cast(x, "float32"))
     else:
         x = keras.layers.Rescaling(1 / 255, name="scale")(x)
+    # Built into the same graph, not nested as one layer, so that the frozen front can end at any of its layers.
+    base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
+    base.set_weights(pretrained.get_weights())
     trained = tuple(f"block{5 - i}" for i in range(train_blocks))
-    # The base's layers are applied one by one, not nested as a model, so that the frozen front can end at any of them.
-    for layer in base.layers[1:]:
-        layer.trainable = layer.name.startswith(trained) if trained else False
-        x = layer(x)
+    for layer in base.layers:
+        layer.trainable = bool(trained) and layer.name.startswith(trained)
+    x = base.output
     return _compile(images, x, num_classes, dense_units, dropout, learning_rate, name="vgg16")
 
 
@@ -131,7 +134,8 @@ def build_model(recipe, dataset):
     keras.utils.set_random_seed(recipe.seed)
     arguments = {name: getattr(recipe, name) for name in factory_defaults(recipe.model)}
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    return MODELS[recipe.model](dataset.train_images.shape[1:], len(dataset.class_names), **arguments)
+    with precision.policy(precision.resolve(recipe.precision)):
+        return MODELS[recipe.model](dataset.train_images.shape[1:], len(dataset.class_names), **arguments)
 
 
 def _augmentation(images, augment):
@@ -188,9 +192,7 @@ def _load_vgg16(input_shape, weights):
                 "weights file, or use weights='random'."
             ) from error
     if not Path(weights).is_file():
-        raise ArgumentError(
-            f"Expected weights to be 'imagenet', 'random' or an existing file. Received: '{weights}'."
-        )
+        raise ArgumentError(f"Expected weights to be 'imagenet', 'random' or an existing file. Received: '{weights}'.")
     try:
         return vgg16(str(weights))
     except (OSError, ValueError, KeyError) as error:

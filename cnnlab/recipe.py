@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.models import AUGMENTATIONS, MODELS, PREPROCESSING, factory_defaults
+from cnnlab.precision import PRECISIONS
 
 
 def _field(default, help, *, low=None, above=None, high=None, choices=None, models=None):
@@ -49,6 +50,9 @@ class Recipe:
     augment: str = _field("none", "Augmentation while training.", choices=AUGMENTATIONS)
     patience: int | None = _field(
         None, "Stop after this many epochs without a lower val_loss and keep the best weights.", low=1
+    )
+    precision: str = _field(
+        "float32", "Arithmetic; auto is mixed_bfloat16 where the processor has it in hardware.", choices=PRECISIONS
     )
     filters: tuple[int, ...] | None = _field(
         None, "Filters of each convolution block.  [default: 32,64,128]", low=1, high=4096, models=("cnn",)

@@ -12,6 +12,7 @@ import numpy as np
 
 from cnnlab import tracking
 from cnnlab.errors import LabError
+from cnnlab.features import batches, features_of, split_at_frozen_front
 from cnnlab.recipe import Recipe
 
 PREDICT_BATCH = 256  # images; large batches use the cores better, and memory is bounded by them
@@ -80,19 +81,16 @@ def fit_and_evaluate(
         tracking.experiment_for(dataset),
         run_name,
         params=recipe.params(),
-        tags={"kind": "train", **_data_tags(dataset), **_version_tags(), **_weights_tags(recipe), **(tags or {})},
+        tags={"kind": "train", **data_tags(dataset), **_version_tags(), **_weights_tags(recipe), **(tags or {})},
         description=_description(recipe, dataset),
         parent_run_id=parent_run_id,
     ) as run_id:
         tracking.log_dataset(dataset)
-        history, train_seconds = _fit(model, dataset, recipe, callbacks)
+        history, train_seconds, probabilities = _fit_and_predict(model, dataset, recipe, callbacks)
 
-        evaluating = time.perf_counter()
-        probabilities = model.predict(dataset.test_images, batch_size=PREDICT_BATCH, verbose=0)  # (N, C) float32
         losses = keras.losses.sparse_categorical_crossentropy(dataset.test_labels, probabilities)
         test_loss = float(np.mean(keras.ops.convert_to_numpy(losses)))
         test_accuracy = float(np.mean(probabilities.argmax(axis=1) == dataset.test_labels))
-        evaluate_seconds = time.perf_counter() - evaluating
         print(f"{run_name}: test_accuracy {test_accuracy:.4f}, test_loss {test_loss:.4f}")
 
         model_uri = tracking.log_model(model, dataset.class_names, dataset.test_images.shape[1:])
@@ -102,9 +100,8 @@ def fit_and_evaluate(
             "params": model.count_params(),
             "trainable_params": trainable,
             "train_seconds": train_seconds,
-            "evaluate_seconds": evaluate_seconds,
         }
-        _log_report(metrics, history, probabilities, dataset, recipe)
+        _log_report(metrics, history, probabilities, dataset, recipe, _summary(model))
         total_seconds = time.perf_counter() - started
         tracking.log_results({"total_seconds": total_seconds}, {}, {})
     return RunResult(
@@ -123,22 +120,29 @@ def fit_and_evaluate(
     )
 
 
-def _fit(model, dataset, recipe, callbacks):
-    """Train under autologging; returns the history and the seconds."""
+def _fit_and_predict(model, dataset, recipe, callbacks):
+    """Train under autologging, on cached features where the model has a frozen front, and predict the test set.
+
+    Returns:
+        `(history, train_seconds, test_probabilities)`; the seconds hold the pass through the frozen layers too.
+    """
     import keras
 
-    keras.utils.set_random_seed(recipe.seed)
     callbacks = [_without_validation_copies(), *callbacks]
     if recipe.patience:
         callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
     started = time.perf_counter()
+    trained, inputs = model, (dataset.train_images, dataset.val_images, dataset.test_images)
+    split = split_at_frozen_front(model)
+    if split:
+        trained, inputs = split.head, features_of(split, *inputs)
+    train, val, test = inputs
+    keras.utils.set_random_seed(recipe.seed)
     with tracking.autologging():
-        history = model.fit(
-            dataset.train_images,
-            dataset.train_labels,
-            batch_size=recipe.batch_size,
+        history = trained.fit(
+            **_batched(train, dataset.train_labels, recipe.batch_size, shuffle=True),
             epochs=recipe.epochs,
-            validation_data=(dataset.val_images, dataset.val_labels),
+            **_validation(val, dataset.val_labels),
             callbacks=callbacks,
             # The moving bar on a terminal, a line an epoch in a file.
             verbose=1 if sys.stdout.isatty() else 2,
@@ -149,7 +153,36 @@ def _fit(model, dataset, recipe, callbacks):
             f"Expected a finite loss. Received: {history['loss'][-1]} in epoch {len(history['loss'])}. "
             "Lower the learning rate."
         )
-    return history, seconds
+    test = _batched(test, dataset.test_labels, PREDICT_BATCH, shuffle=False)
+    test.pop("y", None)
+    probabilities = trained.predict(**test, verbose=0)  # (N, C) float32
+    if split:
+        _expect_same(model, dataset.test_images[:PREDICT_BATCH], probabilities[:PREDICT_BATCH])
+    return history, seconds, probabilities
+
+
+def _batched(x, labels, batch_size, shuffle):
+    """Arrays as they are; features too large for memory as a data set that reads batches from the disk."""
+    if isinstance(x, np.ndarray):
+        return {"x": x, "y": labels, "batch_size": batch_size}
+    return {"x": batches(x, labels, batch_size, shuffle)}
+
+
+def _validation(x, labels):
+    data = _batched(x, labels, PREDICT_BATCH, shuffle=False)
+    if "y" not in data:
+        return {"validation_data": data["x"]}
+    return {"validation_data": (data["x"], data["y"]), "validation_batch_size": PREDICT_BATCH}
+
+
+def _expect_same(model, images, probabilities):
+    """The head on stored features and the full model on the images must agree; a stale or wrong file would show here.
+
+    bfloat16 keeps 8 bits, so the pass in other batches may differ by that much.
+    """
+    difference = float(np.abs(model.predict_on_batch(images) - probabilities).max())
+    if difference > 0.05:
+        raise RuntimeError(f"The full model and its head on cached features differ by {difference} in a probability.")
 
 
 def _without_validation_copies():
@@ -163,7 +196,7 @@ def _without_validation_copies():
     return keras.callbacks.LambdaCallback(on_test_end=lambda logs: logs.clear() if logs else None)
 
 
-def _log_report(metrics, history, probabilities, dataset, recipe):
+def _log_report(metrics, history, probabilities, dataset, recipe, summary):
     from sklearn.metrics import confusion_matrix
 
     from cnnlab import plots
@@ -177,7 +210,9 @@ def _log_report(metrics, history, probabilities, dataset, recipe):
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-confidence[wrong])][:24]
     captions = [f"{names[predicted[i]]} {confidence[i]:.0%}\nis {names[labels[i]]}" for i in wrong]
-    accuracy_rows = [f"{name},{count},{value:.4f}" for name, count, value in zip(names, matrix.sum(1), by_class)]
+    accuracy_rows = [
+        f"{name},{count},{value:.4f}" for name, count, value in zip(names, matrix.sum(1), by_class, strict=True)
+    ]
     tracking.log_results(
         metrics,
         figures={
@@ -188,6 +223,8 @@ def _log_report(metrics, history, probabilities, dataset, recipe):
         },
         texts={
             "recipe.json": recipe.to_json(),
+            # In place of autologging's, which is of the head alone where features were cached.
+            "model_summary.txt": summary,
             "class_accuracy.csv": "\n".join(["class,test_images,accuracy", *accuracy_rows, ""]),
         },
         files={
@@ -199,7 +236,14 @@ def _log_report(metrics, history, probabilities, dataset, recipe):
     )
 
 
-def _data_tags(dataset):
+def _summary(model):
+    lines = []
+    model.summary(print_fn=lambda line, **_: lines.append(line), line_length=100)
+    return "\n".join(lines)
+
+
+def data_tags(dataset) -> dict:
+    """What a run's tags say about its data."""
     return {
         "dataset": dataset.name,
         "dataset_digest": dataset.digest,

@@ -1,19 +1,20 @@
 """The only room that imports MLflow: the store, experiments, runs, autologging, artifacts and whole models."""
 
 import contextlib
+import hashlib
+import http.client
 import json
 import logging
 import os
 import socket
 import sqlite3
-import sys
 import tempfile
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import LabError
 
 # Every tag of ours starts with this, so that it stands apart from MLflow's own.
 TAG = "cnnlab."
@@ -40,10 +41,25 @@ for _name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic", "ale
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 
+def expect_usable_store() -> None:
+    """Find out, within seconds and without writing anything, whether the store can be used.
+
+    Raises:
+        LabError: the server does not answer, or the local folder cannot be written.
+    """
+    uri = _store_uri()
+    if uri.startswith(("http://", "https://")):
+        _expect_reachable(uri)
+    elif database := _local_database(uri):
+        existing = next(folder for folder in (database.parent, *database.parent.parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise _unwritable(database.parent, f"'{existing}' is not a writable folder")
+
+
 def open_store() -> str:
     """Point MLflow at the store and return its URI: `MLFLOW_TRACKING_URI` when set, else `./mlruns/mlflow.db`.
 
-    A new local store is migrated in a temporary file and renamed into place under a file lock, since MLflow migrates
+    A new sqlite store is migrated in a temporary file and renamed into place under a file lock, since MLflow migrates
     without a lock of its own and a kill half-way leaves a database that never opens again. In a folder that was moved
     or copied, the artifact paths are put right. Runs that a killed process of this machine left RUNNING are closed.
 
@@ -52,21 +68,21 @@ def open_store() -> str:
     """
     import mlflow
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        _expect_reachable(uri)
-        mlflow.set_tracking_uri(uri)
-        return uri
-    root = Path(STORE_FOLDER).resolve()
-    uri = f"sqlite:///{root / 'mlflow.db'}"
+    expect_usable_store()
+    uri = _store_uri()
+    database = _local_database(uri)
     try:
-        _open_local_store(root)
+        if database:
+            _open_local_store(database)
+        mlflow.set_tracking_uri(uri)
+        _close_stale_runs(mlflow.MlflowClient())
     except (OSError, sqlite3.Error, mlflow.MlflowException) as error:
+        if database:
+            raise _unwritable(database.parent, error) from error
         raise LabError(
-            f"Expected to write the MLflow store in '{root}'. Received: {error}. Make the folder writable, work in "
-            "another folder, or set MLFLOW_TRACKING_URI."
+            f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {_first_line(error)}. "
+            "Correct the address, or unset the variable to use ./mlruns."
         ) from error
-    mlflow.set_tracking_uri(uri)
     return uri
 
 
@@ -84,9 +100,9 @@ def experiment_for(dataset) -> str:
     for name in (f"cnnlab-{dataset.name}", f"cnnlab-{dataset.name}-{_short_hash(dataset.source)}"):
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            location = None
-            if mlflow.get_tracking_uri().startswith("sqlite:///"):
-                location = _artifact_root(mlflow.get_tracking_uri())
+            # Beside the local database; a server decides for itself, and would be given this machine's path.
+            database = _local_database(mlflow.get_tracking_uri())
+            location = (database.parent / "artifacts").as_uri() if database else None
             # Two processes may both come here first; whoever is second takes the first one's.
             with contextlib.suppress(mlflow.MlflowException):
                 client.create_experiment(name, artifact_location=location, tags=_experiment_tags(dataset))
@@ -206,9 +222,7 @@ def log_model(model, class_names, image_shape) -> str:
 
 def ui_link(server_url, experiment_id) -> str:
     """A link into the MLflow UI at `server_url` that lands on the experiment's runs with the metric columns shown."""
-    return (
-        f"{server_url}/#/experiments/{experiment_id}/runs?viewStateShareKey={UI_VIEW}&workflowType=machine_learning"
-    )
+    return f"{server_url}/#/experiments/{experiment_id}/runs?viewStateShareKey={UI_VIEW}&workflowType=machine_learning"
 
 
 def latest_experiment_id() -> str | None:
@@ -223,15 +237,32 @@ def latest_experiment_id() -> str | None:
     return runs[0].info.experiment_id if runs else ours[0].experiment_id
 
 
+def _store_uri():
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(STORE_FOLDER).resolve() / 'mlflow.db'}"
+
+
+def _local_database(uri):
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def _unwritable(folder, reason):
+    return LabError(
+        f"Expected to write the MLflow store in '{folder}'. Received: {_first_line(reason)}. "
+        "Make the folder writable, work in another one, or set MLFLOW_TRACKING_URI."
+    )
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def _expect_reachable(uri):
     """Answer quickly for a server that is down; MLflow's own client would retry for minutes."""
-    if not uri.startswith(("http://", "https://")):
-        return
     try:
         urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=HEALTH_TIMEOUT).close()
     except urllib.error.HTTPError:
         pass  # something answers: authentication and the like are MLflow's to report
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise LabError(
             f"Expected an MLflow server at {uri} (MLFLOW_TRACKING_URI). Received no answer: {reason}. "
@@ -239,36 +270,28 @@ def _expect_reachable(uri):
         ) from error
 
 
-def _open_local_store(root):
+def _open_local_store(database):
     import mlflow
     from filelock import FileLock
 
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "artifacts").mkdir(exist_ok=True)
-    database = root / "mlflow.db"
-    with FileLock(root / "mlflow.db.lock"):
+    artifacts = database.parent / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock"):
         if not database.exists():
-            with tempfile.TemporaryDirectory(dir=root) as folder:
-                fresh = Path(folder) / "mlflow.db"
-                # The constructor migrates.
-                mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments()
-                _forget_engine(fresh)
+            with tempfile.TemporaryDirectory(dir=database.parent) as folder:
+                fresh = Path(folder, database.name)
+                mlflow.MlflowClient(f"sqlite:///{fresh}")  # the constructor migrates
                 os.replace(fresh, database)
         elif not os.access(database, os.W_OK):
             raise PermissionError(f"'{database}' is read-only")
-        _relocate(database, root / "artifacts")
-        _close_stale_runs(mlflow.MlflowClient(f"sqlite:///{database}"))
-
-
-def _forget_engine(database):
-    """Merge the write-ahead log, should there be one, into the file before it is renamed."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        _relocate(database, artifacts)
+        mlflow.MlflowClient(f"sqlite:///{database}")  # migrates a store of an older MLflow while we hold the lock
 
 
 def _relocate(database, artifacts):
     """Rewrite artifact paths that end in our folder but start elsewhere: the store was moved or copied."""
     here = artifacts.as_uri()
+    suffix = f"/{artifacts.parent.name}/artifacts"
     columns = (
         ("experiments", "artifact_location"),
         ("runs", "artifact_uri"),
@@ -277,13 +300,12 @@ def _relocate(database, artifacts):
     )
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
         rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-        suffix = f"/{STORE_FOLDER}/artifacts"
         for (there,) in rows:
             if there and there.startswith("file://") and there.endswith(suffix) and there != here:
                 for table, column in columns:
                     connection.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} LIKE ? || '%'",
-                        (here, len(there) + 1, there),
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                        (here, len(there) + 1, len(there), there),
                     )
 
 
@@ -336,11 +358,5 @@ def _experiment_tags(dataset):
     }
 
 
-def _artifact_root(uri):
-    return (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
-
-
 def _short_hash(text):
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()[:6]
