@@ -10,7 +10,7 @@ import click
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.models import MODELS
-from cnnlab.recipe import Recipe, applies, bounds_text
+from cnnlab.recipe import Recipe, applies, bounds_text, default_text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -49,13 +49,13 @@ def recipe_options(command):
     for f in reversed(dataclasses.fields(Recipe)):
         if f.name == "model":
             continue
-        bounds = bounds_text(f.metadata)
+        bounds, default = bounds_text(f.metadata), default_text(f)
         models = f.metadata["models"]
         parts = [
             f.metadata["help"],
             f"({bounds})" if bounds else "",
             f"[{' and '.join(models)} only]" if models else "",
-            f"[default: {f.default}]" if f.default is not None else "",
+            f"[default: {default}]" if default else "",
         ]
         command = click.option(
             "--" + f.name.replace("_", "-"),
@@ -71,13 +71,13 @@ def recipe_options(command):
 @click.argument("model", metavar="MODEL")
 @recipe_options
 def train(model, **options):
-    """Train MODEL (cnn or vgg16) as one tracked run, and print its test accuracy."""
+    """Train MODEL (cnn or vgg16) as one tracked run."""
     [recipe] = _recipes([model], options)
     with job():
         from cnnlab.compare import train_model
 
         result = train_model(recipe)
-        _print_table([result], f"{result.name}")
+        _print_table([result], f"on {result.dataset_name}")
         _print_next_step(result.run_id)
 
 
@@ -85,13 +85,16 @@ def train(model, **options):
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @recipe_options
 def compare(models, **options):
-    """Train the models (by default cnn and vgg16) on the same data, and show them side by side."""
+    """Train models (cnn and vgg16) side by side.
+
+    Each is a tracked run on the same data; their parent run carries the table and the overlaid figures.
+    """
     recipes = _recipes(models or tuple(MODELS), options)
     with job():
         from cnnlab.compare import compare_models
 
         parent_run_id, results = compare_models(recipes)
-        _print_table(results, f"compared on {results[0].recipe.dataset}")
+        _print_table(results, f"on {results[0].dataset_name}")
         _print_next_step(parent_run_id)
 
 
@@ -99,8 +102,11 @@ def compare(models, **options):
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5000, or a free one]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def ui(port, host):
-    """Open the MLflow UI on the store, with a link that lands on the comparison. Ctrl-C ends it."""
-    with job():
+    """Open the MLflow UI on the store.
+
+    Prints a link that lands on the newest comparison, with the metric columns shown. Ctrl-C ends it.
+    """
+    with job(trains=False):
         from cnnlab.ui import serve_ui
 
         serve_ui(host, port)
@@ -125,33 +131,32 @@ def cache(clear):
 
 
 @contextmanager
-def job():
+def job(trains=True):
     """Around the work of a command: SIGTERM ends it like Ctrl-C, TensorFlow's start-up chatter stays off the screen."""
 
     def stop(signum, frame):
         raise SystemExit(128 + signum)
 
     before = signal.signal(signal.SIGTERM, stop)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        with _quiet_stderr():
-            import keras  # noqa: F401
-            import tensorflow as tf
-
-            tf.config.list_physical_devices()
+        if trains:
+            _load_tensorflow()
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def _quiet_stderr():
-    """Send file descriptor 2 nowhere: TensorFlow prints `I0000 ...` lines while it loads, whatever its log level."""
+def _load_tensorflow():
+    """Import it with file descriptor 2 sent nowhere: it prints `I0000 ...` lines, whatever its log level."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        yield
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -170,6 +175,10 @@ def _recipes(models, options):
                 f"Expected options that apply to {' and '.join(models)}. "
                 f"Received: {option}, which is for {' and '.join(f.metadata['models'])}. Leave it out."
             )
+    if "dataset" in given:
+        from cnnlab.data import is_folder
+
+        is_folder(given["dataset"])  # a wrong name answers at once, not after TensorFlow has loaded
     fields = dataclasses.fields(Recipe)
     return [
         Recipe(model=model, **{f.name: given[f.name] for f in fields if f.name in given and applies(f, model)})

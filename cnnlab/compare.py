@@ -95,12 +95,13 @@ def log_comparison(results, dataset) -> None:
 
     from cnnlab import plots
 
-    labels = np.arange(len(dataset.class_names))
+    classes = np.arange(len(dataset.class_names))
+    named = dict(zip(labels_of(results), results, strict=True))
     matrices = {
-        f"{r.recipe.model} ({r.test_accuracy:.1%})": confusion_matrix(
-            dataset.test_labels, r.test_probabilities.argmax(axis=1), labels=labels
+        f"{label} ({r.test_accuracy:.1%})": confusion_matrix(
+            dataset.test_labels, r.test_probabilities.argmax(axis=1), labels=classes
         )
-        for r in results
+        for label, r in named.items()
     }
     table = io.StringIO()
     writer = csv.writer(table)
@@ -109,11 +110,20 @@ def log_comparison(results, dataset) -> None:
     tracking.log_results(
         metrics={},
         figures={
-            "comparison_curves.png": plots.curves({r.recipe.model: r.history for r in results}),
+            "comparison_curves.png": plots.curves({label: r.history for label, r in named.items()}),
             "comparison_confusion.png": plots.confusion_matrices(matrices, dataset.class_names),
         },
         texts={"comparison.csv": table.getvalue()},
     )
+
+
+def labels_of(results) -> list[str]:
+    """A label for each result: its model, numbered where several have the same."""
+    models = [r.recipe.model for r in results]
+    return [
+        model if models.count(model) == 1 else f"{model} {models[:i].count(model) + 1}"
+        for i, model in enumerate(models)
+    ]
 
 
 def rows(results) -> list[tuple]:

@@ -95,7 +95,7 @@ def load_dataset(name_or_folder=None, *, image_size=32, val_fraction=0.1, limit=
     """
     if not 0 <= val_fraction < 1:
         raise ArgumentError(f"Expected val_fraction to be at least 0 and below 1. Received: {val_fraction}.")
-    if name_or_folder is not None and _is_folder(str(name_or_folder)):
+    if name_or_folder is not None and is_folder(str(name_or_folder)):
         from cnnlab.folders import load_folder
 
         name, source, class_names, train, test = load_folder(name_or_folder, image_size, limit=limit, seed=seed)
@@ -175,7 +175,12 @@ def limited_indices(train_labels, test_labels, class_names, limit, seed):
     return chosen
 
 
-def _is_folder(name):
+def is_folder(name) -> bool:
+    """Whether a data set is meant by its folder, not by its name.
+
+    Raises:
+        ArgumentError: it is neither a known name nor an existing folder.
+    """
     if name in CLASS_NAMES:
         return False
     if Path(name).is_dir():

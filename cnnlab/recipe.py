@@ -10,10 +10,12 @@ from cnnlab.models import AUGMENTATIONS, MODELS, PREPROCESSING, factory_defaults
 from cnnlab.precision import PRECISIONS
 
 
-def _field(default, help, *, low=None, above=None, high=None, choices=None, models=None):
-    """A field with its help text, bounds (`low` inclusive, `above` exclusive) and the models it applies to."""
-    metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices, "models": models}
-    return field(default=default, metadata=metadata)
+def _field(default, help, *, low=None, above=None, high=None, choices=None, models=None, unsaid=None):
+    """A field with its help text, bounds (`low` inclusive, `above` exclusive), the models it applies to, and what it
+    means when it is left `None`, in words.
+    """
+    bounds = {"low": low, "above": above, "high": high, "choices": choices}
+    return field(default=default, metadata={"help": help, **bounds, "models": models, "unsaid": unsaid})
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Recipe:
 
     model: str = _field("cnn", "Model factory.")
     dataset: str | None = _field(
-        None, "cifar10, cifar100, mnist, fashion_mnist, digits, or an image folder.  [default: cifar10]"
+        None, "cifar10, cifar100, mnist, fashion_mnist, digits, or an image folder.", unsaid="cifar10"
     )
     image_size: int = _field(32, "Images are resized to this many pixels a side.", low=8, high=512)
     val_fraction: float = _field(
@@ -40,13 +42,9 @@ class Recipe:
     seed: int = _field(0, "Seed of the split, the initial weights and the shuffling.", low=0, high=2**31 - 1)
     epochs: int = _field(5, "Passes over the training set.", low=1, high=10_000)
     batch_size: int = _field(32, "Images per optimizer step.", low=1, high=65_536)
-    learning_rate: float | None = _field(
-        None, "Adam's learning rate.  [default: 0.001 for cnn, 0.0001 for vgg16]", above=0, high=10
-    )
-    dense_units: int | None = _field(
-        None, "Width of the dense layer before the softmax.  [default: 128 for cnn, 256 for vgg16]", low=1, high=65_536
-    )
-    dropout: float | None = _field(None, "Dropout rate after the dense layer.  [default: 0]", low=0, high=0.95)
+    learning_rate: float | None = _field(None, "Adam's learning rate.", above=0, high=10)
+    dense_units: int | None = _field(None, "Width of the dense layer before the softmax.", low=1, high=65_536)
+    dropout: float | None = _field(None, "Dropout rate after the dense layer.", low=0, high=0.95)
     augment: str = _field("none", "Augmentation while training.", choices=AUGMENTATIONS)
     patience: int | None = _field(
         None, "Stop after this many epochs without a lower val_loss and keep the best weights.", low=1
@@ -55,19 +53,17 @@ class Recipe:
         "float32", "Arithmetic; auto is mixed_bfloat16 where the processor has it in hardware.", choices=PRECISIONS
     )
     filters: tuple[int, ...] | None = _field(
-        None, "Filters of each convolution block.  [default: 32,64,128]", low=1, high=4096, models=("cnn",)
+        None, "Filters of each convolution block.", low=1, high=4096, models=("cnn",)
     )
-    kernel_size: int | None = _field(
-        None, "Side of the convolution kernels.  [default: 3]", low=1, high=11, models=("cnn",)
-    )
+    kernel_size: int | None = _field(None, "Side of the convolution kernels.", low=1, high=11, models=("cnn",))
     weights: str | None = _field(
-        None, "imagenet, random, or a weights file of VGG16 without its top.  [default: imagenet]", models=("vgg16",)
+        None, "imagenet, random, or a weights file of VGG16 without its top.", models=("vgg16",)
     )
     preprocessing: str | None = _field(
-        None, "VGG16's own, or plain 0..1 scaling.  [default: vgg16]", choices=PREPROCESSING, models=("vgg16",)
+        None, "VGG16's own, or plain 0..1 scaling.", choices=PREPROCESSING, models=("vgg16",)
     )
     train_blocks: int | None = _field(
-        None, "Convolution blocks trained too, counted from the top.  [default: 0]", low=0, high=5, models=("vgg16",)
+        None, "Convolution blocks trained too, counted from the top.", low=0, high=5, models=("vgg16",)
     )
 
     def __post_init__(self):
@@ -98,6 +94,23 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
         return cls(**json.loads(text))
+
+
+def default_text(recipe_field) -> str:
+    """A field's default in words, for `--help`: its own, or those of the factories that take it."""
+    if unsaid := recipe_field.metadata["unsaid"]:
+        return unsaid
+    if recipe_field.default is not None:
+        return str(recipe_field.default)
+    defaults = {model: factory_defaults(model).get(recipe_field.name) for model in MODELS}
+    texts = {
+        model: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for model, value in defaults.items()
+        if value is not None
+    }
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{text} for {model}" for model, text in texts.items())
 
 
 def applies(recipe_field: dataclasses.Field, model: str) -> bool:

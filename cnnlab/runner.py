@@ -26,6 +26,7 @@ class RunResult:
         run_id: MLflow's.
         name: the run's name.
         recipe: what was trained.
+        dataset_name: of the data set.
         history: per-epoch metrics as Keras gives them, `{"loss": [...], "val_accuracy": [...], ...}`.
         test_loss, test_accuracy: of the finished model on the test set.
         test_probabilities: `(N, num_classes) float32`.
@@ -38,6 +39,7 @@ class RunResult:
     run_id: str
     name: str
     recipe: Recipe
+    dataset_name: str
     history: dict
     test_loss: float
     test_accuracy: float
@@ -108,6 +110,7 @@ def fit_and_evaluate(
         run_id=run_id,
         name=run_name,
         recipe=recipe,
+        dataset_name=dataset.name,
         history=history,
         test_loss=test_loss,
         test_accuracy=test_accuracy,

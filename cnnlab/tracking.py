@@ -19,6 +19,7 @@ from cnnlab.errors import LabError
 # Every tag of ours starts with this, so that it stands apart from MLflow's own.
 TAG = "cnnlab."
 STORE_FOLDER = "mlruns"
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
 UI_VIEW = "cnnlab"
 UI_COLUMNS = (
@@ -74,7 +75,10 @@ def open_store() -> str:
     try:
         if database:
             _open_local_store(database)
+        named = TRACKING_VARIABLE in os.environ
         mlflow.set_tracking_uri(uri)
+        if not named:  # MLflow sets it too, and our own default must not pass for the user's word
+            os.environ.pop(TRACKING_VARIABLE, None)
         _close_stale_runs(mlflow.MlflowClient())
     except (OSError, sqlite3.Error, mlflow.MlflowException) as error:
         if database:
@@ -144,11 +148,9 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
         # A server that is gone must not hide the error that ended the run.
         with contextlib.suppress(Exception):
             mlflow.set_tag(f"{TAG}reason", reason[:500])
-            mlflow.flush_async_logging()
         with contextlib.suppress(Exception):
             mlflow.end_run(status)
         raise
-    mlflow.flush_async_logging()
     mlflow.end_run("FINISHED")
 
 
@@ -238,7 +240,7 @@ def latest_experiment_id() -> str | None:
 
 
 def _store_uri():
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(STORE_FOLDER).resolve() / 'mlflow.db'}"
+    return os.environ.get(TRACKING_VARIABLE) or f"sqlite:///{Path(STORE_FOLDER).resolve() / 'mlflow.db'}"
 
 
 def _local_database(uri):

@@ -1,5 +1,6 @@
 """The MLflow UI on the lab's store: started, waited for, and left at a link that shows the comparison."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -30,7 +31,11 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
     url = f"http://{host}:{port}"
     arguments = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-m", "mlflow", "server", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # Its job queue is for GenAI evaluations: seven more processes, and seconds more to start and to stop.
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
     try:
         _wait_until_up(server, url)

@@ -1,0 +1,68 @@
+"""pytest tests/test_compare.py"""
+
+import csv
+import dataclasses
+import io
+
+import mlflow
+import pytest
+
+import cnnlab
+from cnnlab import compare, data
+
+
+def test_models_are_children_of_a_run_with_the_comparison(store, small_cnn):
+    other = dataclasses.replace(small_cnn, filters=(4,), seed=1)
+    parent_run_id, results = cnnlab.compare_models([small_cnn, other])
+    parent = store.get_run(parent_run_id)
+    assert parent.info.status == "FINISHED"
+    children = [store.get_run(r.run_id) for r in results]
+    assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent_run_id}
+    assert {c.info.experiment_id for c in children} == {parent.info.experiment_id}
+    names = {file.path for file in store.list_artifacts(parent_run_id)}
+    assert names == {"comparison_curves.png", "comparison_confusion.png", "comparison.csv"}
+    text = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/comparison.csv")
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert [row["run_id"] for row in table] == [r.run_id for r in results]
+    assert [float(row["test_accuracy"]) for row in table] == [round(r.test_accuracy, 4) for r in results]
+    assert compare.labels_of(results) == ["cnn 1", "cnn 2"]
+
+
+def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatch):
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("cnnlab.tracking.log_model", broken)
+    with pytest.raises(OSError, match="disk full"):
+        cnnlab.compare_models([small_cnn])
+    runs = store.search_runs([e.experiment_id for e in store.search_experiments()])
+    assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
+    assert all(run.data.tags["cnnlab.reason"] == "OSError: disk full" for run in runs)
+
+
+def test_what_nobody_named_falls_back_with_warning_and_tag(store, capsys):
+    """The network is closed: digits stand in for CIFAR-10, random weights for ImageNet's."""
+    recipe = cnnlab.Recipe(model="vgg16", epochs=1, limit=60)
+    result = compare.train_model(recipe)
+    errors = capsys.readouterr().err
+    assert "cifar10 cannot be downloaded; using the embedded digits" in errors
+    assert "ImageNet weights cannot be downloaded; using random ones" in errors
+    tags = store.get_run(result.run_id).data.tags
+    assert tags["cnnlab.dataset_stands_in_for"] == "cifar10"
+    assert tags["cnnlab.weights_stand_in_for"] == "imagenet"
+    assert (result.recipe.dataset, result.recipe.weights) == ("digits", "random")
+
+
+@pytest.mark.parametrize("fields", [{"dataset": "cifar10"}, {"dataset": "digits", "weights": "imagenet"}])
+def test_what_was_named_and_cannot_be_had_is_an_error(store, fields):
+    recipe = cnnlab.Recipe(model="vgg16", epochs=1, limit=60, **fields)
+    with pytest.raises(cnnlab.LabError, match="Expected to download"):
+        compare.train_model(recipe)
+    assert len(store.search_experiments()) == 1  # MLflow's own default; nothing of ours was made
+
+
+def test_data_are_loaded_once(store, small_cnn, monkeypatch):
+    calls, original = [], data.load_dataset
+    monkeypatch.setattr(compare, "load_dataset", lambda *a, **k: calls.append(a) or original(*a, **k))
+    cnnlab.compare_models([small_cnn, dataclasses.replace(small_cnn, epochs=1)])
+    assert len(calls) == 1
