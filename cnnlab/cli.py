@@ -157,6 +157,7 @@ def _load_tensorflow():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        tf.get_logger().setLevel("ERROR")  # retracing, say, is of no use to somebody who wrote no tf.function
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -187,12 +188,15 @@ def _recipes(models, options):
 
 
 def _print_table(results, title):
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for column in ("model", "test accuracy", "test loss", "parameters", "trainable", "train s", "run id"):
-        table.add_column(column, justify="left" if column in ("model", "run id") else "right", no_wrap=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table.add_column("model", no_wrap=True)
+    for column in ("test\naccuracy", "test\nloss", "parameters", "trainable", "train\nseconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("run id", overflow="fold")  # on a narrow terminal in two lines, but whole
     for r in results:
         table.add_row(
             r.recipe.model,
