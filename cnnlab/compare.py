@@ -14,6 +14,7 @@ from cnnlab.models import build_model
 from cnnlab.runner import RunResult, data_tags, fit_and_evaluate
 
 COLUMNS = ("model", "test_accuracy", "test_loss", "params", "trainable_params", "train_seconds", "run_id")
+CURVES = "comparison_curves.png"
 
 
 def load_for(recipe):
@@ -78,7 +79,7 @@ def compare_models(recipes) -> tuple[str, list[RunResult]]:
         tracking.experiment_for(dataset),
         f"compare {names}",
         params={},
-        tags={"kind": "compare", **data_tags(dataset)},
+        tags={"kind": "compare", "figure": CURVES, **data_tags(dataset)},
         description=f"{names} on the same **{dataset.name}** images; the runs below it are the models.",
     ) as parent_run_id:
         results = [
@@ -110,7 +111,7 @@ def log_comparison(results, dataset) -> None:
     tracking.log_results(
         metrics={},
         figures={
-            "comparison_curves.png": plots.curves({label: r.history for label, r in named.items()}),
+            CURVES: plots.curves({label: r.history for label, r in named.items()}),
             "comparison_confusion.png": plots.confusion_matrices(matrices, dataset.class_names),
         },
         texts={"comparison.csv": table.getvalue()},

@@ -101,11 +101,11 @@ def fit_and_evaluate(
             "test_accuracy": test_accuracy,
             "params": model.count_params(),
             "trainable_params": trainable,
-            "train_seconds": train_seconds,
+            "train_seconds": round(train_seconds, 1),  # the UI shows every digit
         }
         _log_report(metrics, history, probabilities, dataset, recipe, _summary(model))
         total_seconds = time.perf_counter() - started
-        tracking.log_results({"total_seconds": total_seconds}, {}, {})
+        tracking.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
     return RunResult(
         run_id=run_id,
         name=run_name,

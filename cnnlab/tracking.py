@@ -222,21 +222,42 @@ def log_model(model, class_names, image_shape) -> str:
     return logged.model_uri
 
 
-def ui_link(server_url, experiment_id) -> str:
-    """A link into the MLflow UI at `server_url` that lands on the experiment's runs with the metric columns shown."""
-    return f"{server_url}/#/experiments/{experiment_id}/runs?viewStateShareKey={UI_VIEW}&workflowType=machine_learning"
+def ui_links(server_url) -> dict[str, str]:
+    """Links into the MLflow UI at `server_url` that land on the newest comparison, with the metric columns shown.
 
+    What the UI lists, and how, is kept in a tag of the experiment, which is brought up to date here.
 
-def latest_experiment_id() -> str | None:
-    """The experiment of ours with the newest run, or `None` in a store without any."""
+    Returns:
+        "runs" to a link to the runs, and for a comparison or a search "figures" to the figures on its parent run.
+    """
     import mlflow
 
     client = mlflow.MlflowClient()
-    ours = [e for e in client.search_experiments() if TAG + "source" in e.tags]
-    if not ours:
-        return None
-    runs = client.search_runs([e.experiment_id for e in ours], order_by=["attributes.start_time DESC"], max_results=1)
-    return runs[0].info.experiment_id if runs else ours[0].experiment_id
+    ours = [e.experiment_id for e in client.search_experiments() if TAG + "source" in e.tags]
+    newest = client.search_runs(ours, order_by=["attributes.start_time DESC"], max_results=1) if ours else []
+    if not newest:
+        return {"runs": server_url}
+    [run] = newest
+    experiment_id = run.info.experiment_id
+    parent = run.data.tags.get("mlflow.parentRunId")
+    view = {
+        "selectedColumns": list(UI_COLUMNS),
+        "orderByKey": "metrics.`val_accuracy`" if parent else "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        # The UI folds children away under a parent without scores; filtered, they are rows of their own.
+        "searchFilter": f"tags.mlflow.parentRunId = '{parent}'" if parent else "",
+    }
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{UI_VIEW}", json.dumps(view))
+    runs = f"{server_url}/#/experiments/{experiment_id}/runs"
+    links = {"runs": f"{runs}?viewStateShareKey={UI_VIEW}&workflowType=machine_learning"}
+    if parent:
+        figure = client.get_run(parent).data.tags.get(TAG + "figure", "")
+        links["figures"] = f"{runs}/{parent}/artifacts/{figure}?workflowType=machine_learning"
+    return links
 
 
 def _store_uri():
@@ -342,21 +363,11 @@ def _is_alive(process):
 
 
 def _experiment_tags(dataset):
-    view = {
-        "selectedColumns": list(UI_COLUMNS),
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-    }
     return {
         TAG + "source": dataset.source,
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.note.content": f"Image classification on **{dataset.name}** ({len(dataset.class_names)} classes: "
         f"{', '.join(dataset.class_names[:20])}{', ...' if len(dataset.class_names) > 20 else ''}).",
-        f"mlflow.sharedViewState.{UI_VIEW}": json.dumps(view),
     }
 
 

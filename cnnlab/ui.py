@@ -25,7 +25,7 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
     """
     uri = tracking.open_store()
     if uri.startswith(("http://", "https://")):
-        print(f"The store is a server already: {_landing(uri.rstrip('/'))}")
+        print(f"The store is a server already:\n{_landing(uri.rstrip('/'))}")
         return
     port = _choose_port(host, port)
     url = f"http://{host}:{port}"
@@ -39,7 +39,7 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
     )
     try:
         _wait_until_up(server, url)
-        print(f"MLflow UI: {_landing(url)}\nCtrl-C ends it.", flush=True)
+        print(f"MLflow UI:\n{_landing(url)}\nCtrl-C ends it.", flush=True)
         # Drain what the server writes, or its pipe fills up and blocks it.
         for _ in server.stderr:
             pass
@@ -52,8 +52,7 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
 
 
 def _landing(url):
-    experiment_id = tracking.latest_experiment_id()
-    return url if experiment_id is None else tracking.ui_link(url, experiment_id)
+    return "\n".join(f"  {what:8} {link}" for what, link in tracking.ui_links(url).items())
 
 
 def _choose_port(host, port):

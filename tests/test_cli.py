@@ -155,13 +155,15 @@ def test_cache_is_shown_and_cleared(store, cnnlab):
 def test_ui_answers_at_the_printed_link(store, digits, cnnlab):
     import urllib.request
 
-    tracking.experiment_for(digits)
+    with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}):
+        pass
     process = subprocess.Popen(
         [sys.executable, "-m", "cnnlab", "ui"], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        line = process.stdout.readline()
-        link = line.removeprefix("MLflow UI: ").strip()
+        assert process.stdout.readline() == "MLflow UI:\n"
+        what, link = process.stdout.readline().split()
+        assert what == "runs"
         base, fragment = link.split("/#")
         assert "viewStateShareKey=cnnlab" in fragment
         with urllib.request.urlopen(base, timeout=10) as answer:

@@ -1,5 +1,6 @@
 """pytest tests/test_tracking.py"""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -149,3 +150,25 @@ def test_address_that_is_no_store(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://server")
     with pytest.raises(cnnlab.LabError, match="Expected an MLflow store at htp://server"):
         tracking.open_store()
+
+
+def test_ui_links_land_on_the_newest_comparison(store, digits):
+    assert tracking.ui_links("http://here") == {"runs": "http://here"}
+    experiment_id = tracking.experiment_for(digits)
+    with (
+        tracking.tracked_run(experiment_id, "parent", params={}, tags={}) as parent,
+        tracking.tracked_run(experiment_id, "child", params={}, tags={}, parent_run_id=parent),
+    ):
+        pass
+    links = tracking.ui_links("http://here")
+    assert links["runs"].startswith(f"http://here/#/experiments/{experiment_id}/runs?")
+    assert f"/runs/{parent}/artifacts" in links["figures"]
+    view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
+    assert [run.info.run_name for run in store.search_runs([experiment_id], view["searchFilter"])] == ["child"]
+    assert "metrics.`test_accuracy`" in view["selectedColumns"]
+
+    with tracking.tracked_run(experiment_id, "alone", params={}, tags={}):
+        pass
+    assert list(tracking.ui_links("http://here")) == ["runs"]
+    view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
+    assert len(store.search_runs([experiment_id], view["searchFilter"])) == 3
