@@ -28,18 +28,22 @@ def load_for(recipe):
     )
 
 
-def build_with_stand_in(recipe, dataset):
-    """Build the recipe's model; weights that nobody named and that cannot be downloaded become random ones.
+def resolve(recipe, dataset):
+    """Build the recipe's model once, to know before any training that it builds and what it is built with.
+
+    Weights that nobody named and that cannot be downloaded become random ones, with a warning.
 
     Returns:
-        `(model, recipe, tags)`, the recipe naming the weights and the precision that are really used.
+        `(recipe, tags)`, the recipe naming the weights and the precision that are really used.
     """
     recipe = dataclasses.replace(recipe, precision=precision.resolve(recipe.precision))
     if recipe.model != "vgg16" or recipe.weights is not None:
-        return build_model(recipe, dataset), recipe, {}
+        build_model(recipe, dataset)
+        return recipe, {}
     try:
         recipe = dataclasses.replace(recipe, weights="imagenet")
-        return build_model(recipe, dataset), recipe, {}
+        build_model(recipe, dataset)
+        return recipe, {}
     except LabError as error:
         if error.exit_code == 2:
             raise
@@ -48,16 +52,15 @@ def build_with_stand_in(recipe, dataset):
             "(name --weights to choose).",
             file=sys.stderr,
         )
-        recipe = dataclasses.replace(recipe, weights="random")
-        return build_model(recipe, dataset), recipe, {"weights_stand_in_for": "imagenet"}
+        return dataclasses.replace(recipe, weights="random"), {"weights_stand_in_for": "imagenet"}
 
 
 def train_model(recipe) -> RunResult:
     """Load the data, build the model and run it, as one recipe says."""
     tracking.expect_usable_store()
     dataset = load_for(recipe)
-    model, recipe, tags = build_with_stand_in(recipe, dataset)
-    return fit_and_evaluate(model, dataset, recipe, tags=tags)
+    recipe, tags = resolve(recipe, dataset)
+    return fit_and_evaluate(build_model(recipe, dataset), dataset, recipe, tags=tags)
 
 
 def compare_models(recipes) -> tuple[str, list[RunResult]]:
@@ -71,8 +74,7 @@ def compare_models(recipes) -> tuple[str, list[RunResult]]:
     """
     tracking.expect_usable_store()
     dataset = load_for(recipes[0])
-    # All of them before the first is trained: a weights file that does not load is known at once.
-    built = [build_with_stand_in(recipe, dataset) for recipe in recipes]
+    resolved = [resolve(recipe, dataset) for recipe in recipes]
     tracking.open_store()
     names = " and ".join(recipe.model for recipe in recipes)
     with tracking.tracked_run(
@@ -82,9 +84,10 @@ def compare_models(recipes) -> tuple[str, list[RunResult]]:
         tags={"kind": "compare", "figure": CURVES, **data_tags(dataset)},
         description=f"{names} on the same **{dataset.name}** images; the runs below it are the models.",
     ) as parent_run_id:
+        # Built one at a time: several models in memory are not needed.
         results = [
-            fit_and_evaluate(model, dataset, recipe, parent_run_id=parent_run_id, tags=tags)
-            for model, recipe, tags in built
+            fit_and_evaluate(build_model(recipe, dataset), dataset, recipe, parent_run_id=parent_run_id, tags=tags)
+            for recipe, tags in resolved
         ]
         log_comparison(results, dataset)
     return parent_run_id, results

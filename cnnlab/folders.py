@@ -92,6 +92,7 @@ def decode_image(path, image_size) -> np.ndarray:
 def decode_files(files, image_size) -> np.ndarray:
     """All files as `(N, image_size, image_size, 3) uint8`, on all cores, with a progress bar."""
     import joblib
+    from joblib.externals.loky import get_reusable_executor
     from rich.console import Console
     from rich.progress import track
 
@@ -107,6 +108,8 @@ def decode_files(files, image_size) -> np.ndarray:
     for chunk in track(decoded, title, total=len(chunks), console=console, disable=not console.is_terminal):
         images[done : done + len(chunk)] = chunk
         done += len(chunk)
+    if jobs != 1:  # idle workers would stay for minutes, with a copy of the libraries each
+        get_reusable_executor().shutdown(wait=True)
     return images
 
 

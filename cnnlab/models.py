@@ -104,7 +104,9 @@ def build_vgg16(
         x = keras.layers.Rescaling(1 / 255, name="scale")(x)
     # Built into the same graph, not nested as one layer, so that the frozen front can end at any of its layers.
     base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
-    base.set_weights(pretrained.get_weights())
+    for layer, source in zip(base.layers[-len(pretrained.layers) + 1 :], pretrained.layers[1:], strict=True):
+        for variable, value in zip(layer.variables, source.variables, strict=True):
+            variable.assign(value)
     trained = tuple(f"block{5 - i}" for i in range(train_blocks))
     for layer in base.layers:
         layer.trainable = bool(trained) and layer.name.startswith(trained)
