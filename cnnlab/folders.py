@@ -54,9 +54,9 @@ def load_folder(folder, image_size, *, limit=None, seed=0):
     train_index, test_index = limited_indices(train_labels, test_labels, class_names, limit, seed)
     train_files, train_labels = train_files[train_index], train_labels[train_index]
     test_files, test_labels = test_files[test_index], test_labels[test_index]
-    images = decode_files([*train_files, *test_files], image_size)
-    count = len(train_files)
-    return folder.name, source, class_names, (images[:count], train_labels), (images[count:], test_labels)
+    # Two arrays: a view into a common one would keep all of it in memory.
+    train_images, test_images = decode_files(train_files, image_size), decode_files(test_files, image_size)
+    return folder.name, source, class_names, (train_images, train_labels), (test_images, test_labels)
 
 
 def decode_image(path, image_size) -> np.ndarray:
