@@ -88,32 +88,48 @@ def runs_of(folder) -> dict:
     }
 
 
-def repeat(dataset, options, script_options, root) -> tuple[dict, dict]:
-    """One repeat: `(measured, accuracies)`, the first by job, the second by "script" and "cnnlab"."""
-    cnnlab = ["-m", "cnnlab"]
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in {**options, "dataset": dataset}.items()]
+OUTSIDE = ("cnn", "vgg16 warm", "ten vgg16")
+SCRIPT_JOBS = {"both": [], "cnn": ["--model=cnn"], "vgg16": ["--model=vgg16"]}
+# Title, the script's job and how often it counts, cnnlab's job.
+PAIRS = (
+    ("whole job, both models", "both", 1, "both"),
+    ("CNN alone", "cnn", 1, "cnn"),
+    ("VGG16, empty cache", "vgg16", 1, "vgg16 cold"),
+    ("VGG16, features cached", "vgg16", 1, "vgg16 warm"),
+    (f"{RECIPES} VGG16 recipes in a row", "vgg16", RECIPES, "ten vgg16"),
+)
+
+
+def run_script(dataset, options, root) -> dict:
+    """The script's jobs, each `Measured`."""
+    arguments = [SCRIPT, dataset, *(f"--{name}={value}" for name, value in options.items())]
+    jobs = {job: [*arguments, *more] for job, more in SCRIPT_JOBS.items()}
+    return {job: announced("script " + job, measure(jobs[job], root / job, root)) for job in jobs}
+
+
+def run_cnnlab(dataset, options, root) -> dict:
+    """cnnlab's jobs, each `Measured`, in stores and caches of their own under `root`."""
+    options = {**options, "dataset": dataset, "val_fraction": 0}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     for_cnn = [option for option in given if not option.startswith("--weights")]
-    script = [SCRIPT, dataset, *(f"--{name}={value}" for name, value in script_options.items())]
-    ten = ["-c", TEN_RECIPES, *(f"{name}={value}" for name, value in {**options, "dataset": dataset}.items())]
+    vgg16 = ["-m", "cnnlab", "train", "vgg16", *given]
     jobs = {
-        "script both": (script, "none"),
-        "cnnlab both": ([*cnnlab, "compare", *given], "cache-both"),
-        "script cnn": ([*script, "--model=cnn"], "none"),
-        "cnnlab cnn": ([*cnnlab, "train", "cnn", *for_cnn], "none"),
-        "script vgg16": ([*script, "--model=vgg16"], "none"),
-        "cnnlab vgg16 cold": ([*cnnlab, "train", "vgg16", *given], "cache-vgg16"),
-        "cnnlab vgg16 warm": ([*cnnlab, "train", "vgg16", *given], "cache-vgg16"),
-        "cnnlab ten vgg16": (ten, "cache-ten"),
+        "both": (["-m", "cnnlab", "compare", *given], "cache-both"),
+        "cnn": (["-m", "cnnlab", "train", "cnn", *for_cnn], "cache-cnn"),
+        "vgg16 cold": (vgg16, "cache-vgg16"),
+        "vgg16 warm": (vgg16, "cache-vgg16"),
+        "ten vgg16": (["-c", TEN_RECIPES, *(f"{name}={value}" for name, value in options.items())], "cache-ten"),
     }
-    measured = {}
-    for job, (arguments, cache) in jobs.items():
-        measured[job] = measure(arguments, root / job.replace(" ", "-"), root / cache)
-        print(f"  {job:18} {measured[job].seconds:8.1f} s  {measured[job].peak / 1e9:5.2f} GB", flush=True)
-    accuracies = {
-        "script": json.loads(measured["script both"].output.splitlines()[-1]),
-        "cnnlab": runs_of(root / "cnnlab-both")["accuracy"],
+    name = f"cnnlab {options['precision']} "
+    return {
+        job: announced(name + job, measure(arguments, root / job, root / cache))
+        for job, (arguments, cache) in jobs.items()
     }
-    return measured, accuracies
+
+
+def announced(job, measured):
+    print(f"  {job:34} {measured.seconds:8.1f} s  {measured.peak / 1e9:5.2f} GB", flush=True)
+    return measured
 
 
 def spread(values, text="{:.2f}") -> str:
@@ -123,30 +139,36 @@ def spread(values, text="{:.2f}") -> str:
     return "{} ({} to {})".format(*parts)
 
 
-def report(repeats, overheads) -> None:
-    pairs = {
-        "whole job, both models": ("script both", "cnnlab both", 1),
-        "CNN alone": ("script cnn", "cnnlab cnn", 1),
-        "VGG16, empty cache": ("script vgg16", "cnnlab vgg16 cold", 1),
-        "VGG16, features cached": ("script vgg16", "cnnlab vgg16 warm", 1),
-        f"{RECIPES} VGG16 recipes": ("script vgg16", "cnnlab ten vgg16", RECIPES),
-    }
-    print("\ntimes as fast as the script")
-    for title, (script, ours, times) in pairs.items():
-        ratios = [times * measured[script].seconds / measured[ours].seconds for measured, _ in repeats]
+def report(precision, repeats) -> None:
+    """Print the ratios of one precision; `repeats` holds a dict for each, made in `main`."""
+    print(f"\n== cnnlab in {precision} against the script in float32")
+    print("times as fast as the script")
+    for title, script, times, ours in PAIRS:
+        ratios = [times * r["script"][script].seconds / r["cnnlab"][ours].seconds for r in repeats]
         note = f"  (the script's VGG16 job counted {times} times)" if times > 1 else ""
-        print(f"  {title:24} {spread(ratios)}{note}")
-    print("peak memory, cnnlab's as a share of the script's")
-    for title, (script, ours, _) in pairs.items():
-        print(f"  {title:24} {spread([measured[ours].peak / measured[script].peak for measured, _ in repeats])}")
+        print(f"  {title:28} {spread(ratios)}{note}")
+    print("peak memory as a share of the script's")
+    for title, script, _, ours in PAIRS:
+        print(f"  {title:28} {spread([r['cnnlab'][ours].peak / r['script'][script].peak for r in repeats])}")
     print("seconds outside fit and the pass through the frozen layers")
-    for title, seconds in overheads.items():
-        print(f"  {title:24} {spread(seconds, '{:.1f}')}")
+    outside = {job: [r["cnnlab"][job].seconds - r["train_seconds"][job] for r in repeats] for job in OUTSIDE}
+    loading = [r["loading"] for r in repeats]
+    further = [
+        (ten - one) / (RECIPES - 1) for ten, one in zip(outside["ten vgg16"], outside["vgg16 warm"], strict=True)
+    ]
+    for title, seconds in (
+        ("CNN, data loading aside", [all_ - data for all_, data in zip(outside["cnn"], loading, strict=True)]),
+        ("VGG16, data loading aside", [all_ - data for all_, data in zip(outside["vgg16 warm"], loading, strict=True)]),
+        ("data loading", loading),
+        ("each further recipe", further),
+    ):
+        print(f"  {title:28} {spread(seconds, '{:.1f}')}")
     print("test accuracy, cnnlab's minus the script's, in points")
     for model in ("cnn", "vgg16"):
-        points = [100 * (a["cnnlab"][model] - a["script"][model]) for _, a in repeats]
-        means = {side: statistics.mean(a[side][model] for _, a in repeats) for side in ("cnnlab", "script")}
-        print(f"  {model:24} {spread(points)}  means {means['cnnlab']:.2%} and {means['script']:.2%}")
+        pairs = [(r["accuracy"][model], r["script_accuracy"][model]) for r in repeats]
+        means = [statistics.mean(values) for values in zip(*pairs, strict=True)]
+        points = spread([100 * (a - b) for a, b in pairs])
+        print(f"  {model:28} {points}  means {means[0]:.2%} and {means[1]:.2%}")
 
 
 @click.command()
@@ -154,33 +176,39 @@ def report(repeats, overheads) -> None:
 @click.option("--limit", type=int, help="Training images; a fifth as many test images.")
 @click.option("--weights", default="imagenet", show_default=True, help="imagenet, random or a weights file.")
 @click.option("--epochs", default=5, show_default=True)
-@click.option("--precision", default="float32", show_default=True, help="cnnlab's; the script's is float32.")
+@click.option(
+    "--precision", "precisions", multiple=True, default=["float32"], help="cnnlab's; may be given several times."
+)
 @click.option("--repeats", default=3, show_default=True, help="Each with a seed of its own.")
-def main(dataset, limit, weights, epochs, precision, repeats):
+def main(dataset, limit, weights, epochs, precisions, repeats):
     if Path(dataset).exists():
         dataset = str(Path(dataset).resolve())
     weights = str(Path(weights).resolve()) if Path(weights).exists() else weights
-    done, overheads = [], {"CNN, data loading aside": [], "data loading": [], "each further recipe": []}
+    done = {precision: [] for precision in precisions}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(repeats):
             root = Path(folder, str(i))
             options = {"weights": weights, "epochs": epochs, "seed": i, **({"limit": limit} if limit else {})}
             print(f"repeat {i + 1} of {repeats}", flush=True)
-            ours = {**options, "val_fraction": 0, "precision": precision}
-            measured, accuracies = repeat(dataset, ours, options, root)
-            done.append((measured, accuracies))
-
+            script = run_script(dataset, options, root / "script")
+            script_accuracy = json.loads(script["both"].output.splitlines()[-1])
             arguments = ["-c", LOADING, dataset, *([limit] if limit else [])]
-            loading = float(measure(arguments, root / "loading", root / "none").output.splitlines()[-1])
-            outside = {
-                job: measured[job].seconds - runs_of(root / job.replace(" ", "-"))["train_seconds"]
-                for job in ("cnnlab cnn", "cnnlab vgg16 warm", "cnnlab ten vgg16")
-            }
-            overheads["CNN, data loading aside"].append(outside["cnnlab cnn"] - loading)
-            overheads["data loading"].append(loading)
-            further = (outside["cnnlab ten vgg16"] - outside["cnnlab vgg16 warm"]) / (RECIPES - 1)
-            overheads["each further recipe"].append(further)
-    report(done, overheads)
+            loading = float(measure(arguments, root / "loading", root).output.splitlines()[-1])
+            for precision in precisions:
+                place = root / precision
+                cnnlab = run_cnnlab(dataset, {**options, "precision": precision}, place)
+                done[precision].append(
+                    {
+                        "script": script,
+                        "cnnlab": cnnlab,
+                        "loading": loading,
+                        "script_accuracy": script_accuracy,
+                        "accuracy": runs_of(place / "both")["accuracy"],
+                        "train_seconds": {job: runs_of(place / job)["train_seconds"] for job in OUTSIDE},
+                    }
+                )
+    for precision in precisions:
+        report(precision, done[precision])
 
 
 main()

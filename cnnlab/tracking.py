@@ -40,6 +40,8 @@ for _name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic", "ale
     logging.getLogger(_name).setLevel(logging.ERROR)
 # MLflow's default of 7 retries blocks for minutes on a server that went away.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+# A lab's use is its own business, and a closed network would be tried in vain.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def expect_usable_store() -> None:
