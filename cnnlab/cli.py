@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import os
+import re
 import signal
 import sys
 from contextlib import contextmanager
@@ -97,6 +98,52 @@ def compare(models, **options):
         parent_run_id, results = compare_models(recipes)
         _print_table(results, f"on {results[0].dataset_name}")
         _print_next_step(parent_run_id)
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--tuner", default="bayesian", show_default=True, help="One of: bayesian, random, hyperband.")
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Recipes to try.")
+@click.option("--objective", default="val_accuracy", show_default=True, help="One of: val_accuracy, val_loss.")
+@click.option(
+    "--space",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Narrow a hyperparameter to a range (learning_rate=1e-4:1e-2) or choices (filters=16,32,64); may be repeated.",
+)
+@click.option("--finalists", type=click.IntRange(1), default=3, show_default=True, help="Best recipes trained afresh.")
+@click.option("--final-seeds", type=click.IntRange(1), default=2, show_default=True, help="Seeds for each finalist.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that run trials.")
+@click.option("--name", help="Of the search; the same name and settings go on.  [default: the model's]")
+@click.option("--restart", is_flag=True, help="Forget an unfinished search of that name.")
+@recipe_options
+def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers, name, restart, **options):
+    """Search the hyperparameters of MODEL (cnn or vgg16).
+
+    Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
+    Options of the recipe that are given are kept fixed. The same command goes on where an earlier one was interrupted.
+    """
+    from tuning.hypermodels import SPACES, check_space, fixed, narrowed
+
+    [recipe] = _recipes([model], options)
+    given = [option for option, value in options.items() if value is not None]
+    space = narrowed(fixed(SPACES[model], given), space)
+    check_space(space, recipe)
+    expect_one_of("tuner", tuner, ("bayesian", "random", "hyperband"))
+    expect_one_of("objective", objective, ("val_accuracy", "val_loss"))
+    if name and not re.fullmatch(r"[\w-]+", name):
+        raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
+    with job():
+        from tuning.search import run_search, work_for_chief
+        from tuning.trials import Search
+
+        search = Search(recipe, space, tuner, objective, finalists, final_seeds, trials)
+        if os.environ.get("KERASTUNER_ORACLE_IP") and "chief" not in os.environ.get("KERASTUNER_TUNER_ID", ""):
+            work_for_chief(search, name)
+            return
+        result = run_search(search, name=name, workers=workers, restart=restart)
+        print(f"Winner: run {result.winner_run_id}.")
+        _print_next_step(result.parent_run_id)
 
 
 @cli.command()
@@ -219,7 +266,7 @@ def _print_next_step(run_id):
 def main():
     """Run the command; a `LabError` is one sentence on stderr and its exit status."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="cnnlab", standalone_mode=False)
     except click.exceptions.Abort:
         status = 130
     except click.exceptions.NoArgsIsHelpError as error:

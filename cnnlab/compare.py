@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from cnnlab import precision, tracking
+from cnnlab import precision, store, tracking
 from cnnlab.data import load_dataset
 from cnnlab.errors import LabError
 from cnnlab.models import build_model
@@ -24,7 +24,7 @@ def load_for(recipe):
         image_size=recipe.image_size,
         val_fraction=recipe.val_fraction,
         limit=recipe.limit,
-        seed=recipe.seed,
+        seed=recipe.split_seed,
     )
 
 
@@ -57,7 +57,7 @@ def resolve(recipe, dataset):
 
 def train_model(recipe) -> RunResult:
     """Load the data, build the model and run it, as one recipe says."""
-    tracking.expect_usable_store()
+    store.expect_usable_store()
     dataset = load_for(recipe)
     recipe, tags = resolve(recipe, dataset)
     return fit_and_evaluate(build_model(recipe, dataset), dataset, recipe, tags=tags)
@@ -72,10 +72,10 @@ def compare_models(recipes) -> tuple[str, list[RunResult]]:
     Returns:
         The parent's run id and a `RunResult` for each recipe.
     """
-    tracking.expect_usable_store()
+    store.expect_usable_store()
     dataset = load_for(recipes[0])
-    resolved = [resolve(recipe, dataset) for recipe in recipes]
-    tracking.open_store()
+    resolved = _resolve_all(recipes, dataset)
+    store.open_store()
     names = " and ".join(recipe.model for recipe in recipes)
     with tracking.tracked_run(
         tracking.experiment_for(dataset),
@@ -91,6 +91,19 @@ def compare_models(recipes) -> tuple[str, list[RunResult]]:
         ]
         log_comparison(results, dataset)
     return parent_run_id, results
+
+
+def _resolve_all(recipes, dataset):
+    """`resolve` for each recipe, once for those that differ only in what building cannot fail at."""
+    known = {}
+    resolved = []
+    for recipe in recipes:
+        kind = dataclasses.replace(recipe, learning_rate=1.0, weight_decay=0.0, dropout=0.0, seed=0)
+        if kind not in known:
+            known[kind] = resolve(kind, dataset)
+        used, tags = known[kind]
+        resolved.append((dataclasses.replace(recipe, weights=used.weights, precision=used.precision), tags))
+    return resolved
 
 
 def log_comparison(results, dataset) -> None:

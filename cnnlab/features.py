@@ -159,7 +159,7 @@ def cache_entries() -> list[dict]:
 def clear_cache() -> int:
     """Remove every stored file; returns the bytes freed."""
     freed = 0
-    for path in [*cache_folder().glob("*.npy"), *cache_folder().glob("*.json")]:
+    for path in [path for ending in ("npy", "json", "lock") for path in cache_folder().glob(f"*.{ending}")]:
         freed += path.stat().st_size
         path.unlink(missing_ok=True)
     return freed
@@ -197,12 +197,16 @@ def _image_hashes(images):
 
 
 def _load_or_compute(front, parts, first, unique, mirrored):
+    from filelock import FileLock
+
     key = _cache_key(front, unique, mirrored)
     path = cache_folder() / f"{key}.npy"
-    stored = _load(path)
-    if stored is None:
-        stored = _compute(front, parts, first, mirrored, path)
-        _remove_oldest(keep=path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # of two processes that need it, one computes and the other waits
+        stored = _load(path)
+        if stored is None:
+            stored = _compute(front, parts, first, mirrored, path)
+            _remove_oldest(keep=path)
     return stored
 
 
@@ -259,7 +263,6 @@ def _compute(front, parts, first, mirrored, path):
     from rich.progress import track
 
     bounds = np.cumsum([0, *map(len, parts)])
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         fresh = Path(folder, path.name)
         stored = np.lib.format.open_memmap(fresh, "w+", np.float32, (len(first), *front.output_shape[1:]))

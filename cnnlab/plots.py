@@ -1,6 +1,7 @@
 """Figures from plain arrays; the only room that imports matplotlib."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -86,3 +87,95 @@ def image_grid(images, captions, title, columns=6) -> Figure:
         axis.text(left + 0.5, top, caption, ha="center", va="bottom", fontsize=7)
     axis.set(xlim=(0, columns), ylim=(rows * 1.3, 0))  # imshow moved them
     return figure
+
+
+def best_so_far(trials, seconds, scores, objective, higher_is_better) -> Figure:
+    """Scores of trials as dots and the best so far as steps, by the trial's number and by seconds spent.
+
+    Args:
+        trials, seconds, scores: one entry a trial, in the order of the trials.
+        objective: what the scores are.
+        higher_is_better: the direction of "best".
+    """
+    best = (np.maximum if higher_is_better else np.minimum).accumulate(np.asarray(scores, float))
+    figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, x, label in zip(axes, (trials, seconds), ("trial", "seconds of trials"), strict=True):
+        axis.plot(x, scores, "o", color=COLOURS[0], alpha=0.6, label="trial")
+        axis.step(x, best, where="post", color=COLOURS[1], label="best so far")
+        axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel=objective)
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def scores_by_hyperparameter(values, scores, objective) -> Figure:
+    """Score against each hyperparameter, one small plot each.
+
+    Args:
+        values: name to the trials' values, `None` where the trial has no such hyperparameter.
+        scores: of the trials.
+    """
+    columns = min(4, len(values))
+    rows = -(-len(values) // columns)
+    figure = Figure(figsize=(3 * columns, 2.6 * rows), dpi=DPI, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axis, (name, column) in zip(axes, values.items(), strict=False):
+        there = [(value, score) for value, score in zip(column, scores, strict=True) if value is not None]
+        positions, ticks, log = _positions([value for value, _ in there])
+        axis.plot(positions, [score for _, score in there], "o", color=COLOURS[0], alpha=0.6)
+        axis.set(xlabel=name, ylabel=objective)
+        axis.label_outer(remove_inner_ticks=False)
+        axis.xaxis.label.set_visible(True)
+        axis.tick_params(labelbottom=True)
+        if log:
+            axis.set_xscale("log")
+        if ticks:
+            axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+            axis.margins(x=0.2)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(values) :]:
+        axis.axis("off")
+    return figure
+
+
+def parallel_coordinates(values, scores, objective) -> Figure:
+    """A line for each trial through its values and its score, coloured by the score; arguments as above."""
+    names = [name for name, column in values.items() if len({v for v in column if v is not None}) > 1]
+    figure = Figure(figsize=(max(6, 1.5 * (len(names) + 1)), 4.5), dpi=DPI, layout="constrained")
+    axis = figure.subplots()
+    scaled = []
+    for i, name in enumerate([*names, objective]):
+        column = scores if i == len(names) else values[name]
+        positions, ticks, log = _positions([value for value in column if value is not None])
+        positions = np.log(positions) if log else np.asarray(positions, float)
+        low, span = positions.min(), max(np.ptp(positions), 1e-12)
+        places = iter((positions - low) / span)
+        scaled.append([next(places) if value is not None else np.nan for value in column])
+        numbers = [value for value in column if value is not None]
+        texts = ticks or [f"{min(numbers):.3g}", f"{max(numbers):.3g}"]
+        heights = (np.arange(len(texts)) - low) / span if ticks else (0, 1)
+        for height, text in zip(heights, texts, strict=True):
+            axis.text(i + 0.03, height, text, fontsize=7, va="center")
+    colours = colormaps["viridis"]
+    share = (np.asarray(scores) - min(scores)) / max(np.ptp(scores), 1e-12)
+    for line, colour in zip(np.array(scaled).T, share, strict=True):
+        axis.plot(line, color=colours(colour), alpha=0.8, lw=1.2)
+    axis.set_xticks(range(len(names) + 1), [*names, objective], rotation=20, ha="right")
+    axis.set_yticks([])
+    axis.grid(axis="x")
+    return figure
+
+
+def _positions(values):
+    """`(positions, tick labels or None, whether to draw them on a log scale)`: numbers as they are, texts and few
+    distinct integers by rank.
+    """
+    distinct = sorted(set(values))
+    if any(isinstance(value, str) for value in distinct) or (
+        len(distinct) <= 6 and all(isinstance(value, int) for value in distinct)
+    ):
+        return [distinct.index(value) for value in values], [str(value) for value in distinct], False
+    return values, None, min(values) > 0 and max(values) / min(values) > 20

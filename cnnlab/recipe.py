@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from cnnlab.errors import ArgumentError, expect_one_of
-from cnnlab.models import AUGMENTATIONS, MODELS, PREPROCESSING, factory_defaults
+from cnnlab.models import AUGMENTATIONS, MODELS, PADDINGS, PREPROCESSING, factory_defaults
 from cnnlab.precision import PRECISIONS
 
 
@@ -39,12 +39,14 @@ class Recipe:
         0.1, "Share of the training set held out for validation; 0 validates on the test set.", low=0, high=0.9
     )
     limit: int | None = _field(None, "Use at most this many training images (stratified), tests in proportion.", low=1)
-    seed: int = _field(0, "Seed of the split, the initial weights and the shuffling.", low=0, high=2**31 - 1)
+    split_seed: int = _field(0, "Seed of the splits and of the choice that limit makes.", low=0, high=2**31 - 1)
+    seed: int = _field(0, "Seed of the initial weights and the shuffling.", low=0, high=2**31 - 1)
     epochs: int = _field(5, "Passes over the training set.", low=1, high=10_000)
     batch_size: int = _field(32, "Images per optimizer step.", low=1, high=65_536)
     learning_rate: float | None = _field(None, "Adam's learning rate.", above=0, high=10)
     dense_units: int | None = _field(None, "Width of the dense layer before the softmax.", low=1, high=65_536)
     dropout: float | None = _field(None, "Dropout rate after the dense layer.", low=0, high=0.95)
+    weight_decay: float | None = _field(None, "Adam's decoupled weight decay.", low=0, high=1)
     augment: str = _field("none", "Augmentation while training.", choices=AUGMENTATIONS)
     patience: int | None = _field(
         None, "Stop after this many epochs without a lower val_loss and keep the best weights.", low=1
@@ -56,6 +58,7 @@ class Recipe:
         None, "Filters of each convolution block.", low=1, high=4096, models=("cnn",)
     )
     kernel_size: int | None = _field(None, "Side of the convolution kernels.", low=1, high=11, models=("cnn",))
+    padding: str | None = _field(None, "Padding of the convolutions.", choices=PADDINGS, models=("cnn",))
     weights: str | None = _field(
         None, "imagenet, random, or a weights file of VGG16 without its top.", models=("vgg16",)
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlab import tracking
+from cnnlab import store, tracking
 from cnnlab.errors import LabError
 from cnnlab.features import batches, features_of, split_at_frozen_front
 from cnnlab.recipe import Recipe
@@ -28,12 +28,12 @@ class RunResult:
         recipe: what was trained.
         dataset_name: of the data set.
         history: per-epoch metrics as Keras gives them, `{"loss": [...], "val_accuracy": [...], ...}`.
-        test_loss, test_accuracy: of the finished model on the test set.
-        test_probabilities: `(N, num_classes) float32`.
+        test_loss, test_accuracy: of the finished model on the test set; `None` where it was kept out.
+        test_probabilities: `(N, num_classes) float32`, or `None`.
         params, trainable_params: numbers of weights.
         train_seconds: spent in `fit` (and in the pass through the frozen layers before it).
         total_seconds: from opening the run to closing it.
-        model_uri: `models:/m-...`, for `mlflow.keras.load_model` and `mlflow.pyfunc.load_model`.
+        model_uri: `models:/m-...`, for `mlflow.keras.load_model` and `mlflow.pyfunc.load_model`, or `None`.
     """
 
     run_id: str
@@ -41,18 +41,18 @@ class RunResult:
     recipe: Recipe
     dataset_name: str
     history: dict
-    test_loss: float
-    test_accuracy: float
-    test_probabilities: np.ndarray
+    test_loss: float | None
+    test_accuracy: float | None
+    test_probabilities: np.ndarray | None
     params: int
     trainable_params: int
     train_seconds: float
     total_seconds: float
-    model_uri: str
+    model_uri: str | None
 
 
 def fit_and_evaluate(
-    model, dataset, recipe, *, run_name=None, parent_run_id=None, callbacks=(), tags=None
+    model, dataset, recipe, *, run_name=None, parent_run_id=None, callbacks=(), tags=None, test=True
 ) -> RunResult:
     """Train a compiled model, test it, and record everything in one MLflow run.
 
@@ -64,6 +64,8 @@ def fit_and_evaluate(
         parent_run_id: makes the run a child of that run.
         callbacks: further Keras callbacks.
         tags: further tags of the run.
+        test: `False` keeps the test set out of it, as in a search: the run gets its curves and its validation scores,
+            but no test scores and no model, and nothing is printed.
 
     Returns:
         A `RunResult`. Its figures, curves, predictions, recipe and the whole model are on the run too.
@@ -71,11 +73,11 @@ def fit_and_evaluate(
     Raises:
         LabError: the store cannot be opened, or the loss is not a finite number.
     """
-    import keras
+    from cnnlab import plots
 
     started = time.perf_counter()
     if parent_run_id is None:
-        tracking.open_store()
+        store.open_store()
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
     run_name = run_name or f"{recipe.model} on {dataset.name}"
     trainable = int(sum(np.prod(w.shape) for w in model.trainable_weights))
@@ -88,22 +90,25 @@ def fit_and_evaluate(
         parent_run_id=parent_run_id,
     ) as run_id:
         tracking.log_dataset(dataset)
-        history, train_seconds, probabilities = _fit_and_predict(model, dataset, recipe, callbacks)
-
-        losses = keras.losses.sparse_categorical_crossentropy(dataset.test_labels, probabilities)
-        test_loss = float(np.mean(keras.ops.convert_to_numpy(losses)))
-        test_accuracy = float(np.mean(probabilities.argmax(axis=1) == dataset.test_labels))
-        print(f"{run_name}: test_accuracy {test_accuracy:.4f}, test_loss {test_loss:.4f}")
-
-        model_uri = tracking.log_model(model, dataset.class_names, dataset.test_images.shape[1:])
+        history, train_seconds, probabilities = _fit_and_predict(model, dataset, recipe, callbacks, test)
         metrics = {
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
             "params": model.count_params(),
             "trainable_params": trainable,
             "train_seconds": round(train_seconds, 1),  # the UI shows every digit
         }
-        _log_report(metrics, history, probabilities, dataset, recipe, _summary(model))
+        figures = {"curves.png": plots.curves({recipe.model: history})}
+        # The summary in place of autologging's, which is of the head alone where features were cached.
+        texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
+        files, model_uri, scores = {}, None, {"test_loss": None, "test_accuracy": None}
+        if test:
+            scores = _test_scores(dataset.test_labels, probabilities)
+            print(f"{run_name}: test_accuracy {scores['test_accuracy']:.4f}, test_loss {scores['test_loss']:.4f}")
+            metrics |= scores
+            model_uri = tracking.log_model(model, dataset.class_names, dataset.test_images.shape[1:])
+            more_figures, more_texts, files = _test_report(dataset, recipe, probabilities)
+            figures |= more_figures
+            texts |= more_texts
+        tracking.log_results(metrics, figures, texts, files)
         total_seconds = time.perf_counter() - started
         tracking.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
     return RunResult(
@@ -112,8 +117,7 @@ def fit_and_evaluate(
         recipe=recipe,
         dataset_name=dataset.name,
         history=history,
-        test_loss=test_loss,
-        test_accuracy=test_accuracy,
+        **scores,
         test_probabilities=probabilities,
         params=model.count_params(),
         trainable_params=trainable,
@@ -123,15 +127,16 @@ def fit_and_evaluate(
     )
 
 
-def _fit_and_predict(model, dataset, recipe, callbacks):
+def _fit_and_predict(model, dataset, recipe, callbacks, test=True):
     """Train under autologging, on cached features where the model has a frozen front, and predict the test set.
 
     Returns:
-        `(history, train_seconds, test_probabilities)`; the seconds hold the pass through the frozen layers too.
+        `(history, train_seconds, test_probabilities)`: the seconds hold the pass through the frozen layers too, and the
+        probabilities are `None` where the test set is kept out.
     """
     import keras
 
-    callbacks = [_without_validation_copies(), *callbacks]
+    callbacks = [_without_validation_copies(), keras.callbacks.TerminateOnNaN(), *callbacks]
     if recipe.patience:
         callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
     started = time.perf_counter()
@@ -139,16 +144,17 @@ def _fit_and_predict(model, dataset, recipe, callbacks):
     split = split_at_frozen_front(model)
     if split:
         trained, inputs = split.head, features_of(split, *inputs)
-    train, val, test = inputs
+    train_inputs, val_inputs, test_inputs = inputs
+    # The moving bar on a terminal, a line an epoch in a file, nothing from the many runs of a search.
+    verbose = 0 if not test else 1 if sys.stdout.isatty() else 2
     keras.utils.set_random_seed(recipe.seed)
     with tracking.autologging():
         history = trained.fit(
-            **_batched(train, dataset.train_labels, recipe.batch_size, shuffle=True),
+            **_batched(train_inputs, dataset.train_labels, recipe.batch_size, shuffle=True),
             epochs=recipe.epochs,
-            **_validation(val, dataset.val_labels),
+            **_validation(val_inputs, dataset.val_labels),
             callbacks=callbacks,
-            # The moving bar on a terminal, a line an epoch in a file.
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=verbose,
         ).history
     seconds = time.perf_counter() - started
     if not np.isfinite(history["loss"]).all():
@@ -156,9 +162,11 @@ def _fit_and_predict(model, dataset, recipe, callbacks):
             f"Expected a finite loss. Received: {history['loss'][-1]} in epoch {len(history['loss'])}. "
             "Lower the learning rate."
         )
-    test = _batched(test, dataset.test_labels, PREDICT_BATCH, shuffle=False)
-    test.pop("y", None)
-    probabilities = trained.predict(**test, verbose=0)  # (N, C) float32
+    if not test:
+        return history, seconds, None
+    batched = _batched(test_inputs, dataset.test_labels, PREDICT_BATCH, shuffle=False)
+    batched.pop("y", None)
+    probabilities = trained.predict(**batched, verbose=0)  # (N, C) float32
     if split:
         _expect_same(model, dataset.test_images[:16], probabilities[:16])
     return history, seconds, probabilities
@@ -200,7 +208,18 @@ def _without_validation_copies():
     return keras.callbacks.LambdaCallback(on_test_end=lambda logs: logs.clear() if logs else None)
 
 
-def _log_report(metrics, history, probabilities, dataset, recipe, summary):
+def _test_scores(labels, probabilities) -> dict:
+    import keras
+
+    losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
+    return {
+        "test_loss": float(np.mean(keras.ops.convert_to_numpy(losses))),
+        "test_accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
+    }
+
+
+def _test_report(dataset, recipe, probabilities):
+    """What the test set shows: figures and texts by artifact path, and writers of files."""
     from sklearn.metrics import confusion_matrix
 
     from cnnlab import plots
@@ -217,27 +236,15 @@ def _log_report(metrics, history, probabilities, dataset, recipe, summary):
     accuracy_rows = [
         f"{name},{count},{value:.4f}" for name, count, value in zip(names, matrix.sum(1), by_class, strict=True)
     ]
-    tracking.log_results(
-        metrics,
-        figures={
-            "curves.png": plots.curves({recipe.model: history}),
-            "confusion_matrix.png": plots.confusion_matrices({recipe.model: matrix}, names),
-            "class_accuracy.png": plots.class_accuracy(by_class, names),
-            "mistakes.png": plots.image_grid(dataset.test_images[wrong], captions, "Most confident mistakes"),
-        },
-        texts={
-            "recipe.json": recipe.to_json(),
-            # In place of autologging's, which is of the head alone where features were cached.
-            "model_summary.txt": summary,
-            "class_accuracy.csv": "\n".join(["class,test_images,accuracy", *accuracy_rows, ""]),
-        },
-        files={
-            # What later comparisons and paired tests work from.
-            "predictions.npz": lambda path: np.savez_compressed(
-                path, test_probabilities=probabilities, test_labels=labels, class_names=np.array(names)
-            )
-        },
-    )
+    figures = {
+        "confusion_matrix.png": plots.confusion_matrices({recipe.model: matrix}, names),
+        "class_accuracy.png": plots.class_accuracy(by_class, names),
+        "mistakes.png": plots.image_grid(dataset.test_images[wrong], captions, "Most confident mistakes"),
+    }
+    texts = {"class_accuracy.csv": "\n".join(["class,test_images,accuracy", *accuracy_rows, ""])}
+    # What later comparisons and paired tests work from.
+    arrays = {"test_probabilities": probabilities, "test_labels": labels, "class_names": np.array(names)}
+    return figures, texts, {"predictions.npz": lambda path: np.savez_compressed(path, **arrays)}
 
 
 def _summary(model):

@@ -1,26 +1,15 @@
-"""The only room that imports MLflow: the store, experiments, runs, autologging, artifacts and whole models."""
+"""Everything that goes into MLflow: experiments, runs, autologging, artifacts and whole models."""
 
 import contextlib
 import hashlib
-import http.client
 import json
-import logging
-import os
-import socket
-import sqlite3
 import tempfile
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 from cnnlab.errors import LabError
+from cnnlab.store import TAG, local_database, process_tags
 
-# Every tag of ours starts with this, so that it stands apart from MLflow's own.
-TAG = "cnnlab."
-STORE_FOLDER = "mlruns"
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
 UI_VIEW = "cnnlab"
 UI_COLUMNS = (
     "attributes.`Created`",
@@ -34,62 +23,6 @@ UI_COLUMNS = (
     "params.`learning_rate`",
     "params.`epochs`",
 )
-
-# Chatter about schema migrations, and about alembic's context, at the first start of a store.
-for _name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic", "alembic.runtime.migration"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-# MLflow's default of 7 retries blocks for minutes on a server that went away.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-# A lab's use is its own business, and a closed network would be tried in vain.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-
-def expect_usable_store() -> None:
-    """Find out, within seconds and without writing anything, whether the store can be used.
-
-    Raises:
-        LabError: the server does not answer, or the local folder cannot be written.
-    """
-    uri = _store_uri()
-    if uri.startswith(("http://", "https://")):
-        _expect_reachable(uri)
-    elif database := _local_database(uri):
-        existing = next(folder for folder in (database.parent, *database.parent.parents) if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise _unwritable(database.parent, f"'{existing}' is not a writable folder")
-
-
-def open_store() -> str:
-    """Point MLflow at the store and return its URI: `MLFLOW_TRACKING_URI` when set, else `./mlruns/mlflow.db`.
-
-    A new sqlite store is migrated in a temporary file and renamed into place under a file lock, since MLflow migrates
-    without a lock of its own and a kill half-way leaves a database that never opens again. In a folder that was moved
-    or copied, the artifact paths are put right. Runs that a killed process of this machine left RUNNING are closed.
-
-    Raises:
-        LabError: the folder cannot be written, or the server does not answer.
-    """
-    import mlflow
-
-    expect_usable_store()
-    uri = _store_uri()
-    database = _local_database(uri)
-    try:
-        if database:
-            _open_local_store(database)
-        named = TRACKING_VARIABLE in os.environ
-        mlflow.set_tracking_uri(uri)
-        if not named:  # MLflow sets it too, and our own default must not pass for the user's word
-            os.environ.pop(TRACKING_VARIABLE, None)
-        _close_stale_runs(mlflow.MlflowClient())
-    except (OSError, sqlite3.Error, mlflow.MlflowException) as error:
-        if database:
-            raise _unwritable(database.parent, error) from error
-        raise LabError(
-            f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {_first_line(error)}. "
-            "Correct the address, or unset the variable to use ./mlruns."
-        ) from error
-    return uri
 
 
 def experiment_for(dataset) -> str:
@@ -107,7 +40,7 @@ def experiment_for(dataset) -> str:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             # Beside the local database; a server decides for itself, and would be given this machine's path.
-            database = _local_database(mlflow.get_tracking_uri())
+            database = local_database(mlflow.get_tracking_uri())
             location = (database.parent / "artifacts").as_uri() if database else None
             # Two processes may both come here first; whoever is second takes the first one's.
             with contextlib.suppress(mlflow.MlflowException):
@@ -124,16 +57,24 @@ def experiment_for(dataset) -> str:
 
 
 @contextmanager
-def tracked_run(experiment_id, run_name, *, params, tags, description=None, parent_run_id=None):
+def tracked_run(experiment_id, run_name, *, params, tags, description=None, parent_run_id=None, resumed_run_id=None):
     """Open a run, and close it FINISHED, FAILED or KILLED (Ctrl-C, SIGTERM), with the reason in a tag.
+
+    Args:
+        experiment_id, run_name, params, tags, description: the run's; tags without our prefix, `None` left out.
+        parent_run_id: makes it a child of that run.
+        resumed_run_id: an ended run to open again instead of a new one.
 
     Yields:
         The run's id.
     """
     import mlflow
 
-    tags = {TAG + key: str(value) for key, value in {**tags, **_process_tags()}.items() if value is not None}
+    if resumed_run_id and TAG + "reason" in mlflow.MlflowClient().get_run(resumed_run_id).data.tags:
+        mlflow.MlflowClient().delete_tag(resumed_run_id, TAG + "reason")
+    tags = {TAG + key: str(value) for key, value in {**tags, **process_tags()}.items() if value is not None}
     run = mlflow.start_run(
+        run_id=resumed_run_id,
         experiment_id=experiment_id,
         run_name=run_name,
         nested=parent_run_id is not None,
@@ -154,6 +95,55 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
             mlflow.end_run(status)
         raise
     mlflow.end_run("FINISHED")
+
+
+def children_of(parent_run_id, experiment_id) -> list[dict]:
+    """What the runs below a run say, oldest first: `run_id`, `status`, `seconds`, `metrics`, `params`, our `tags`."""
+    import mlflow
+
+    runs = mlflow.MlflowClient().search_runs(
+        [experiment_id],
+        f"tags.mlflow.parentRunId = '{parent_run_id}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=10_000,
+    )
+    return [
+        {
+            "run_id": run.info.run_id,
+            "status": run.info.status,
+            "seconds": ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
+            "metrics": run.data.metrics,
+            "params": run.data.params,
+            "tags": {key.removeprefix(TAG): v for key, v in run.data.tags.items() if key.startswith(TAG)},
+        }
+        for run in runs
+    ]
+
+
+def find_run(experiment_id, running=False, **tags) -> str | None:
+    """The id of the newest run that carries these tags of ours, or `None`; `running` leaves ended runs out."""
+    import mlflow
+
+    conditions = [f"tags.`{TAG}{key}` = '{value}'" for key, value in tags.items()]
+    conditions += ["attributes.status = 'RUNNING'"] * running
+    runs = mlflow.MlflowClient().search_runs(
+        [experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return runs[0].info.run_id if runs else None
+
+
+def delete_run(run_id) -> None:
+    """Put a run in MLflow's bin."""
+    import mlflow
+
+    mlflow.MlflowClient().delete_run(run_id)
+
+
+def log_metric_of(run_id, name, value) -> None:
+    """Add a metric to a run that need not be the active one."""
+    import mlflow
+
+    mlflow.MlflowClient().log_metric(run_id, name, value)
 
 
 @contextmanager
@@ -260,108 +250,6 @@ def ui_links(server_url) -> dict[str, str]:
         figure = client.get_run(parent).data.tags.get(TAG + "figure", "")
         links["figures"] = f"{runs}/{parent}/artifacts/{figure}?workflowType=machine_learning"
     return links
-
-
-def _store_uri():
-    return os.environ.get(TRACKING_VARIABLE) or f"sqlite:///{Path(STORE_FOLDER).resolve() / 'mlflow.db'}"
-
-
-def _local_database(uri):
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
-
-
-def _unwritable(folder, reason):
-    return LabError(
-        f"Expected to write the MLflow store in '{folder}'. Received: {_first_line(reason)}. "
-        "Make the folder writable, work in another one, or set MLFLOW_TRACKING_URI."
-    )
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _expect_reachable(uri):
-    """Answer quickly for a server that is down; MLflow's own client would retry for minutes."""
-    try:
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=HEALTH_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        pass  # something answers: authentication and the like are MLflow's to report
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise LabError(
-            f"Expected an MLflow server at {uri} (MLFLOW_TRACKING_URI). Received no answer: {reason}. "
-            "Start the server, correct the address, or unset the variable to use ./mlruns."
-        ) from error
-
-
-def _open_local_store(database):
-    import mlflow
-    from filelock import FileLock
-
-    artifacts = database.parent / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock"):
-        if not database.exists():
-            with tempfile.TemporaryDirectory(dir=database.parent) as folder:
-                fresh = Path(folder, database.name)
-                mlflow.MlflowClient(f"sqlite:///{fresh}")  # the constructor migrates
-                os.replace(fresh, database)
-        elif not os.access(database, os.W_OK):
-            raise PermissionError(f"'{database}' is read-only")
-        _relocate(database, artifacts)
-        mlflow.MlflowClient(f"sqlite:///{database}")  # migrates a store of an older MLflow while we hold the lock
-
-
-def _relocate(database, artifacts):
-    """Rewrite artifact paths that end in our folder but start elsewhere: the store was moved or copied."""
-    here = artifacts.as_uri()
-    suffix = f"/{artifacts.parent.name}/artifacts"
-    columns = (
-        ("experiments", "artifact_location"),
-        ("runs", "artifact_uri"),
-        ("logged_models", "artifact_location"),
-        ("model_versions", "storage_location"),
-    )
-    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-        rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-        for (there,) in rows:
-            if there and there.startswith("file://") and there.endswith(suffix) and there != here:
-                for table, column in columns:
-                    connection.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                        (here, len(there) + 1, len(there), there),
-                    )
-
-
-def _close_stale_runs(client):
-    """End as KILLED what a process of this machine that is gone left RUNNING (SIGKILL, power loss)."""
-    ours = [e.experiment_id for e in client.search_experiments() if TAG + "source" in e.tags]
-    if not ours:
-        return
-    here = socket.gethostname()
-    for run in client.search_runs(ours, "attributes.status = 'RUNNING'", max_results=1000):
-        host, _, process = run.data.tags.get(TAG + "process", "").rpartition("/")
-        if host == here and not _is_alive(process):
-            client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
-            client.set_terminated(run.info.run_id, "KILLED")
-
-
-def _process_tags():
-    import psutil
-
-    # With the start time, since process ids are used again.
-    process = f"{os.getpid()}-{psutil.Process().create_time():.0f}"
-    return {"process": f"{socket.gethostname()}/{process}"}
-
-
-def _is_alive(process):
-    import psutil
-
-    pid, _, started = process.partition("-")
-    with contextlib.suppress(psutil.Error, ValueError):
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
-    return False
 
 
 def _experiment_tags(dataset):

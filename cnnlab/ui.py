@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 
-from cnnlab import tracking
+from cnnlab import store, tracking
 from cnnlab.errors import ArgumentError, LabError
 
 START_TIMEOUT = 90  # seconds
@@ -23,7 +23,7 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
         ArgumentError: the port is taken.
         LabError: the server did not start.
     """
-    uri = tracking.open_store()
+    uri = store.open_store()
     if uri.startswith(("http://", "https://")):
         print(f"The store is a server already:\n{_landing(uri.rstrip('/'))}")
         return

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab import tracking
+from cnnlab.store import open_store
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def store_template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("template")
     before = Path.cwd()
     os.chdir(folder)
-    tracking.open_store()
+    open_store()
     os.chdir(before)
     return folder / "mlruns" / "mlflow.db"
 
@@ -47,7 +47,7 @@ def store(store_template, workplace):
     """A ready store in the working folder."""
     (workplace / "mlruns").mkdir()
     shutil.copy(store_template, workplace / "mlruns" / "mlflow.db")
-    tracking.open_store()
+    open_store()
     import mlflow
 
     return mlflow.MlflowClient()

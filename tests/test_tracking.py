@@ -17,13 +17,14 @@ import pytest
 
 import cnnlab
 from cnnlab import tracking
+from cnnlab.store import expect_usable_store, open_store
 
 
 def _start(folder, barrier, failures):
     os.chdir(folder)
     barrier.wait()
     try:
-        tracking.open_store()
+        open_store()
         tracking.experiment_for(cnnlab.load_dataset("digits", limit=20))
     except BaseException as error:
         failures.put(repr(error))
@@ -39,7 +40,7 @@ def test_three_processes_may_make_the_store_at_once(workplace):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0], failures.get(timeout=1)
-    tracking.open_store()
+    open_store()
     names = [e.name for e in mlflow.MlflowClient().search_experiments()]
     assert names.count("cnnlab-digits") == 1
     assert not [p for p in (workplace / "mlruns").iterdir() if p.name.startswith("tmp")]
@@ -51,7 +52,7 @@ def test_moved_store_finds_its_artifacts_and_models(store, small_cnn, digits, wo
     there.mkdir()
     shutil.move(workplace / "mlruns", there / "mlruns")
     monkeypatch.chdir(there)
-    tracking.open_store()
+    open_store()
     client = mlflow.MlflowClient()
     assert "curves.png" in {file.path for file in client.list_artifacts(result.run_id)}
     assert mlflow.pyfunc.load_model(result.model_uri).predict(digits.test_images[:1]).shape == (1, 10)
@@ -61,7 +62,8 @@ def test_moved_store_finds_its_artifacts_and_models(store, small_cnn, digits, wo
 KILLED = """
 import os, signal, cnnlab
 from cnnlab import tracking
-tracking.open_store()
+from cnnlab.store import open_store
+open_store()
 dataset = cnnlab.load_dataset("digits", limit=20)
 with tracking.tracked_run(tracking.experiment_for(dataset), "doomed", params={}, tags={}):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -75,7 +77,7 @@ def test_run_of_a_killed_process_is_closed_at_the_next_start(store):
     [run] = store.search_runs(experiments)
     assert run.info.status == "RUNNING"
     with tracking.tracked_run(run.info.experiment_id, "alive", params={}, tags={}) as alive:
-        tracking.open_store()
+        open_store()
         assert store.get_run(run.info.run_id).info.status == "KILLED"
         assert store.get_run(alive).info.status == "RUNNING"
     assert "without closing" in store.get_run(run.info.run_id).data.tags["cnnlab.reason"]
@@ -86,7 +88,7 @@ def test_environment_variable_names_the_store(store_template, workplace, monkeyp
     other.parent.mkdir()
     shutil.copy(store_template, other)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
-    tracking.open_store()
+    open_store()
     tracking.experiment_for(digits)
     assert not (workplace / "mlruns").exists()
     with sqlite3.connect(other) as connection:
@@ -121,7 +123,7 @@ def test_unusable_folder_is_one_sentence(damage, workplace):
     damage(workplace)
     before = sorted(workplace.rglob("*"))
     with pytest.raises(cnnlab.LabError, match=r"Expected to write the MLflow store in '.*mlruns'") as caught:
-        tracking.open_store()
+        open_store()
     assert "\n" not in str(caught.value)
     assert [p for p in sorted(workplace.rglob("*")) if p.name not in ("mlflow.db.lock", "artifacts")] == before
 
@@ -130,7 +132,7 @@ def test_unusable_folder_is_one_sentence(damage, workplace):
 def test_read_only_folder_is_one_sentence(workplace):
     workplace.chmod(0o500)
     with pytest.raises(cnnlab.LabError, match="not a writable folder"):
-        tracking.expect_usable_store()
+        expect_usable_store()
 
 
 def test_server_that_does_not_answer_is_reported_within_15_seconds(workplace, monkeypatch):
@@ -141,7 +143,7 @@ def test_server_that_does_not_answer_is_reported_within_15_seconds(workplace, mo
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
             started = time.monotonic()
             with pytest.raises(cnnlab.LabError, match=f"Expected an MLflow server at http://{address}"):
-                tracking.open_store()
+                open_store()
             assert time.monotonic() - started < 15
     assert list(Path(workplace).iterdir()) == []
 
@@ -149,7 +151,7 @@ def test_server_that_does_not_answer_is_reported_within_15_seconds(workplace, mo
 def test_address_that_is_no_store(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://server")
     with pytest.raises(cnnlab.LabError, match="Expected an MLflow store at htp://server"):
-        tracking.open_store()
+        open_store()
 
 
 def test_ui_links_land_on_the_newest_comparison(store, digits):

@@ -1,1 +1,1 @@
-"""The KerasTuner side of the lab: hypermodels on top of `cnnlab.models` and a search whose trials are MLflow runs."""
+"""Hyperparameter search with KerasTuner, every trial an MLflow run."""

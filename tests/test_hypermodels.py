@@ -1,0 +1,84 @@
+"""pytest tests/test_hypermodels.py"""
+
+import pytest
+
+import cnnlab
+from tuning.hypermodels import SPACES, Range, check_space, fixed, hyperparameters, narrowed, recipe_of
+
+
+def test_narrowed_takes_ranges_and_choices():
+    space = narrowed(SPACES["cnn"], ["learning_rate=1e-3:1e-2", "filters=8,16,8", "dropout=0.1,0.2", "augment=none"])
+    assert space["learning_rate"] == Range(1e-3, 1e-2, log=True)
+    assert space["filters"] == (8, 16)
+    assert space["dropout"] == (0.1, 0.2)
+    assert space["augment"] == ("none",)
+    assert space["batch_size"] == SPACES["cnn"]["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("learning_rate", "Expected --space as name=low:high"),
+        ("learning_rat=1:2", "Did you mean 'learning_rate'"),
+        ("learning_rate=2:1", "a range from low to high"),
+        ("learning_rate=nan:1", "a range from low to high"),
+        ("learning_rate=0:1", "start above 0"),
+        ("filters=8:16", "Expected choices for filters"),
+        ("augment=a:b", "Expected --space as"),
+        ("augment=1:2", "Expected choices for augment"),
+        ("filters=8,big", "Expected --space as"),
+    ],
+)
+def test_unreadable_spaces_are_one_sentence(option, message):
+    with pytest.raises(cnnlab.ArgumentError, match=message):
+        narrowed(SPACES["cnn"], [option])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("learning_rate=1:20", "learning_rate to be above 0 and at most 10. Received: 20"),
+        ("dropout=0:1", "dropout"),
+        ("augment=none,flop", "Did you mean 'flip'"),
+        ("blocks=0,2", "blocks"),
+        ("filters=0,8", "filters"),
+    ],
+)
+def test_values_out_of_bounds_are_found_before_the_search(option, message):
+    with pytest.raises(cnnlab.ArgumentError, match=message):
+        check_space(narrowed(SPACES["cnn"], [option]), cnnlab.Recipe())
+
+
+@pytest.mark.parametrize("model", ["cnn", "vgg16"])
+def test_default_spaces_are_in_bounds(model):
+    check_space(SPACES[model], cnnlab.Recipe(model=model))
+
+
+def test_given_options_leave_the_space():
+    assert "batch_size" not in fixed(SPACES["cnn"], ["batch_size"])
+    assert not {"filters", "blocks"} & set(fixed(SPACES["cnn"], ["filters"]))
+
+
+def test_filters_of_a_block_are_active_only_where_there_are_as_many():
+    hp = hyperparameters(narrowed(SPACES["cnn"], ["blocks=1,3"]))
+    hp.values["blocks"] = 1
+    active = {parameter.name for parameter in hp.space if hp.is_active(parameter)}
+    assert {name for name in active if name.startswith("filters")} == {"filters_1"}
+    hp.values["blocks"] = 3
+    active = {parameter.name for parameter in hp.space if hp.is_active(parameter)}
+    assert {name for name in active if name.startswith("filters")} == {"filters_1", "filters_2", "filters_3"}
+
+
+def test_recipe_of_a_trial():
+    base = cnnlab.Recipe(epochs=9, batch_size=16)
+    values = {"blocks": 2, "filters_1": 8, "filters_2": 16, "filters_3": 64, "learning_rate": 0.01, "tuner/epochs": 3}
+    recipe = recipe_of(values, base)
+    assert (recipe.filters, recipe.learning_rate, recipe.epochs, recipe.batch_size) == ((8, 16), 0.01, 3, 16)
+
+
+def test_integers_stay_integers_in_a_range():
+    hp = hyperparameters(narrowed(SPACES["cnn"], ["dense_units=16:64"]))
+    [dense] = [parameter for parameter in hp.space if parameter.name == "dense_units"]
+    values = {dense.random_sample(seed) for seed in range(50)}
+    assert all(isinstance(value, int) and 16 <= value <= 64 for value in values)
+    assert len(values) > 10

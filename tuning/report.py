@@ -1,0 +1,100 @@
+"""What a search shows: a line for each trial on the screen, a table and figures on the parent run."""
+
+import csv
+import io
+
+from cnnlab import plots, tracking
+from tuning.oracles import FINISHED, OBJECTIVES
+
+BEST = "best_so_far.png"
+
+
+def trial_line(oracle, trial, search) -> str:
+    """One trial in words: number of how many, score, the best so far, and its values."""
+    done = sum(t.status in FINISHED for t in oracle.trials.values())
+    completed = [t for t in oracle.trials.values() if t.status == "COMPLETED"]
+    what = f"{search.objective} {trial.score:.4f}" if trial.status == "COMPLETED" else f"FAILED: {reason_of(trial)}"
+    pick = max if OBJECTIVES[search.objective] == "max" else min
+    best = pick(completed, key=lambda t: t.score, default=None)
+    so_far = f"best {best.score:.4f} (trial {int(best.trial_id)})" if best else "none completed yet"
+    values = "  ".join(f"{name} {_short(value)}" for name, value in shown_values(trial).items())
+    return f"trial {int(trial.trial_id)}  {done} of {search.trials} done  {what}  {so_far}  {values}"
+
+
+def reason_of(trial) -> str:
+    """The last line of a failed trial's error, without the exception's module."""
+    lines = (trial.message or "").strip().splitlines()
+    name, colon, text = (lines[-1] if lines else "unknown").partition(": ")
+    return text if colon else name
+
+
+def shown_values(trial) -> dict:
+    """A trial's hyperparameters that are in effect, without KerasTuner's own but the epochs."""
+    values = dict(trial.hyperparameters.values)
+    epochs = values.get("tuner/epochs")
+    shown = {name: value for name, value in values.items() if not name.startswith("tuner/")}
+    if "blocks" in shown:  # filters of blocks that this trial does not have
+        shown = {k: v for k, v in shown.items() if not k.startswith("filters_") or int(k[8:]) <= shown["blocks"]}
+    return {**shown, **({"epochs": epochs} if epochs else {})}
+
+
+def trial_rows(oracle, runs) -> list[dict]:
+    """A dict for each trial in the order of their numbers: trial, status, score, seconds, ended_after, run_id, values.
+
+    Args:
+        oracle: has the trials.
+        runs: the trials' runs, as `tracking.children_of` gives them.
+    """
+    by_label = {run["tags"]["label"]: run for run in runs}
+    rows, elapsed = [], 0.0
+    for trial_id, trial in sorted(oracle.trials.items(), key=lambda item: int(item[0])):
+        run = by_label.get(str(int(trial_id)), {})
+        seconds = run.get("seconds", 0.0)
+        elapsed += seconds
+        rows.append(
+            {
+                "trial": int(trial_id),
+                "status": trial.status,
+                "score": trial.score,
+                "seconds": round(seconds, 1),
+                "seconds_so_far": round(elapsed, 1),
+                "run_id": run.get("run_id"),
+                **shown_values(trial),
+            }
+        )
+    return rows
+
+
+def log_trials(rows, search) -> None:
+    """Put the table of trials and the figures on the active run."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    figures = {}
+    completed = [row for row in rows if row["status"] == "COMPLETED"]
+    if completed:
+        names = columns[columns.index("run_id") + 1 :]
+        values = {name: [row.get(name) for row in completed] for name in names}
+        scores = [row["score"] for row in completed]
+        figures = {
+            BEST: plots.best_so_far(
+                [row["trial"] for row in completed],
+                [row["seconds_so_far"] for row in completed],
+                scores,
+                search.objective,
+                OBJECTIVES[search.objective] == "max",
+            ),
+            "scores.png": plots.scores_by_hyperparameter(values, scores, search.objective),
+            "parallel_coordinates.png": plots.parallel_coordinates(values, scores, search.objective),
+        }
+    tracking.log_results(
+        {"completed_trials": len(completed), "failed_trials": sum(row["status"] == "FAILED" for row in rows)},
+        figures,
+        {"trials.csv": table.getvalue()},
+    )
+
+
+def _short(value):
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
