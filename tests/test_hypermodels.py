@@ -1,5 +1,6 @@
 """pytest tests/test_hypermodels.py"""
 
+import numpy as np
 import pytest
 
 import cnnlab
@@ -74,6 +75,12 @@ def test_recipe_of_a_trial():
     values = {"blocks": 2, "filters_1": 8, "filters_2": 16, "filters_3": 64, "learning_rate": 0.01, "tuner/epochs": 3}
     recipe = recipe_of(values, base)
     assert (recipe.filters, recipe.learning_rate, recipe.epochs, recipe.batch_size) == ((8, 16), 0.01, 3, 16)
+
+
+def test_values_of_the_gaussian_process_are_numpys():
+    recipe = recipe_of({"dropout": np.float64(0.25), "batch_size": np.int64(64)}, cnnlab.Recipe())
+    assert (recipe.dropout, recipe.batch_size) == (0.25, 64)
+    assert type(recipe.batch_size) is int
 
 
 def test_integers_stay_integers_in_a_range():

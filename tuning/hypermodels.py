@@ -110,6 +110,8 @@ def recipe_of(values, base) -> Recipe:
         values: KerasTuner's, name to value; its own (`tuner/epochs`) shorten the training.
         base: the recipe that everything else comes from.
     """
+    # The Gaussian process's are NumPy's.
+    values = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
     names = {f.name for f in dataclasses.fields(Recipe)}
     changes = {name: value for name, value in values.items() if name in names}
     if "blocks" in values:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras_tuner
 import numpy as np
+from keras_tuner.src import config as keras_tuner_config
 
 from cnnlab import tracking
 from cnnlab.data import ImageDataset
@@ -19,6 +20,9 @@ from cnnlab.runner import fit_and_evaluate
 from tuning import report
 from tuning.hypermodels import Range, hyperparameters, recipe_of
 from tuning.oracles import make_oracle, write_json
+
+# It prints the traceback of every failed trial; our line says why, and the run and the trial's file keep all of it.
+keras_tuner_config.DEBUG = False
 
 SCORE = "score"  # the metric of a trial's run that says it is complete
 
