@@ -4,15 +4,15 @@ import dataclasses
 import gc
 import os
 import re
-import signal
 import sys
-from contextlib import contextmanager
 
 import click
 
+from cnnlab import model_commands
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
+from cnnlab.job import job
 from cnnlab.models import MODELS
-from cnnlab.recipe import Recipe, applies, bounds_text, default_text
+from cnnlab.options import recipe_options, recipes_of
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -21,52 +21,8 @@ def cli():
     """Train, compare and use image classifiers, with every run tracked by MLflow."""
 
 
-def _option_type(f):
-    if f.metadata["choices"]:
-        return click.STRING  # checked by the recipe, which names the nearest valid choice
-    if f.name == "filters":
-        return _Integers()
-    return {int: click.INT, float: click.FLOAT}.get(_scalar(f.type), click.STRING)
-
-
-def _scalar(annotation):
-    for kind in (int, float):
-        if annotation in (kind, kind | None):
-            return kind
-    return str
-
-
-class _Integers(click.ParamType):
-    name = "integers"
-
-    def convert(self, value, param, ctx):
-        try:
-            return tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"Expected integers separated by commas, such as 32,64,128. Received: '{value}'.", param, ctx)
-
-
-def recipe_options(command):
-    """Add an option for every field of the recipe but the model."""
-    for f in reversed(dataclasses.fields(Recipe)):
-        if f.name == "model":
-            continue
-        bounds, default = bounds_text(f.metadata), default_text(f)
-        models = f.metadata["models"]
-        parts = [
-            f.metadata["help"],
-            f"({bounds})" if bounds else "",
-            f"[{' and '.join(models)} only]" if models else "",
-            f"[default: {default}]" if default else "",
-        ]
-        command = click.option(
-            "--" + f.name.replace("_", "-"),
-            f.name,
-            type=_option_type(f),
-            metavar="NAME_OR_FOLDER" if f.name == "dataset" else None,
-            help="  ".join(part for part in parts if part),
-        )(command)
-    return command
+for _command in model_commands.COMMANDS:
+    cli.add_command(_command)
 
 
 @cli.command()
@@ -74,30 +30,52 @@ def recipe_options(command):
 @recipe_options
 def train(model, **options):
     """Train MODEL (cnn or vgg16) as one tracked run."""
-    [recipe] = _recipes([model], options)
+    [recipe] = recipes_of([model], options)
     with job():
         from cnnlab.compare import train_model
+        from cnnlab.screen import print_next_step, print_results
 
         result = train_model(recipe)
-        _print_table([result], f"on {result.dataset_name}")
-        _print_next_step(result.run_id)
+        print_results([result], [result.recipe.model], f"on {result.dataset_name}")
+        print_next_step(result.run_id)
 
 
 @cli.command()
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL|RUN_ID]...")
+@click.option("--seeds", type=click.IntRange(1, 100), help="Train each model this often, from --seed upwards.")
 @recipe_options
-def compare(models, **options):
-    """Train models (cnn and vgg16) side by side.
+def compare(models, seeds, **options):
+    """Train models (cnn and vgg16) side by side, or compare runs of the store by their ids.
 
-    Each is a tracked run on the same data; their parent run carries the table and the overlaid figures.
+    A comparison is a run with the table, verdicts, and figures: curves, confusion matrices, calibration, and where the
+    two best disagree. Models that are trained are tracked runs below it.
     """
-    recipes = _recipes(models or tuple(MODELS), options)
+    trains = not models or any(model in MODELS for model in models)
+    if not trains and not any(re.fullmatch("[0-9a-f]{4,32}", model) for model in models):
+        expect_one_of("what to compare", models[0], [*MODELS, "ids of runs"])
+    given = ["--seeds"] * (seeds is not None) + [f"--{name}" for name, value in options.items() if value is not None]
+    if not trains and given:
+        raise ArgumentError(
+            f"Expected no options with runs that are trained already. Received: {given[0].replace('_', '-')}. "
+            "Leave it out, or name models."
+        )
+    recipes = recipes_of(models or tuple(MODELS), options) if trains else []
     with job():
-        from cnnlab.compare import compare_models
+        from cnnlab.compare import compare_models, compare_runs
+        from cnnlab.report import labels_of
+        from cnnlab.screen import print_next_step, print_results
 
-        parent_run_id, results = compare_models(recipes)
-        _print_table(results, f"on {results[0].dataset_name}")
-        _print_next_step(parent_run_id)
+        if trains:
+            seeded = [
+                dataclasses.replace(recipe, seed=recipe.seed + i) for recipe in recipes for i in range(seeds or 1)
+            ]
+            comparison = compare_models(seeded)
+        else:
+            comparison = compare_runs(models)
+        results = comparison.results
+        print_results(results, labels_of(results), f"on {results[0].dataset_name}")
+        print("\n".join(comparison.verdicts))
+        print_next_step(comparison.run_id)
 
 
 @cli.command()
@@ -125,7 +103,7 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
     """
     from tuning.hypermodels import SPACES, check_space, fixed, narrowed
 
-    [recipe] = _recipes([model], options)
+    [recipe] = recipes_of([model], options)
     given = [option for option, value in options.items() if value is not None]
     space = narrowed(fixed(SPACES[model], given), space)
     check_space(space, recipe)
@@ -134,6 +112,7 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
     if name and not re.fullmatch(r"[\w-]+", name):
         raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
     with job():
+        from cnnlab.screen import print_next_step
         from tuning.search import run_search, work_for_chief
         from tuning.trials import Search
 
@@ -143,7 +122,7 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
             return
         result = run_search(search, name=name, workers=workers, restart=restart)
         print(f"Winner: run {result.winner_run_id}.")
-        _print_next_step(result.parent_run_id)
+        print_next_step(result.parent_run_id)
 
 
 @cli.command()
@@ -176,91 +155,6 @@ def cache(clear):
     for e in entries:
         used = datetime.fromtimestamp(e["used"]).strftime("%Y-%m-%d %H:%M")
         print(f"{e['key'][:12]}  {e['bytes'] / 1e6:9,.1f} MB  used {used}  {e['shape']} up to layer {e['front']}")
-
-
-@contextmanager
-def job(trains=True):
-    """Around the work of a command: SIGTERM ends it like Ctrl-C, TensorFlow's start-up chatter stays off the screen."""
-
-    def stop(signum, frame):
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        if trains:
-            _load_tensorflow()
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _load_tensorflow():
-    """Import it with file descriptor 2 sent nowhere: it prints `I0000 ...` lines, whatever its log level."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import keras  # noqa: F401
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
-        tf.get_logger().setLevel("ERROR")  # retracing, say, is of no use to somebody who wrote no tf.function
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _recipes(models, options):
-    """A recipe for each model; options that were not given keep the recipe's defaults."""
-    given = {name: value for name, value in options.items() if value is not None}
-    for model in models:
-        expect_one_of("model", model, MODELS)
-    for f in dataclasses.fields(Recipe):
-        if f.name in given and not any(applies(f, model) for model in models):
-            option = "--" + f.name.replace("_", "-")
-            raise ArgumentError(
-                f"Expected options that apply to {' and '.join(models)}. "
-                f"Received: {option}, which is for {' and '.join(f.metadata['models'])}. Leave it out."
-            )
-    if "dataset" in given:
-        from cnnlab.data import is_folder
-
-        is_folder(given["dataset"])  # a wrong name answers at once, not after TensorFlow has loaded
-    fields = dataclasses.fields(Recipe)
-    return [
-        Recipe(model=model, **{f.name: given[f.name] for f in fields if f.name in given and applies(f, model)})
-        for model in models
-    ]
-
-
-def _print_table(results, title):
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    table.add_column("model", no_wrap=True)
-    for column in ("test\naccuracy", "test\nloss", "parameters", "trainable", "train\nseconds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("run id", overflow="fold")  # on a narrow terminal in two lines, but whole
-    for r in results:
-        table.add_row(
-            r.recipe.model,
-            f"{r.test_accuracy:.2%}",
-            f"{r.test_loss:.4f}",
-            f"{r.params:,}",
-            f"{r.trainable_params:,}",
-            f"{r.train_seconds:.1f}",
-            r.run_id,
-        )
-    # In a file the table is as wide as it needs to be; only a terminal has a width to respect.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-
-
-def _print_next_step(run_id):
-    print(f"Recorded as run {run_id}. Look at it with: cnnlab ui")
 
 
 def main():

@@ -1,20 +1,18 @@
-"""Several models on the same data, side by side: a parent run, a child each, a table and overlaid figures."""
+"""Several models on the same data, side by side: trained now as children of one run, or read back from the store."""
 
-import csv
 import dataclasses
-import io
 import sys
+from pathlib import Path
 
-import numpy as np
-
-from cnnlab import precision, store, tracking
-from cnnlab.data import load_dataset
-from cnnlab.errors import LabError
+from cnnlab import precision, runs, store, tracking
+from cnnlab.data import CLASS_NAMES, load_dataset
+from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import build_model
-from cnnlab.runner import RunResult, data_tags, fit_and_evaluate
-
-COLUMNS = ("model", "test_accuracy", "test_loss", "params", "trainable_params", "train_seconds", "run_id")
-CURVES = "comparison_curves.png"
+from cnnlab.predictions import part_digest
+from cnnlab.provenance import data_tags
+from cnnlab.report import CURVES, log_comparison
+from cnnlab.runner import RunResult, fit_and_evaluate
+from cnnlab.store import TAG
 
 
 def load_for(recipe):
@@ -34,9 +32,15 @@ def resolve(recipe, dataset):
     Weights that nobody named and that cannot be downloaded become random ones, with a warning.
 
     Returns:
-        `(recipe, tags)`, the recipe naming the weights and the precision that are really used.
+        `(recipe, tags)`, the recipe naming the weights and the precision that are really used, and files by their full
+        path, so that it can be repeated from another folder.
     """
-    recipe = dataclasses.replace(recipe, precision=precision.resolve(recipe.precision))
+    recipe = dataclasses.replace(
+        recipe,
+        precision=precision.resolve(recipe.precision),
+        dataset=_full_path(recipe.dataset, CLASS_NAMES),
+        weights=_full_path(recipe.weights, ("imagenet", "random")),
+    )
     if recipe.model != "vgg16" or recipe.weights is not None:
         build_model(recipe, dataset)
         return recipe, {}
@@ -63,20 +67,26 @@ def train_model(recipe) -> RunResult:
     return fit_and_evaluate(build_model(recipe, dataset), dataset, recipe, tags=tags)
 
 
-def compare_models(recipes) -> tuple[str, list[RunResult]]:
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """`run_id` of the run that carries it; `results`, a `RunResult` for each model; `verdicts`, sentences."""
+
+    run_id: str
+    results: list[RunResult]
+    verdicts: list[str]
+
+
+def compare_models(recipes) -> Comparison:
     """Train each recipe on the same data as children of one parent run that carries the comparison.
 
     Args:
         recipes: `Recipe`s that agree in their data fields (those of the first are used).
-
-    Returns:
-        The parent's run id and a `RunResult` for each recipe.
     """
     store.expect_usable_store()
     dataset = load_for(recipes[0])
     resolved = _resolve_all(recipes, dataset)
     store.open_store()
-    names = " and ".join(recipe.model for recipe in recipes)
+    names = " and ".join(dict.fromkeys(recipe.model for recipe in recipes))
     with tracking.tracked_run(
         tracking.experiment_for(dataset),
         f"compare {names}",
@@ -89,8 +99,45 @@ def compare_models(recipes) -> tuple[str, list[RunResult]]:
             fit_and_evaluate(build_model(recipe, dataset), dataset, recipe, parent_run_id=parent_run_id, tags=tags)
             for recipe, tags in resolved
         ]
-        log_comparison(results, dataset)
-    return parent_run_id, results
+        verdicts = log_comparison(results, dataset.test_images)
+    return Comparison(parent_run_id, results, verdicts)
+
+
+def compare_runs(run_ids) -> Comparison:
+    """Compare runs of the store on their stored test predictions; the comparison becomes a run of its own.
+
+    Args:
+        run_ids: at least two, whole or the first characters.
+
+    Raises:
+        ArgumentError: a run is unknown or unfinished, or they were tested on different images.
+        LabError: a run's predictions are gone.
+    """
+    store.open_store()
+    found = {run.info.run_id: run for run in map(runs.find_finished_run, run_ids)}
+    if len(found) < 2:
+        raise ArgumentError("Expected at least two different runs to compare. Received one. Name another.")
+    first = next(iter(found.values()))
+    results = [runs.read_result(run) for run in found.values()]
+    for r in results[1:]:
+        if r.test.digest != results[0].test.digest:
+            raise ArgumentError(
+                f"Expected runs that were tested on the same images. Received: {results[0].run_id[:8]} on "
+                f"{len(results[0].test.labels):,} images of {results[0].dataset_name}, {r.run_id[:8]} on "
+                f"{len(r.test.labels):,} others of {r.dataset_name}. Train them with the same dataset, "
+                "image_size, limit and split_seed."
+            )
+    names = " and ".join(r.run_id[:6] for r in results)
+    data = {key.removeprefix(TAG): v for key, v in first.data.tags.items() if key.startswith(f"{TAG}dataset")}
+    with tracking.tracked_run(
+        first.info.experiment_id,
+        f"compare {names}",
+        params={},
+        tags={"kind": "compare", "figure": CURVES, "runs": ",".join(found), **data},
+        description=f"The stored runs {names}, on their stored predictions.",
+    ) as run_id:
+        verdicts = log_comparison(results, _test_images(results[0]))
+    return Comparison(run_id, results, verdicts)
 
 
 def _resolve_all(recipes, dataset):
@@ -102,58 +149,24 @@ def _resolve_all(recipes, dataset):
         if kind not in known:
             known[kind] = resolve(kind, dataset)
         used, tags = known[kind]
-        resolved.append((dataclasses.replace(recipe, weights=used.weights, precision=used.precision), tags))
+        same = {name: getattr(used, name) for name in ("dataset", "weights", "precision")}
+        resolved.append((dataclasses.replace(recipe, **same), tags))
     return resolved
 
 
-def log_comparison(results, dataset) -> None:
-    """Put the table and the overlaid figures on the active run."""
-    from sklearn.metrics import confusion_matrix
-
-    from cnnlab import plots
-
-    classes = np.arange(len(dataset.class_names))
-    named = dict(zip(labels_of(results), results, strict=True))
-    matrices = {
-        f"{label} ({r.test_accuracy:.1%})": confusion_matrix(
-            dataset.test_labels, r.test_probabilities.argmax(axis=1), labels=classes
-        )
-        for label, r in named.items()
-    }
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(COLUMNS)
-    writer.writerows(rows(results))
-    tracking.log_results(
-        metrics={},
-        figures={
-            CURVES: plots.curves({label: r.history for label, r in named.items()}),
-            "comparison_confusion.png": plots.confusion_matrices(matrices, dataset.class_names),
-        },
-        texts={"comparison.csv": table.getvalue()},
-    )
+def _test_images(result):
+    """The test images that a run saw, or `None` with a warning where they are not to be had any more."""
+    try:
+        dataset = load_for(result.recipe)
+        digest = part_digest(dataset.class_names, dataset.test_images, dataset.test_labels)
+        reason = None if digest == result.test.digest else "its images are others now"
+    except LabError as error:
+        reason = str(error)
+    if reason is None:
+        return dataset.test_images
+    print(f"warning: no grid of disagreements, since {result.recipe.dataset} cannot be read: {reason}", file=sys.stderr)
+    return None
 
 
-def labels_of(results) -> list[str]:
-    """A label for each result: its model, numbered where several have the same."""
-    models = [r.recipe.model for r in results]
-    return [
-        model if models.count(model) == 1 else f"{model} {models[:i].count(model) + 1}"
-        for i, model in enumerate(models)
-    ]
-
-
-def rows(results) -> list[tuple]:
-    """The comparison as rows of `COLUMNS`."""
-    return [
-        (
-            r.recipe.model,
-            round(r.test_accuracy, 4),
-            round(r.test_loss, 4),
-            r.params,
-            r.trainable_params,
-            round(r.train_seconds, 1),
-            r.run_id,
-        )
-        for r in results
-    ]
+def _full_path(value, names):
+    return value if value is None or value in names or not Path(value).exists() else str(Path(value).resolve())

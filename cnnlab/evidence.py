@@ -16,6 +16,7 @@ class Paired:
     Attributes:
         difference: accuracy of the first minus that of the second, 0..1.
         low, high: its bootstrap interval.
+        confidence: of the interval.
         only_first, only_second: images that only one of them gets right.
         p_value: of McNemar's exact test that both err equally often.
     """
@@ -23,24 +24,37 @@ class Paired:
     difference: float
     low: float
     high: float
+    confidence: float
     only_first: int
     only_second: int
     p_value: float
 
     def in_words(self, first, second) -> str:
         """The verdict: which one is better, or that the difference is within noise."""
-        points = f"{100 * abs(self.difference):.1f} points"
-        low, high = sorted((abs(100 * self.low), abs(100 * self.high)))
-        if self.low <= 0 <= self.high:
-            return (
-                f"{first} and {second} differ by {points}, which is within noise "
-                f"({100 * self.low:+.1f} to {100 * self.high:+.1f} at {CONFIDENCE:.0%}, McNemar p = {self.p_value:.2g})"
-            )
-        better, worse = (first, second) if self.difference > 0 else (second, first)
+        method = f"paired bootstrap, McNemar p = {self.p_value:.2g}"
+        return in_words(first, second, self.difference, self.low, self.high, self.confidence, method)
+
+
+def in_words(first, second, difference, low, high, confidence, method) -> str:
+    """The verdict on two models: which is better, or that the difference is within noise.
+
+    Args:
+        first, second: names.
+        difference, low, high: accuracy of the first minus that of the second, and its interval, 0..1.
+        confidence: of the interval.
+        method: how it was found.
+    """
+    if low <= 0 <= high:
         return (
-            f"{better} is better than {worse} by {points} "
-            f"({low:.1f} to {high:.1f} at {CONFIDENCE:.0%}, McNemar p = {self.p_value:.2g})"
+            f"{first} and {second}: the difference is within noise ({100 * difference:+.1f} points, "
+            f"{100 * low:+.1f} to {100 * high:+.1f} at {confidence:.3g}; {method})"
         )
+    if difference < 0:
+        first, second, difference, low, high = second, first, -difference, -high, -low
+    return (
+        f"{first} is better than {second} by {100 * difference:.1f} points "
+        f"({100 * low:.1f} to {100 * high:.1f} at {confidence:.3g}; {method})"
+    )
 
 
 def wilson_interval(correct, total) -> tuple[float, float]:
@@ -68,7 +82,24 @@ def mean_interval(scores) -> tuple[float, float, float]:
     return mean, float(low), float(high)
 
 
-def paired(first, second, labels, seed=0) -> Paired:
+def seeds_difference(first, second, confidence=CONFIDENCE) -> tuple[float, float, float]:
+    """The difference of two models' mean scores over seeds, at least two each (Welch's t interval, 1947; SciPy).
+
+    It says how much the seeds matter; that the test images are a sample, it does not know.
+
+    Returns:
+        `(difference, low, high)`.
+    """
+    from scipy import stats
+
+    difference = float(np.mean(first) - np.mean(second))
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        return difference, difference, difference
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
+    return difference, float(interval.low), float(interval.high)
+
+
+def paired(first, second, confidence=CONFIDENCE, seed=0) -> Paired:
     """Compare two models' predictions on the same images.
 
     The interval is the percentile bootstrap over images of the difference in accuracy (Efron and Tibshirani, 1993;
@@ -76,15 +107,14 @@ def paired(first, second, labels, seed=0) -> Paired:
     wrong (McNemar, 1947; recommended for one training of each by Dietterich, 1998; statsmodels).
 
     Args:
-        first, second: probabilities `(N, num_classes)`.
-        labels: `(N,)` integers.
+        first, second: whether each image is named right, `(N,) bool`.
+        confidence: of the interval.
         seed: of the bootstrap.
     """
     from scipy import stats
     from statsmodels.stats.contingency_tables import mcnemar
 
-    right = [np.argmax(probabilities, axis=1) == labels for probabilities in (first, second)]
-    differences = right[0].astype(float) - right[1]  # (N,) float64: -1, 0 or 1
+    differences = first.astype(float) - second  # (N,) float64: -1, 0 or 1
     low = high = float(differences.mean())
     if np.ptp(differences) > 0:
         interval = stats.bootstrap(
@@ -92,15 +122,23 @@ def paired(first, second, labels, seed=0) -> Paired:
             np.mean,
             n_resamples=RESAMPLES,
             batch=100,  # all at once would hold every resample of every image in memory
-            confidence_level=CONFIDENCE,
+            confidence_level=confidence,
             method="percentile",
             rng=np.random.default_rng(seed),
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    only_first, only_second = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
-    both, neither = int(np.sum(right[0] & right[1])), int(np.sum(~right[0] & ~right[1]))
+    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    both, neither = int(np.sum(first & second)), int(np.sum(~first & ~second))
     p_value = mcnemar([[both, only_first], [only_second, neither]], exact=True).pvalue
-    return Paired(float(differences.mean()), low, high, only_first, only_second, min(1.0, float(p_value)))
+    return Paired(
+        difference=float(differences.mean()),
+        low=low,
+        high=high,
+        confidence=confidence,
+        only_first=only_first,
+        only_second=only_second,
+        p_value=min(1.0, float(p_value)),
+    )
 
 
 def calibration(probabilities, labels):

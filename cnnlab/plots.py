@@ -179,3 +179,26 @@ def _positions(values):
     ):
         return [distinct.index(value) for value in values], [str(value) for value in distinct], False
     return values, None, min(values) > 0 and max(values) / min(values) > 20
+
+
+def reliability(calibrations) -> Figure:
+    """Accuracy against confidence, one diagram a model, with the share of the images in each bin below.
+
+    Args:
+        calibrations: label to `(confidence, accuracy, count, error)` as `evidence.calibration` gives them.
+    """
+    figure = Figure(figsize=(3.6 * len(calibrations), 4.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(2, len(calibrations), squeeze=False, sharex=True, height_ratios=(3, 1))
+    for (top, bottom), (label, (confidence, accuracy, count, error)) in zip(axes.T, calibrations.items(), strict=True):
+        edges = np.linspace(0, 1, len(count) + 1)
+        filled = count > 0
+        top.plot((0, 1), (0, 1), "--", color="grey", lw=1)
+        top.plot(confidence[filled], accuracy[filled], marker="o", markersize=4, color=COLOURS[0])
+        top.set(title=f"{label}: calibration error {error:.1%}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        bottom.bar(edges[:-1], count / count.sum(), np.diff(edges), align="edge", color=COLOURS[0], alpha=0.6)
+        bottom.set(xlabel="confidence", ylabel="images")
+        for formatted in (top.yaxis, bottom.xaxis, bottom.yaxis):
+            formatted.set_major_formatter(PercentFormatter(1, decimals=0))
+        top.title.set_fontsize(9)
+        top.grid(alpha=0.3)
+    return figure

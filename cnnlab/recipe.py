@@ -54,6 +54,7 @@ class Recipe:
     precision: str = _field(
         "float32", "Arithmetic; auto is mixed_bfloat16 where the processor has it in hardware.", choices=PRECISIONS
     )
+    deterministic: bool = _field(False, "Only operations that repeat bit for bit on the same machine.")
     filters: tuple[int, ...] | None = _field(
         None, "Filters of each convolution block.", low=1, high=4096, models=("cnn",)
     )

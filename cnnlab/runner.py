@@ -1,18 +1,17 @@
 """The shared runner: one model, one data set, one MLflow run."""
 
 import dataclasses
-import hashlib
-import platform
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from cnnlab import store, tracking
 from cnnlab.errors import LabError
 from cnnlab.features import batches, features_of, split_at_frozen_front
+from cnnlab.predictions import PREDICTIONS_FILE, Predictions, describe, part_digest, save_predictions
+from cnnlab.provenance import data_tags, environment_tags, weights_tags
 from cnnlab.recipe import Recipe
 
 PREDICT_BATCH = 256  # images; large batches use the cores better, and memory is bounded by them
@@ -26,10 +25,9 @@ class RunResult:
         run_id: MLflow's.
         name: the run's name.
         recipe: what was trained.
-        dataset_name: of the data set.
+        dataset_name, class_names: of the data set.
         history: per-epoch metrics as Keras gives them, `{"loss": [...], "val_accuracy": [...], ...}`.
-        test_loss, test_accuracy: of the finished model on the test set; `None` where it was kept out.
-        test_probabilities: `(N, num_classes) float32`, or `None`.
+        test, validation: `Predictions` of the finished model; `None` where the test set was kept out, as in a search.
         params, trainable_params: numbers of weights.
         train_seconds: spent in `fit` (and in the pass through the frozen layers before it).
         total_seconds: from opening the run to closing it.
@@ -40,15 +38,23 @@ class RunResult:
     name: str
     recipe: Recipe
     dataset_name: str
+    class_names: tuple[str, ...]
     history: dict
-    test_loss: float | None
-    test_accuracy: float | None
-    test_probabilities: np.ndarray | None
+    test: Predictions | None
+    validation: Predictions | None
     params: int
     trainable_params: int
     train_seconds: float
     total_seconds: float
     model_uri: str | None
+
+    @property
+    def test_accuracy(self) -> float:
+        return self.test.accuracy
+
+    @property
+    def test_loss(self) -> float:
+        return self.test.loss
 
 
 def fit_and_evaluate(
@@ -85,12 +91,12 @@ def fit_and_evaluate(
         tracking.experiment_for(dataset),
         run_name,
         params=recipe.params(),
-        tags={"kind": "train", **data_tags(dataset), **_version_tags(), **_weights_tags(recipe), **(tags or {})},
+        tags={"kind": "train", **data_tags(dataset), **environment_tags(), **weights_tags(recipe), **(tags or {})},
         description=_description(recipe, dataset),
         parent_run_id=parent_run_id,
     ) as run_id:
         tracking.log_dataset(dataset)
-        history, train_seconds, probabilities = _fit_and_predict(model, dataset, recipe, callbacks, test)
+        history, train_seconds, predictions = _fit_and_predict(model, dataset, recipe, callbacks, test)
         metrics = {
             "params": model.count_params(),
             "trainable_params": trainable,
@@ -99,15 +105,18 @@ def fit_and_evaluate(
         figures = {"curves.png": plots.curves({recipe.model: history})}
         # The summary in place of autologging's, which is of the head alone where features were cached.
         texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
-        files, model_uri, scores = {}, None, {"test_loss": None, "test_accuracy": None}
+        files, model_uri = {}, None
         if test:
-            scores = _test_scores(dataset.test_labels, probabilities)
-            print(f"{run_name}: test_accuracy {scores['test_accuracy']:.4f}, test_loss {scores['test_loss']:.4f}")
-            metrics |= scores
+            scores = predictions["test"]
+            print(f"{run_name}: test_accuracy {scores.accuracy:.4f}, test_loss {scores.loss:.4f}")
+            # Of the finished model; with patience the last epoch's `val_accuracy` is of other weights.
+            metrics |= {"test_accuracy": scores.accuracy, "test_loss": scores.loss}
+            metrics |= {"final_val_accuracy": predictions["val"].accuracy, "final_val_loss": predictions["val"].loss}
             model_uri = tracking.log_model(model, dataset.class_names, dataset.test_images.shape[1:])
-            more_figures, more_texts, files = _test_report(dataset, recipe, probabilities)
+            more_figures, more_texts = describe(recipe.model, dataset.class_names, dataset.test_images, scores)
             figures |= more_figures
             texts |= more_texts
+            files[PREDICTIONS_FILE] = lambda path: save_predictions(path, dataset.class_names, **predictions)
         tracking.log_results(metrics, figures, texts, files)
         total_seconds = time.perf_counter() - started
         tracking.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
@@ -116,9 +125,10 @@ def fit_and_evaluate(
         name=run_name,
         recipe=recipe,
         dataset_name=dataset.name,
+        class_names=dataset.class_names,
         history=history,
-        **scores,
-        test_probabilities=probabilities,
+        test=predictions.get("test"),
+        validation=predictions.get("val"),
         params=model.count_params(),
         trainable_params=trainable,
         train_seconds=train_seconds,
@@ -128,13 +138,17 @@ def fit_and_evaluate(
 
 
 def _fit_and_predict(model, dataset, recipe, callbacks, test=True):
-    """Train under autologging, on cached features where the model has a frozen front, and predict the test set.
+    """Train under autologging, on cached features where the model has a frozen front, and predict with what came out.
 
     Returns:
-        `(history, train_seconds, test_probabilities)`: the seconds hold the pass through the frozen layers too, and the
-        probabilities are `None` where the test set is kept out.
+        `(history, train_seconds, predictions)`: the seconds hold the pass through the frozen layers too; the
+        predictions are those of "test" and "val", or none where the test set is kept out.
     """
     import keras
+    import tensorflow as tf
+
+    if recipe.deterministic:
+        tf.config.experimental.enable_op_determinism()  # for the rest of the process; there is no way back
 
     callbacks = [_without_validation_copies(), keras.callbacks.TerminateOnNaN(), *callbacks]
     if recipe.patience:
@@ -163,13 +177,23 @@ def _fit_and_predict(model, dataset, recipe, callbacks, test=True):
             "Lower the learning rate."
         )
     if not test:
-        return history, seconds, None
-    batched = _batched(test_inputs, dataset.test_labels, PREDICT_BATCH, shuffle=False)
+        return history, seconds, {}
+    predictions = {"test": _predict(trained, test_inputs, dataset.test_images, dataset.test_labels, dataset)}
+    predictions["val"] = (
+        predictions["test"]
+        if dataset.val_is_test
+        else _predict(trained, val_inputs, dataset.val_images, dataset.val_labels, dataset)
+    )
+    if split:
+        _expect_same(model, dataset.test_images[:16], predictions["test"].probabilities[:16])
+    return history, seconds, predictions
+
+
+def _predict(trained, inputs, images, labels, dataset):
+    batched = _batched(inputs, labels, PREDICT_BATCH, shuffle=False)
     batched.pop("y", None)
     probabilities = trained.predict(**batched, verbose=0)  # (N, C) float32
-    if split:
-        _expect_same(model, dataset.test_images[:16], probabilities[:16])
-    return history, seconds, probabilities
+    return Predictions(probabilities, labels, part_digest(dataset.class_names, images, labels))
 
 
 def _batched(x, labels, batch_size, shuffle):
@@ -208,75 +232,10 @@ def _without_validation_copies():
     return keras.callbacks.LambdaCallback(on_test_end=lambda logs: logs.clear() if logs else None)
 
 
-def _test_scores(labels, probabilities) -> dict:
-    import keras
-
-    losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
-    return {
-        "test_loss": float(np.mean(keras.ops.convert_to_numpy(losses))),
-        "test_accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
-    }
-
-
-def _test_report(dataset, recipe, probabilities):
-    """What the test set shows: figures and texts by artifact path, and writers of files."""
-    from sklearn.metrics import confusion_matrix
-
-    from cnnlab import plots
-
-    labels, names = dataset.test_labels, dataset.class_names
-    predicted = probabilities.argmax(axis=1)
-    matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
-    with np.errstate(invalid="ignore"):
-        by_class = matrix.diagonal() / matrix.sum(axis=1)  # (C,) float64, NaN where the test set lacks the class
-    confidence = probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-confidence[wrong])][:24]
-    captions = [f"{names[predicted[i]]} {confidence[i]:.0%}\nis {names[labels[i]]}" for i in wrong]
-    accuracy_rows = [
-        f"{name},{count},{value:.4f}" for name, count, value in zip(names, matrix.sum(1), by_class, strict=True)
-    ]
-    figures = {
-        "confusion_matrix.png": plots.confusion_matrices({recipe.model: matrix}, names),
-        "class_accuracy.png": plots.class_accuracy(by_class, names),
-        "mistakes.png": plots.image_grid(dataset.test_images[wrong], captions, "Most confident mistakes"),
-    }
-    texts = {"class_accuracy.csv": "\n".join(["class,test_images,accuracy", *accuracy_rows, ""])}
-    # What later comparisons and paired tests work from.
-    arrays = {"test_probabilities": probabilities, "test_labels": labels, "class_names": np.array(names)}
-    return figures, texts, {"predictions.npz": lambda path: np.savez_compressed(path, **arrays)}
-
-
 def _summary(model):
     lines = []
     model.summary(print_fn=lambda line, **_: lines.append(line), line_length=100)
     return "\n".join(lines)
-
-
-def data_tags(dataset) -> dict:
-    """What a run's tags say about its data."""
-    return {
-        "dataset": dataset.name,
-        "dataset_digest": dataset.digest,
-        "dataset_source": dataset.source,
-        "dataset_stands_in_for": dataset.stands_in_for,
-        "validation": "test set" if dataset.val_is_test else "held out from the training set",
-    }
-
-
-def _version_tags():
-    from importlib.metadata import version
-
-    packages = ("cnnlab", "keras", "tensorflow", "mlflow", "numpy")
-    return {"python": platform.python_version(), **{f"version.{name}": version(name) for name in packages}}
-
-
-def _weights_tags(recipe):
-    """The sha256 of a weights file, which its path alone does not pin down."""
-    if recipe.weights and Path(recipe.weights).is_file():
-        with open(recipe.weights, "rb") as file:
-            return {"weights_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    return {}
 
 
 def _description(recipe, dataset):

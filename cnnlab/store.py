@@ -70,7 +70,7 @@ def open_store() -> str:
         if database:
             raise _unwritable(database.parent, error) from error
         raise LabError(
-            f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {_first_line(error)}. "
+            f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {first_line(error)}. "
             "Correct the address, or unset the variable to use ./mlruns."
         ) from error
     return uri
@@ -87,12 +87,13 @@ def local_database(uri) -> Path | None:
 
 def _unwritable(folder, reason):
     return LabError(
-        f"Expected to write the MLflow store in '{folder}'. Received: {_first_line(reason)}. "
+        f"Expected to write the MLflow store in '{folder}'. Received: {first_line(reason)}. "
         "Make the folder writable, work in another one, or set MLFLOW_TRACKING_URI."
     )
 
 
-def _first_line(error):
+def first_line(error) -> str:
+    """An error's message without what follows its first line, for a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 

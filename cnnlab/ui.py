@@ -27,7 +27,7 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
     if uri.startswith(("http://", "https://")):
         print(f"The store is a server already:\n{_landing(uri.rstrip('/'))}")
         return
-    port = _choose_port(host, port)
+    port = choose_port(host, port, DEFAULT_PORT)
     url = f"http://{host}:{port}"
     arguments = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(
@@ -55,8 +55,13 @@ def _landing(url):
     return "\n".join(f"  {what:8} {link}" for what, link in tracking.ui_links(url).items())
 
 
-def _choose_port(host, port):
-    for candidate in (port,) if port else (DEFAULT_PORT, 0):
+def choose_port(host, port, usual) -> int:
+    """A port to listen on: the given one, or without one the usual one where it is free, else any.
+
+    Raises:
+        ArgumentError: the given port is taken.
+    """
+    for candidate in (port,) if port else (usual, 0):
         with closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

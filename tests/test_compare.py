@@ -13,19 +13,23 @@ from cnnlab import compare, data
 
 def test_models_are_children_of_a_run_with_the_comparison(store, small_cnn):
     other = dataclasses.replace(small_cnn, filters=(4,), seed=1)
-    parent_run_id, results = cnnlab.compare_models([small_cnn, other])
+    comparison = cnnlab.compare_models([small_cnn, other])
+    parent_run_id, results = comparison.run_id, comparison.results
     parent = store.get_run(parent_run_id)
     assert parent.info.status == "FINISHED"
     children = [store.get_run(r.run_id) for r in results]
     assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent_run_id}
     assert {c.info.experiment_id for c in children} == {parent.info.experiment_id}
     names = {file.path for file in store.list_artifacts(parent_run_id)}
-    assert names == {"comparison_curves.png", "comparison_confusion.png", "comparison.csv"}
+    assert names == {
+        *("comparison_curves.png", "comparison_confusion.png", "calibration.png", "disagreements.png"),
+        *("comparison.csv", "verdicts.md"),
+    }
     text = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/comparison.csv")
     table = list(csv.DictReader(io.StringIO(text)))
     assert [row["run_id"] for row in table] == [r.run_id for r in results]
     assert [float(row["test_accuracy"]) for row in table] == [round(r.test_accuracy, 4) for r in results]
-    assert compare.labels_of(results) == ["cnn 1", "cnn 2"]
+    assert [row["label"] for row in table] == [f"cnn {r.run_id[:6]}" for r in results]
 
 
 def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatch):

@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from cnnlab.evidence import calibration, mean_interval, paired, wilson_interval
-
-
-def predictions(right, wrong, labels=None):
-    """Probabilities for a two-class problem whose labels are all 0: right first, then wrong."""
-    first = np.concatenate([np.full(right, 0.9), np.full(wrong, 0.2)])
-    return np.stack([first, 1 - first], axis=1)
+from cnnlab.evidence import calibration, mean_interval, paired, seeds_difference, wilson_interval
 
 
 def test_wilson_interval_of_a_textbook_case():
@@ -26,27 +20,39 @@ def test_mean_interval_uses_students_t():
 
 
 def test_paired_difference_and_exact_mcnemar():
-    labels = np.zeros(100, int)
-    first, second = predictions(80, 20), predictions(70, 30)
-    result = paired(first, second, labels)
+    first, second = np.arange(100) < 80, np.arange(100) < 70
+    result = paired(first, second)
     assert (result.only_first, result.only_second) == (10, 0)
     assert result.difference == pytest.approx(0.1)
     assert result.p_value == pytest.approx(2 * 0.5**10)  # the exact two-sided binomial
     assert 0.04 <= result.low <= 0.06
     assert 0.15 <= result.high <= 0.17
     assert "a is better than b by 10.0 points" in result.in_words("a", "b")
-    reverse = paired(second, first, labels)
+    reverse = paired(second, first)
     assert reverse.difference == -result.difference
     assert "a is better than b by 10.0 points" in reverse.in_words("b", "a")
 
 
 def test_a_difference_within_noise_is_called_so():
-    rng = np.random.default_rng(0)
-    labels = np.zeros(200, int)
-    first, second = (np.stack([p, 1 - p], axis=1) for p in rng.uniform(0, 1, (2, 200)))
-    assert "within noise" in paired(first, second, labels).in_words("a", "b")
-    same = paired(first, first, labels)
+    first, second = np.random.default_rng(0).uniform(0, 1, (2, 200)) > 0.5
+    assert "within noise" in paired(first, second).in_words("a", "b")
+    same = paired(first, first)
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+
+
+def test_more_comparisons_take_a_wider_interval():
+    first, second = np.random.default_rng(0).uniform(0, 1, (2, 500)) > [[0.4], [0.6]]
+    narrow, wide = paired(first, second), paired(first, second, confidence=0.99)
+    assert wide.low < narrow.low
+    assert wide.high > narrow.high
+
+
+def test_difference_over_seeds_is_welchs():
+    # Unequal spreads: standard error sqrt(0.0001 + 0.0009) / sqrt(3), 2.4402 degrees of freedom, t = 3.6361.
+    difference, low, high = seeds_difference([0.70, 0.71, 0.72], [0.60, 0.63, 0.66])
+    assert difference == pytest.approx(0.08)
+    assert (difference - low, high - difference) == pytest.approx((0.0664, 0.0664), abs=5e-4)
+    assert seeds_difference([0.5, 0.5], [0.4, 0.4])[1] == pytest.approx(0.1)
 
 
 def test_calibration_of_a_known_case():

@@ -1,10 +1,13 @@
 """pytest tests/test_hypermodels.py"""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import cnnlab
 from tuning.hypermodels import SPACES, Range, check_space, fixed, hyperparameters, narrowed, recipe_of
+from tuning.oracles import make_oracle
 
 
 def test_narrowed_takes_ranges_and_choices():
@@ -61,7 +64,7 @@ def test_given_options_leave_the_space():
 
 
 def test_filters_of_a_block_are_active_only_where_there_are_as_many():
-    hp = hyperparameters(narrowed(SPACES["cnn"], ["blocks=1,3"]))
+    hp = hyperparameters(narrowed(SPACES["cnn"], ["blocks=1,3"]), cnnlab.Recipe())
     hp.values["blocks"] = 1
     active = {parameter.name for parameter in hp.space if hp.is_active(parameter)}
     assert {name for name in active if name.startswith("filters")} == {"filters_1"}
@@ -84,8 +87,19 @@ def test_values_of_the_gaussian_process_are_numpys():
 
 
 def test_integers_stay_integers_in_a_range():
-    hp = hyperparameters(narrowed(SPACES["cnn"], ["dense_units=16:64"]))
+    hp = hyperparameters(narrowed(SPACES["cnn"], ["dense_units=16:64"]), cnnlab.Recipe())
     [dense] = [parameter for parameter in hp.space if parameter.name == "dense_units"]
     values = {dense.random_sample(seed) for seed in range(50)}
     assert all(isinstance(value, int) and 16 <= value <= 64 for value in values)
     assert len(values) > 10
+
+
+def test_the_first_trial_is_the_recipe_that_the_search_starts_from():
+    base = cnnlab.Recipe(filters=(16, 32, 64), batch_size=64, seed=1)
+    for tuner in ("bayesian", "random", "hyperband"):
+        space = hyperparameters(SPACES["cnn"], base)
+        oracle = make_oracle(tuner, space=space, objective="val_accuracy", trials=5, epochs=5, seed=1)
+        first = oracle._random_values()
+        assert dataclasses.replace(recipe_of(first, base), padding="valid") == base
+        oracle.trials["0"] = None
+        assert oracle._random_values() != first

@@ -81,7 +81,7 @@ def test_artifacts(trained):
     path = mlflow.artifacts.download_artifacts(f"{run.info.artifact_uri}/predictions.npz")
     with np.load(path) as stored:
         assert (stored["test_labels"] == dataset.test_labels).all()
-        assert stored["test_probabilities"] == pytest.approx(result.test_probabilities)
+        assert stored["test_probabilities"] == pytest.approx(result.test.probabilities)
 
 
 def test_reloaded_model_reproduces_the_test_accuracy(trained, here):
@@ -89,7 +89,7 @@ def test_reloaded_model_reproduces_the_test_accuracy(trained, here):
     model = mlflow.pyfunc.load_model(result.model_uri)
     probabilities = model.predict(dataset.test_images)
     assert np.mean(probabilities.argmax(axis=1) == dataset.test_labels) == result.test_accuracy
-    assert probabilities == pytest.approx(result.test_probabilities, abs=1e-6)
+    assert probabilities == pytest.approx(result.test.probabilities, abs=1e-6)
     assert model.metadata.metadata["class_names"] == list(dataset.class_names)
     lines = Path(mlflow.pyfunc.get_model_dependencies(result.model_uri)).read_text().splitlines()
     requirements = {line.split("==")[0] for line in lines}
@@ -100,7 +100,7 @@ def test_frozen_model_is_logged_whole(store, digits):
     recipe = cnnlab.Recipe(model="vgg16", weights="random", epochs=1, dataset="digits", limit=150)
     result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, digits), digits, recipe)
     reloaded = mlflow.pyfunc.load_model(result.model_uri).predict(digits.test_images)
-    assert reloaded == pytest.approx(result.test_probabilities, abs=1e-4)
+    assert reloaded == pytest.approx(result.test.probabilities, abs=1e-4)
     assert result.params == 14_714_688 + 512 * 256 + 256 + 256 * 10 + 10
     assert result.trainable_params == 512 * 256 + 256 + 256 * 10 + 10
 

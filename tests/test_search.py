@@ -106,7 +106,7 @@ def fit_twice(*args, **kwargs):
         kwargs["callbacks"] = [keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: time.sleep(30))]
     return fit(*args, **kwargs)
 trials.fit_and_evaluate = fit_twice
-from cnnlab.cli import job
+from cnnlab.job import job
 with job():
     search.run_search(small_search(trials=4))
 """

@@ -85,21 +85,25 @@ def check_space(space, recipe) -> None:
                 dataclasses.replace(recipe, **{name: (value,) if name == "filters" else value})
 
 
-def hyperparameters(space):
-    """The space as KerasTuner's `HyperParameters`; filters of later blocks are active only where there are as many."""
+def hyperparameters(space, base):
+    """The space as KerasTuner's `HyperParameters`; filters of later blocks are active only where there are as many.
+
+    The defaults are the base recipe's values, where the space has them.
+    """
     import keras_tuner
 
     hp = keras_tuner.HyperParameters()
     blocks = space.get("blocks", ())
+    filters = base.filters or ()
     if blocks:
-        _declare(hp, "blocks", blocks)
+        _declare(hp, "blocks", blocks, len(filters))
     for name, values in space.items():
         if name == "filters" and blocks:
             for i in range(1, max(blocks) + 1):
                 with hp.conditional_scope("blocks", [b for b in blocks if b >= i]):
-                    _declare(hp, f"filters_{i}", values)
+                    _declare(hp, f"filters_{i}", values, filters[i - 1] if i <= len(filters) else None)
         elif name != "blocks":
-            _declare(hp, name, values)
+            _declare(hp, name, values, getattr(base, name))
     return hp
 
 
@@ -121,15 +125,16 @@ def recipe_of(values, base) -> Recipe:
     return dataclasses.replace(base, **changes)
 
 
-def _declare(hp, name, values):
+def _declare(hp, name, values, start):
     if not isinstance(values, Range):
-        hp.Choice(name, list(values))
+        hp.Choice(name, list(values), default=start if start in values else None)
         return
     sampling = "log" if values.log else "linear"
+    default = start if start is not None and values.low <= start <= values.high else None
     if _is_integer(name):
-        hp.Int(name, int(values.low), int(values.high), sampling=sampling)
+        hp.Int(name, int(values.low), int(values.high), sampling=sampling, default=default)
     else:
-        hp.Float(name, values.low, values.high, sampling=sampling)
+        hp.Float(name, values.low, values.high, sampling=sampling, default=default)
 
 
 def _is_integer(name):

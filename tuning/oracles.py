@@ -45,6 +45,17 @@ class Durable:
             return keras_tuner.engine.trial.Trial(self.get_space(), trial_id="none", status="STOPPED")
         return super().create_trial(tuner_id)
 
+    def _random_values(self):
+        """A random recipe, but the first one is the recipe that the search starts from, for the others to beat."""
+        if self.trials:
+            return super()._random_values()
+        start = keras_tuner.HyperParameters()
+        for hyperparameter in self.hyperparameters.space:
+            start.merge([hyperparameter])
+            if start.is_active(hyperparameter):
+                start.values[hyperparameter.name] = hyperparameter.default
+        return start.values
+
     @keras_tuner.synchronized
     def end_trial(self, trial):
         super().end_trial(trial)

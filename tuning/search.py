@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from cnnlab import store, tracking
 from cnnlab.compare import load_for, resolve
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.runner import data_tags
+from cnnlab.provenance import data_tags
 from tuning import report
 from tuning.finals import train_finalists, train_winner
 from tuning.hypermodels import check_space

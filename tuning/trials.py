@@ -153,7 +153,7 @@ def make_tuner(search, folder, place) -> TrackedTuner:
     """The tuner of a search, with the state that is in `folder`."""
     oracle = make_oracle(
         search.tuner,
-        space=hyperparameters(search.space),
+        space=hyperparameters(search.space, search.recipe),
         objective=search.objective,
         trials=search.trials,
         epochs=search.recipe.epochs,

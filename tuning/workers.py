@@ -101,7 +101,7 @@ def main(name, settings) -> None:
     settings["space"] = {
         key: Range(**values) if isinstance(values, dict) else tuple(values) for key, values in settings["space"].items()
     }
-    from cnnlab.cli import job
+    from cnnlab.job import job
 
     with job():
         from tuning.search import work_for_chief

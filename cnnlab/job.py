@@ -1,0 +1,40 @@
+"""What goes around the work of a command: signals, and TensorFlow's import."""
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+
+@contextmanager
+def job(trains=True):
+    """Around the work of a command: SIGTERM ends it like Ctrl-C, TensorFlow's start-up chatter stays off the screen."""
+
+    def stop(signum, frame):
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        if trains:
+            _load_tensorflow()
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _load_tensorflow():
+    """Import it with file descriptor 2 sent nowhere: it prints `I0000 ...` lines, whatever its log level."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+        tf.get_logger().setLevel("ERROR")  # retracing, say, is of no use to somebody who wrote no tf.function
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

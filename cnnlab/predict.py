@@ -1,0 +1,153 @@
+"""Name what is in pictures with a logged or registered model."""
+
+import csv
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnnlab import store
+from cnnlab.errors import ArgumentError, LabError
+from cnnlab.folders import EXTENSIONS, decode_image
+
+BATCH = 256  # pictures in memory at a time
+FORMATS = ("table", "csv", "json")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded model and what its output means.
+
+    Attributes:
+        uri: where it was loaded from.
+        model: `keras.Model`, `(N, image_size, image_size, 3) uint8` to `(N, num_classes)` probabilities.
+        class_names: of the probabilities, from the model's own metadata.
+        image_size: pixels a side.
+    """
+
+    uri: str
+    model: object
+    class_names: tuple[str, ...]
+    image_size: int
+
+    def probabilities(self, images) -> np.ndarray:
+        """`(N, H, W, 3) uint8` to `(N, num_classes) float32`."""
+        return np.asarray(self.model.predict_on_batch(images))
+
+    def top(self, probabilities, count) -> list[tuple[str, float]]:
+        """The most probable classes of one picture, `(name, probability)`, best first."""
+        order = np.argsort(-probabilities, kind="stable")[:count]
+        return [(self.class_names[i], float(probabilities[i])) for i in order]
+
+
+def load_classifier(model=None) -> Classifier:
+    """Load a model by URI, or the champion of a registered model by its name, or of the only one there is.
+
+    Raises:
+        LabError: the registry is empty, has no such model or alias, or the model does not carry its class names.
+    """
+    import mlflow
+
+    from cnnlab import registry
+
+    store.open_store()
+    if model is None or ":/" not in model:
+        name = registry.the_name(model)
+        if registry.find_champion(name) is None:
+            raise LabError(
+                f"Expected {name} to have a champion. Received: none. Promote one with 'cnnlab register --promote', or "
+                f"name a version with --model models:/{name}/1."
+            )
+        model = f"models:/{name}@{registry.CHAMPION}"
+    try:
+        info = mlflow.models.get_model_info(model)
+        loaded = mlflow.keras.load_model(model) if "keras" in info.flavors else None
+    except (mlflow.MlflowException, OSError) as error:
+        raise LabError(
+            f"Expected '{model}' to be a model of this store. Received: {store.first_line(error)}. "
+            "'cnnlab models' lists what is registered."
+        ) from error
+    class_names = (info.metadata or {}).get("class_names")
+    if loaded is None or not class_names:
+        raise LabError(f"Expected a model that cnnlab logged, with its class names. Received: '{model}', another kind.")
+    return Classifier(model, loaded, tuple(class_names), loaded.input_shape[1])
+
+
+def list_pictures(paths) -> list[Path]:
+    """Files as they are, and the pictures in folders and their subfolders, sorted.
+
+    Raises:
+        ArgumentError: a path does not exist, or a folder holds no pictures.
+    """
+    found = []
+    for path in map(Path, paths):
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+        if not path.exists():
+            raise ArgumentError(f"Expected pictures or folders of them. Received: '{path}', which does not exist.")
+        if path.is_dir() and not inside:
+            raise ArgumentError(
+                f"Expected '{path}' to hold pictures ({', '.join(sorted(e[1:] for e in EXTENSIONS))}). Received: none."
+            )
+        found.extend(inside if path.is_dir() else [path])
+    return found
+
+
+def classify_files(classifier, files):
+    """Classify pictures, a batch in memory at a time.
+
+    Yields:
+        `(file, probabilities)` in order; in place of `(num_classes,)` probabilities a `LabError` for a file that does
+        not decode.
+    """
+
+    def decode(file):
+        try:
+            return decode_image(file, classifier.image_size)
+        except LabError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
+        for start in range(0, len(files), BATCH):
+            chunk = files[start : start + BATCH]
+            images = list(pool.map(decode, chunk))
+            readable = [image for image in images if not isinstance(image, LabError)]
+            predicted = iter(classifier.probabilities(np.stack(readable)) if readable else ())
+            for file, image in zip(chunk, images, strict=True):
+                yield file, image if isinstance(image, LabError) else next(predicted)
+
+
+def write_predictions(rows, file_format, count, width):
+    """Predictions as lines of text, one picture at a time.
+
+    Args:
+        rows: iterable of `(file, [(class name, probability), ...])`.
+        file_format: one of `FORMATS`; "json" is one array.
+        count: classes a picture.
+        width: of the longest file name, for the table.
+
+    Yields:
+        Text, to be written as it is.
+    """
+    if file_format == "csv":
+        yield _csv_line(["file", *(f"{what}_{i}" for i in range(1, count + 1) for what in ("class", "probability"))])
+    started = False
+    for file, best in rows:
+        if file_format == "csv":
+            yield _csv_line([file, *(value for name, p in best for value in (name, f"{p:.6f}"))])
+        elif file_format == "json":
+            predictions = [{"class": name, "probability": round(p, 6)} for name, p in best]
+            yield (",\n" if started else "[\n") + json.dumps({"file": str(file), "predictions": predictions})
+        else:
+            yield f"{file!s:{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in best) + "\n"
+        started = True
+    if file_format == "json":
+        yield "\n]\n" if started else "[]\n"
+
+
+def _csv_line(values):
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()

@@ -1,0 +1,272 @@
+"""The registry: one name a data set, a version for each registered run, `@champion` moved on evidence only.
+
+A version's tags say what it is; its model card and the evidence of its promotion lie beside the model.
+"""
+
+import contextlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cnnlab import evidence, runs, store
+from cnnlab.card import model_card
+from cnnlab.errors import ArgumentError, LabError
+from cnnlab.store import TAG
+
+CHAMPION, PREVIOUS = "champion", "previous"
+REPLACED = TAG + "replaced"  # on a champion: the version that it took the alias from
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model: `name`, `number`, `run_id`, `aliases`, and our `tags` without their prefix."""
+
+    name: str
+    number: int
+    run_id: str
+    aliases: tuple[str, ...]
+    tags: dict
+
+    def __str__(self):
+        return f"{self.name} version {self.number}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Of a promotion: whether the alias was moved, and why, in words."""
+
+    promoted: bool
+    reason: str
+
+
+def register(run_id=None, *, experiment=None, name=None) -> tuple[Version, list[str]]:
+    """Register a run's model, or find the version that it already is.
+
+    Args:
+        run_id: whole or its first characters; `None` takes the best run by validation score.
+        experiment: where to look for the best one; the one used last by default.
+        name: of the registered model; that of the run's experiment by default, so one for each data set.
+
+    Returns:
+        The version, and sentences about how it was chosen.
+
+    Raises:
+        LabError: the run is unknown, failed, or has no model.
+    """
+    import mlflow
+
+    store.open_store()
+    client = mlflow.MlflowClient()
+    run = runs.find_finished_run(run_id) if run_id else runs.best_run(experiment)
+    result = runs.read_result(run)
+    experiment = client.get_experiment(run.info.experiment_id).name
+    said = []
+    if not run_id:
+        score = run.data.metrics[runs.SCORE]
+        said.append(f"Best of {experiment} by validation accuracy: {run.info.run_name}, {score:.2%}.")
+    if run.data.tags[f"{TAG}validation"] == "test set":
+        said.append("It was validated on the test set, so its validation score is a test score.")
+    name = name or experiment
+    for version in list_versions(name):
+        if version.run_id == run.info.run_id:
+            return version, [*said, f"It is {version} already."]
+    with contextlib.suppress(mlflow.MlflowException):  # it is there already
+        client.create_registered_model(name, description=f"Classifiers of {result.dataset_name} images, by cnnlab.")
+    tags = {
+        **{key: value for key, value in run.data.tags.items() if key.startswith(TAG) and key not in _RUN_ONLY},
+        TAG + "recipe": json.dumps({k: v for k, v in run.data.params.items() if k in result.recipe.params()})[:5000],
+        TAG + "classes": json.dumps(result.class_names)[:5000],
+        **{TAG + key: f"{run.data.metrics[key]:.4f}" for key in ("test_accuracy", "test_loss", runs.SCORE)},
+    }
+    card = model_card(result, run.data.tags)
+    _add_files(result.model_uri, {"model_card.md": card})
+    made = client.create_model_version(
+        name,
+        source=result.model_uri,
+        run_id=run.info.run_id,
+        tags=tags,
+        description=card.split("\n## ")[0],
+        model_id=_model_id(result.model_uri),
+    )
+    return _version(client.get_model_version(name, made.version)), said
+
+
+_RUN_ONLY = (TAG + "process", TAG + "kind", TAG + "label")
+
+
+def promote(version, *, margin=0.0, force=False) -> Decision:
+    """Make a version the champion if it beats the present one on the same held-out images.
+
+    On the validation images where both held out the same ones, so that the test set is not used to choose; else on the
+    test images, and the reason says so. The interval of the paired difference in accuracy must lie above `margin`.
+
+    Args:
+        version: the challenger, a `Version`.
+        margin: of accuracy, 0..1.
+        force: move the alias whatever the evidence, which is kept all the same.
+
+    Raises:
+        LabError: the champion is not comparable (other data or classes), without `force`.
+    """
+    champion = find_champion(version.name)
+    if champion is None:
+        return _decide(version, None, Decision(True, f"{version} is the first champion."), {})
+    if champion.number == version.number:
+        return Decision(False, f"{version} is the champion already.")
+    challenger_run, champion_run = (runs.find_finished_run(v.run_id) for v in (version, champion))
+    challenger, defender = (runs.read_result(run) for run in (challenger_run, champion_run))
+    part, reason = _common_part(version, champion, challenger, defender)
+    if part is None:
+        if not force:
+            raise LabError(f"{reason} Register it under another --name, or move the alias with --force.")
+        return _decide(version, champion, Decision(True, f"Forced, not compared: {reason}"), {})
+    first, second = getattr(challenger, part), getattr(defender, part)
+    compared = evidence.paired(first.right, second.right)
+    where = f"On the same {len(first.labels):,} {'validation' if part == 'validation' else 'test'} images{reason}: "
+    said = where + compared.in_words(f"version {version.number}", f"champion version {champion.number}") + "."
+    better = compared.low > margin
+    if not better:
+        said += f" The interval's lower end, {100 * compared.low:+.1f} points, is not above {100 * margin:g}."
+    if better or force:
+        said = f"{'' if better else 'Forced against the evidence. '}{said}"
+    facts = {
+        "challenger": {"version": version.number, "run_id": version.run_id, "accuracy": first.accuracy},
+        "champion": {"version": champion.number, "run_id": champion.run_id, "accuracy": second.accuracy},
+        "images": {"part": part, "count": len(first.labels), "digest": first.digest},
+        "margin": margin,
+        "forced": force and not better,
+        **asdict(compared),
+    }
+    return _decide(version, champion, Decision(better or force, said), facts)
+
+
+def rollback(name) -> tuple[Version, Version]:
+    """Undo the last promotion: the champion's predecessor gets the alias back.
+
+    Returns:
+        `(from, to)`.
+
+    Raises:
+        LabError: there is no champion, or none before it.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    champion = find_champion(name)
+    if champion is None:
+        raise LabError(f"Expected {name} to have a champion. Received: none. Use 'cnnlab register --promote'.")
+    before = champion.tags.get("replaced")
+    if before is None:
+        raise LabError(f"Expected a champion before {champion}. Received: it was the first, so nothing is undone.")
+    versions = {version.number: version for version in list_versions(name)}
+    if int(before) not in versions:
+        raise LabError(f"Expected version {before} of {name}, the champion before. Received: it was deleted.")
+    old = versions[int(before)]
+    client.set_registered_model_alias(name, CHAMPION, old.number)
+    client.delete_model_version_tag(name, champion.number, REPLACED)
+    if older := old.tags.get("replaced"):
+        client.set_registered_model_alias(name, PREVIOUS, older)
+    else:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    return champion, old
+
+
+def list_versions(name=None) -> list[Version]:
+    """All versions, of one registered model or of all of ours, newest first."""
+    import mlflow
+
+    found = mlflow.MlflowClient().search_model_versions(f"name = '{name}'" if name else None)
+    versions = [_version(v) for v in found if f"{TAG}classes" in v.tags]
+    return sorted(versions, key=lambda version: (version.name, -version.number))
+
+
+def find_champion(name) -> Version | None:
+    """The version that holds the alias `champion`, or `None`."""
+    return next((version for version in list_versions(name) if CHAMPION in version.aliases), None)
+
+
+def the_name(name=None) -> str:
+    """A registered model's name: the one given, or the only one there is.
+
+    Raises:
+        LabError: there is none, or several and none was named, or not that one.
+    """
+    store.open_store()
+    names = sorted({version.name for version in list_versions()})
+    if not names:
+        raise LabError(
+            "Expected a registered model. Received: an empty registry. Use 'cnnlab register' after training."
+        )
+    if name is None and len(names) == 1:
+        return names[0]
+    if name not in names:
+        received = f"'{name}'" if name else "no name, and there are several"
+        raise ArgumentError(f"Expected the name of a registered model ({', '.join(names)}). Received: {received}.")
+    return name
+
+
+def _version(version):
+    """MLflow's version with its aliases; a search leaves them out."""
+    import mlflow
+
+    aliases = mlflow.MlflowClient().get_registered_model(version.name).aliases
+    held = tuple(alias for alias, number in aliases.items() if int(number) == int(version.version))
+    tags = {key.removeprefix(TAG): value for key, value in version.tags.items() if key.startswith(TAG)}
+    return Version(version.name, int(version.version), version.run_id, held, tags)
+
+
+def _common_part(version, champion, challenger, defender):
+    """`(part, remark)`: the images both were kept from; `(None, why)` where there are none."""
+    if challenger.class_names != defender.class_names:
+        return None, (
+            f"{champion}, the champion, is not comparable: it names the classes {_some(defender.class_names)}, and "
+            f"version {version.number} {_some(challenger.class_names)}."
+        )
+    if challenger.validation.digest == defender.validation.digest:
+        test_too = challenger.validation.digest == challenger.test.digest
+        return ("test" if test_too else "validation"), (" (they were validated on, too)" if test_too else "")
+    if challenger.test.digest == defender.test.digest:
+        return "test", " (they held out other validation images)"
+    return None, (
+        f"{champion}, the champion, is not comparable: it was tested on {len(defender.test.labels):,} images of "
+        f"{defender.dataset_name}, and version {version.number} on {len(challenger.test.labels):,} others of "
+        f"{challenger.dataset_name}."
+    )
+
+
+def _some(names):
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _decide(version, champion, decision, facts):
+    """Write down what was decided, then move the aliases: `previous` first, so that a kill between keeps a champion."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    against = f"v{champion.number}" if champion else "none"
+    text = json.dumps({"promoted": decision.promoted, "reason": decision.reason, **facts}, indent=2)
+    source = client.get_model_version(version.name, version.number).source
+    _add_files(source, {f"evidence/v{version.number}_against_{against}.json": text})
+    client.set_model_version_tag(version.name, version.number, TAG + "promotion", decision.reason[:5000])
+    if decision.promoted:
+        if champion:
+            client.set_model_version_tag(version.name, version.number, REPLACED, str(champion.number))
+            client.set_registered_model_alias(version.name, PREVIOUS, champion.number)
+        client.set_registered_model_alias(version.name, CHAMPION, version.number)
+    return decision
+
+
+def _add_files(model_uri, texts):
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder:
+        for path, text in texts.items():
+            target = Path(folder, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        mlflow.MlflowClient().log_model_artifacts(_model_id(model_uri), folder)
+
+
+def _model_id(model_uri):
+    return model_uri.removeprefix("models:/")

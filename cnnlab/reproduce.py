@@ -1,0 +1,107 @@
+"""Repeat a run from what it logged, and say what came out equal."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from cnnlab import runs, store
+from cnnlab.compare import load_for, resolve
+from cnnlab.models import build_model
+from cnnlab.runner import fit_and_evaluate
+from cnnlab.store import TAG
+
+# Tags that may explain a difference.
+CIRCUMSTANCES = ("dataset_digest", "weights_sha256", "git_commit", "git_dirty", "python", "machine", "threads")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure then and now: `name`, the last values, and the largest difference over all epochs or images."""
+
+    name: str
+    then: float | None
+    now: float | None
+    difference: float
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """`run_id` of the new run; `figures`; `changes`, sentences on what else is different; `verdict`, a sentence."""
+
+    run_id: str
+    figures: list[Figure]
+    changes: list[str]
+    verdict: str
+
+
+def reproduce(run_id, *, deterministic=False, dataset=None, weights=None) -> Reproduction:
+    """Train once more with a stored run's recipe, as a new run, and compare all figures.
+
+    Args:
+        run_id: whole or its first characters.
+        deterministic: only operations that repeat bit for bit, also if the run did without.
+        dataset, weights: where the run's folder and weights file are now, if they were moved.
+
+    Raises:
+        LabError: the run is unknown or failed, or its data or weights cannot be had.
+    """
+    store.open_store()
+    before = runs.find_finished_run(run_id)
+    stored = runs.read_recipe(before)
+    moved = {name: value for name, value in (("dataset", dataset), ("weights", weights)) if value}
+    recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
+    data = load_for(recipe)
+    recipe, tags = resolve(recipe, data)
+    tested = runs.SCORE in before.data.metrics  # a trial of a search was not
+    result = fit_and_evaluate(
+        build_model(recipe, data),
+        data,
+        recipe,
+        run_name=f"{before.info.run_name}, again",
+        tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **tags},
+        test=tested,
+    )
+    after = runs.find_finished_run(result.run_id)
+    figures = [
+        Figure(name, values[-1], result.history[name][-1], _largest_difference(values, result.history[name]))
+        for name, values in runs.read_history(before).items()
+    ]
+    if tested:
+        old = runs.read_result(before)
+        for name in ("test_accuracy", "test_loss"):
+            then, now = getattr(old, name), getattr(result, name)
+            figures.append(Figure(name, then, now, abs(then - now)))
+        difference = _largest_difference(old.test.probabilities, result.test.probabilities)
+        figures.append(Figure("test probabilities", None, None, difference))
+    return Reproduction(result.run_id, figures, _changes(before, after), _verdict(figures))
+
+
+def _largest_difference(then, now):
+    then, now = np.asarray(then, float), np.asarray(now, float)
+    return float(np.abs(then - now).max()) if then.shape == now.shape else float("inf")
+
+
+def _changes(before, after):
+    names = [TAG + name for name in CIRCUMSTANCES]
+    names += sorted({tag for run in (before, after) for tag in run.data.tags if tag.startswith(TAG + "version.")})
+    pairs = [(name, before.data.tags.get(name), after.data.tags.get(name)) for name in names]
+    pairs += [
+        (name, before.data.params.get(name), after.data.params.get(name)) for name in ("deterministic", "precision")
+    ]
+    return [
+        f"{name.removeprefix(TAG).removeprefix('version.')}: {then or 'not recorded'} then, {now or 'not recorded'} now"
+        for name, then, now in pairs
+        if then != now
+    ]
+
+
+def _verdict(figures):
+    different = [figure for figure in figures if figure.difference]
+    if not different:
+        return f"All {len(figures)} figures are equal bit for bit."
+    worst = max(different, key=lambda figure: figure.difference)
+    return (
+        f"{len(figures) - len(different)} of {len(figures)} figures are equal, {len(different)} differ, "
+        f"by at most {worst.difference:.3g} ({worst.name})."
+    )

@@ -1,0 +1,157 @@
+"""Runs of the store, read back as what they were when they ended."""
+
+import re
+import tempfile
+from pathlib import Path
+
+from cnnlab import store
+from cnnlab.errors import ArgumentError, LabError
+from cnnlab.predictions import PREDICTIONS_FILE, load_predictions
+from cnnlab.recipe import Recipe
+from cnnlab.runner import RunResult
+from cnnlab.store import TAG
+
+HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy")
+SCORE = "final_val_accuracy"  # what "the best run" means
+
+
+def find_run(run_id):
+    """The MLflow run with this id, or with this beginning of an id, in the open store.
+
+    Raises:
+        ArgumentError: no run has it, or several have.
+    """
+    import mlflow
+
+    if not re.fullmatch(r"[0-9a-f]{4,32}", run_id):
+        raise ArgumentError(
+            f"Expected a run's id, or at least its first 4 characters (0-9, a-f). Received: '{run_id}'. "
+            "'cnnlab ui' shows the runs."
+        )
+    runs = mlflow.MlflowClient().search_runs(_our_experiments(), f"attributes.run_id LIKE '{run_id}%'", max_results=2)
+    if len(runs) != 1:
+        received = f"'{run_id}', which is that of {'several runs' if runs else 'no run'} in this store"
+        raise ArgumentError(
+            f"Expected the id of a run, or enough of its first characters. Received: {received}. "
+            "'cnnlab ui' shows the runs; the store is the one of the working folder, or MLFLOW_TRACKING_URI's."
+        )
+    return runs[0]
+
+
+def find_finished_run(run_id):
+    """`find_run`, for a finished run of one model.
+
+    Raises:
+        ArgumentError: also when the run failed, or is not the run of a model.
+    """
+    run = find_run(run_id)
+    short = run.info.run_id[:8]
+    kind = run.data.tags.get(TAG + "kind")
+    if kind in ("compare", "search"):
+        raise ArgumentError(
+            f"Expected the run of one model. Received: {short}, a {kind} run. Take one of the runs below it."
+        )
+    if run.info.status != "FINISHED":
+        reason = run.data.tags.get(TAG + "reason")
+        raise ArgumentError(
+            f"Expected a finished run. Received: {short}, which is {run.info.status}{f' ({reason})' if reason else ''}."
+        )
+    return run
+
+
+def best_run(experiment=None):
+    """The finished run with the best validation score of an experiment: by name, or the one that was used last.
+
+    Raises:
+        ArgumentError: no such experiment.
+        LabError: it has no finished run with a model.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    finished = f"attributes.status = 'FINISHED' and metrics.{SCORE} >= 0"
+    experiments = _our_experiments()
+    if experiment:
+        names = {client.get_experiment(number).name: number for number in experiments}
+        if experiment not in names:
+            raise ArgumentError(
+                f"Expected an experiment of this store ({', '.join(names) or 'it has none'}). Received: '{experiment}'."
+            )
+        experiments = [names[experiment]]
+    newest = _first(client, experiments, finished, "attributes.start_time DESC")
+    if newest is None:
+        raise LabError(
+            "Expected a finished run with a model. Received: none in this store. Train one with 'cnnlab compare', "
+            "in this folder."
+        )
+    return _first(client, [newest.info.experiment_id], finished, f"metrics.{SCORE} DESC")
+
+
+def read_result(run) -> RunResult:
+    """What `fit_and_evaluate` returned for a run that is finished.
+
+    Raises:
+        LabError: the run has no test predictions (a trial of a search), or they are gone.
+    """
+    recipe, metrics = read_recipe(run), run.data.metrics
+    if SCORE not in metrics:
+        raise LabError(
+            f"Expected a run with a model and test predictions. Received: {run.info.run_id[:8]}, a "
+            f"{run.data.tags.get(TAG + 'kind')} run without them. Of a search, take the winner."
+        )
+    class_names, parts = _artifact(run, PREDICTIONS_FILE, load_predictions)
+    return RunResult(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        recipe=recipe,
+        dataset_name=run.data.tags[TAG + "dataset"],
+        class_names=class_names,
+        history=read_history(run),
+        test=parts["test"],
+        validation=parts["val"],
+        params=int(metrics["params"]),
+        trainable_params=int(metrics["trainable_params"]),
+        train_seconds=metrics["train_seconds"],
+        total_seconds=metrics["total_seconds"],
+        model_uri=f"models:/{run.outputs.model_outputs[0].model_id}",
+    )
+
+
+def read_recipe(run) -> Recipe:
+    """The recipe that a run logged."""
+    return Recipe.from_json(_artifact(run, "recipe.json", lambda path: Path(path).read_text()))
+
+
+def read_history(run) -> dict:
+    """Per-epoch metrics of a run, `{"loss": [...], "val_accuracy": [...], ...}`."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    history = {name: client.get_metric_history(run.info.run_id, name) for name in HISTORY}
+    return {name: [m.value for m in sorted(values, key=lambda m: m.step)] for name, values in history.items()}
+
+
+def _artifact(run, name, read):
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return read(
+                mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=folder)
+            )
+        except (OSError, mlflow.MlflowException) as error:
+            raise LabError(
+                f"Expected run {run.info.run_id[:8]} to have its {name}. Received: {store.first_line(error)}. "
+                "Restore the store's artifacts, or train again."
+            ) from error
+
+
+def _our_experiments():
+    import mlflow
+
+    return [e.experiment_id for e in mlflow.MlflowClient().search_experiments() if TAG + "source" in e.tags]
+
+
+def _first(client, experiments, condition, order):
+    runs = client.search_runs(experiments, condition, order_by=[order], max_results=1) if experiments else []
+    return runs[0] if runs else None

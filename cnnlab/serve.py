@@ -1,0 +1,110 @@
+"""A registered model behind MLflow's scoring server, which also takes picture files."""
+
+import asyncio
+import io
+
+import numpy as np
+
+from cnnlab.errors import LabError
+from cnnlab.folders import decode_image
+from cnnlab.predict import load_classifier
+from cnnlab.ui import choose_port
+
+DEFAULT_PORT = 5001  # beside the UI's
+
+
+class Scorer:
+    """The classifier as MLflow's scoring server wants it: `metadata` and `predict`.
+
+    JSON numbers are taken as float64 and checked here. With the model's own uint8 signature MLflow would cut them, and
+    images scaled to 0..1 would be scored as black ones without a word.
+    """
+
+    def __init__(self, classifier):
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        side = classifier.image_size
+        self.classifier = classifier
+        self.shape = (side, side, 3)
+        self.metadata = Model(
+            signature=ModelSignature(
+                Schema([TensorSpec(np.dtype("float64"), (-1, *self.shape))]),
+                Schema([TensorSpec(np.dtype("float32"), (-1, len(classifier.class_names)))]),
+            )
+        )
+
+    def predict(self, data):
+        """`(N, H, W, 3)` of whole numbers, 0 to 255, to `(N, num_classes)`; else an error of status 400."""
+        images = np.asarray(data)
+        if images.ndim != 4 or images.shape[1:] != self.shape or not len(images):
+            raise _wrong_input(f"an array of shape (N, {', '.join(map(str, self.shape))})", f"shape {images.shape}")
+        if not np.issubdtype(images.dtype, np.number) or not np.isfinite(images).all():
+            raise _wrong_input("numbers", "others")
+        low, high = images.min(), images.max()
+        scaled = 0 < high <= 1 or (images != np.round(images)).any()
+        if scaled or low < 0 or high > 255:
+            raise _wrong_input("pixels as whole numbers from 0 to 255, not scaled", f"values from {low:g} to {high:g}")
+        return self.classifier.probabilities(images.astype(np.uint8))
+
+
+def make_app(classifier, top=3):
+    """MLflow's scoring app with one more route, `POST /classify`, whose body is a picture file.
+
+    Args:
+        classifier: a `Classifier`.
+        top: classes that `/classify` names.
+    """
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+    from mlflow.pyfunc import scoring_server
+
+    app = scoring_server.init(Scorer(classifier))
+
+    def classify_bytes(body):
+        image = decode_image(io.BytesIO(body), classifier.image_size)
+        return classifier.top(classifier.probabilities(image[None])[0], top)
+
+    @app.post("/classify")
+    async def classify(request: Request):
+        try:
+            best = await asyncio.to_thread(classify_bytes, await request.body())
+        except LabError:
+            return JSONResponse(
+                {"error": "Expected the body to be a picture file. Received: one that does not decode."}, 400
+            )
+        return {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in best]}
+
+    return app
+
+
+def serve(model, host, port) -> None:
+    """Load a model and serve it until the process is told to end.
+
+    Raises:
+        ArgumentError: the port is taken.
+        LabError: as `load_classifier`.
+    """
+    import uvicorn
+
+    port = choose_port(host, port, DEFAULT_PORT)
+    classifier = load_classifier(model)
+    side = classifier.image_size
+    classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
+    url = f"http://{host}:{port}"
+    print(
+        f"{classifier.uri} at {url}, {side} x {side} pixels, {len(classifier.class_names)} classes\n"
+        f"  a picture file:  curl --data-binary @picture.jpg {url}/classify\n"
+        f"  arrays:          POST {url}/invocations, as 'mlflow models serve' takes them: "
+        '{"inputs": [image, ...]}, whole numbers from 0 to 255\n'
+        "Ctrl-C ends it.",
+        flush=True,
+    )
+    uvicorn.run(make_app(classifier), host=host, port=port, log_level="warning")
+
+
+def _wrong_input(expected, received):
+    from mlflow import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    return MlflowException(f"Expected {expected}. Received: {received}.", INVALID_PARAMETER_VALUE)
