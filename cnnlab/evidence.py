@@ -47,13 +47,13 @@ def in_words(first, second, difference, low, high, confidence, method) -> str:
     if low <= 0 <= high:
         return (
             f"{first} and {second}: the difference is within noise ({100 * difference:+.1f} points, "
-            f"{100 * low:+.1f} to {100 * high:+.1f} at {confidence:.3g}; {method})"
+            f"{100 * low:+.1f} to {100 * high:+.1f} at {100 * confidence:.3g} %; {method})"
         )
     if difference < 0:
         first, second, difference, low, high = second, first, -difference, -high, -low
     return (
         f"{first} is better than {second} by {100 * difference:.1f} points "
-        f"({100 * low:.1f} to {100 * high:.1f} at {confidence:.3g}; {method})"
+        f"({100 * low:.1f} to {100 * high:.1f} at {100 * confidence:.3g} %; {method})"
     )
 
 
@@ -66,7 +66,7 @@ def wilson_interval(correct, total) -> tuple[float, float]:
 
 
 def mean_interval(scores) -> tuple[float, float, float]:
-    """Mean and interval of the mean of at least two seeds' scores (Student's t, as the seeds are few; SciPy).
+    """Mean and interval of the mean of at least two seeds' scores, 0..1 (Student's t, as the seeds are few; SciPy).
 
     Returns:
         `(mean, low, high)`.
@@ -79,7 +79,7 @@ def mean_interval(scores) -> tuple[float, float, float]:
     if error == 0:
         return mean, mean, mean
     low, high = stats.t.interval(CONFIDENCE, len(scores) - 1, loc=mean, scale=error)
-    return mean, float(low), float(high)
+    return mean, max(0.0, float(low)), min(1.0, float(high))
 
 
 def seeds_difference(first, second, confidence=CONFIDENCE) -> tuple[float, float, float]:
