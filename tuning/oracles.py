@@ -5,12 +5,17 @@ import functools
 import json
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import keras_tuner
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from cnnlab.errors import LabError
+
+# The Gaussian process's, between the lines of the trials: a length scale at its bound is usual with few trials.
+warnings.filterwarnings("ignore", category=ConvergenceWarning)
 
 TUNERS = ("bayesian", "random", "hyperband")
 OBJECTIVES = {"val_accuracy": "max", "val_loss": "min"}
