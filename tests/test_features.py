@@ -57,8 +57,8 @@ def parts(dataset):
 
 
 def train(model, recipe, digits):
-    history, _, probabilities = runner._fit_and_predict(model, digits, recipe, [])
-    return history, probabilities, [w.numpy() for w in model.trainable_weights]
+    history, _, predictions = runner._fit_and_predict(model, digits, recipe, [])
+    return history, predictions["test"].probabilities, [w.numpy() for w in model.trainable_weights]
 
 
 @pytest.mark.parametrize("kind", ["vgg16", "cut in the middle"])
