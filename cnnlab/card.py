@@ -3,7 +3,7 @@
 import numpy as np
 
 from cnnlab import evidence
-from cnnlab.store import TAG
+from cnnlab.store import our_tags
 
 
 def model_card(result, tags) -> str:
@@ -13,9 +13,9 @@ def model_card(result, tags) -> str:
         result: a `RunResult` with test predictions.
         tags: of its run.
     """
-    tag = {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}
+    tag = our_tags(tags)
     test, names = result.test, result.class_names
-    low, high = evidence.wilson_interval(test.right.sum(), len(test.labels))
+    low, high = test.interval
     *_, calibration_error = evidence.calibration(test.probabilities, test.labels)
     on_test = tag["validation"] == "test set"
     weights = result.recipe.weights
@@ -64,9 +64,7 @@ def model_card(result, tags) -> str:
 
 def _confusion(test, names):
     """A Markdown table, rows true and columns predicted; beyond 20 classes the ten commonest confusions."""
-    from sklearn.metrics import confusion_matrix
-
-    matrix = confusion_matrix(test.labels, test.probabilities.argmax(axis=1), labels=np.arange(len(names)))
+    matrix = test.confusion
     if len(names) <= 20:
         lines = [("true \\ predicted", *names), ("---",) * (len(names) + 1)]
         lines += [(name, *row) for name, row in zip(names, matrix.tolist(), strict=True)]

@@ -5,14 +5,12 @@ import sys
 from pathlib import Path
 
 from cnnlab import precision, runs, store, tracking
-from cnnlab.data import CLASS_NAMES, load_dataset
+from cnnlab.data import CLASS_NAMES, digest_of, load_dataset
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import build_model
-from cnnlab.predictions import part_digest
 from cnnlab.provenance import data_tags
 from cnnlab.report import CURVES, log_comparison
 from cnnlab.runner import RunResult, fit_and_evaluate
-from cnnlab.store import TAG
 
 
 def load_for(recipe):
@@ -128,7 +126,7 @@ def compare_runs(run_ids) -> Comparison:
                 "image_size, limit and split_seed."
             )
     names = " and ".join(r.run_id[:6] for r in results)
-    data = {key.removeprefix(TAG): v for key, v in first.data.tags.items() if key.startswith(f"{TAG}dataset")}
+    data = {key: value for key, value in store.our_tags(first.data.tags).items() if key.startswith("dataset")}
     with tracking.tracked_run(
         first.info.experiment_id,
         f"compare {names}",
@@ -158,7 +156,7 @@ def _test_images(result):
     """The test images that a run saw, or `None` with a warning where they are not to be had any more."""
     try:
         dataset = load_for(result.recipe)
-        digest = part_digest(dataset.class_names, dataset.test_images, dataset.test_labels)
+        digest = digest_of(dataset.class_names, dataset.test_images, dataset.test_labels)
         reason = None if digest == result.test.digest else "its images are others now"
     except LabError as error:
         reason = str(error)

@@ -175,6 +175,15 @@ def limited_indices(train_labels, test_labels, class_names, limit, seed):
     return chosen
 
 
+def digest_of(class_names, *arrays) -> str:
+    """sha256 of a data set or a part of it: its class names, and its images and labels."""
+    digest = hashlib.sha256("\0".join(class_names).encode())
+    for array in arrays:
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
 def is_folder(name) -> bool:
     """Whether a data set is meant by its folder, not by its name.
 
@@ -242,10 +251,7 @@ def _as_rgb(images, image_size):
 
 def _split(name, source, class_names, train, test, val_fraction, seed, stands_in_for):
     (train_images, train_labels), (test_images, test_labels) = train, test
-    digest = hashlib.sha256("\0".join(class_names).encode())
-    for array in (train_images, train_labels, test_images, test_labels):
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array))
+    digest = digest_of(class_names, train_images, train_labels, test_images, test_labels)
     val_images, val_labels = test_images, test_labels
     if val_fraction:
         rest, held_out = stratified_split(train_labels, float(val_fraction), class_names, seed, "validation split")
@@ -261,7 +267,7 @@ def _split(name, source, class_names, train, test, val_fraction, seed, stands_in
         val_labels=val_labels,
         test_images=test_images,
         test_labels=test_labels,
-        digest=digest.hexdigest(),
+        digest=digest,
         val_is_test=not val_fraction,
         stands_in_for=stands_in_for,
     )

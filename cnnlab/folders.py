@@ -8,6 +8,7 @@ import numpy as np
 from cnnlab.errors import ArgumentError, LabError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
+FORMATS = ", ".join(sorted(extension[1:] for extension in EXTENSIONS))
 CHUNK = 500  # images a task: large enough that sending arrays between processes costs little
 TEST_SHARE = 0.2  # of a folder that has no test set of its own
 
@@ -57,6 +58,11 @@ def load_folder(folder, image_size, *, limit=None, seed=0):
     # Two arrays: a view into a common one would keep all of it in memory.
     train_images, test_images = decode_files(train_files, image_size), decode_files(test_files, image_size)
     return folder.name, source, class_names, (train_images, train_labels), (test_images, test_labels)
+
+
+def pictures_below(folder):
+    """Files in a folder and its subfolders that claim to be pictures, in no order; hidden ones are left out."""
+    return (p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
 
 
 def decode_image(path, image_size) -> np.ndarray:
@@ -122,16 +128,13 @@ def _list_classes(folder):
     classes = {}
     for child in sorted(folder.iterdir()):
         if child.is_dir() and not child.name.startswith("."):
-            files = sorted(
-                str(p) for p in child.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")
-            )
+            files = sorted(str(p) for p in pictures_below(child))
             if files:
                 classes[child.name] = files
     if len(classes) < 2:
         received = f"only '{next(iter(classes))}'" if classes else "none"
         raise ArgumentError(
-            f"Expected '{folder}' to hold at least two class folders with images "
-            f"({', '.join(sorted(e[1:] for e in EXTENSIONS))}). Received: {received}."
+            f"Expected '{folder}' to hold at least two class folders with images ({FORMATS}). Received: {received}."
         )
     return classes
 

@@ -39,7 +39,7 @@ def register(run_id, best, experiment, name, promote, margin, force):
         print("\n".join([*said, f"{version}, run {version.run_id}: models:/{version.name}/{version.number}"]))
         if promote:
             decision = registry.promote(version, margin=margin / 100, force=force)
-            if not decision.promoted and "already" not in decision.reason:
+            if not decision.promoted and not decision.unchanged:
                 raise LabError(f"Not promoted. {decision.reason}")
             print(decision.reason + (f" Now models:/{version.name}@champion." if decision.promoted else ""))
 

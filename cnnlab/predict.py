@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlab import store
+from cnnlab import folders, store
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.folders import EXTENSIONS, decode_image
 
 BATCH = 256  # pictures in memory at a time
 FORMATS = ("table", "csv", "json")
@@ -84,14 +83,12 @@ def list_pictures(paths) -> list[Path]:
     """
     found = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
         if not path.exists():
             raise ArgumentError(f"Expected pictures or folders of them. Received: '{path}', which does not exist.")
-        if path.is_dir() and not inside:
-            raise ArgumentError(
-                f"Expected '{path}' to hold pictures ({', '.join(sorted(e[1:] for e in EXTENSIONS))}). Received: none."
-            )
-        found.extend(inside if path.is_dir() else [path])
+        files = sorted(folders.pictures_below(path)) if path.is_dir() else [path]
+        if not files:
+            raise ArgumentError(f"Expected '{path}' to hold pictures ({folders.FORMATS}). Received: none.")
+        found.extend(files)
     return found
 
 
@@ -105,7 +102,7 @@ def classify_files(classifier, files):
 
     def decode(file):
         try:
-            return decode_image(file, classifier.image_size)
+            return folders.decode_image(file, classifier.image_size)
         except LabError as error:
             return error
 

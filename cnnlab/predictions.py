@@ -1,9 +1,10 @@
 """A model's predictions on one part of a data set: what scores, figures, comparisons and promotions work from."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+
+from cnnlab import evidence
 
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -23,13 +24,30 @@ class Predictions:
     digest: str
 
     @property
+    def predicted(self) -> np.ndarray:
+        """`(N,) int64`: the most probable class of each image."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
     def right(self) -> np.ndarray:
         """`(N,) bool`: whether the most probable class is the true one."""
-        return self.probabilities.argmax(axis=1) == self.labels
+        return self.predicted == self.labels
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """`(num_classes, num_classes)` counts, rows true and columns predicted."""
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.labels, self.predicted, labels=np.arange(self.probabilities.shape[1]))
 
     @property
     def accuracy(self) -> float:
         return float(self.right.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of the accuracy."""
+        return evidence.wilson_interval(self.right.sum(), len(self.labels))
 
     @property
     def loss(self) -> float:
@@ -38,15 +56,6 @@ class Predictions:
 
         losses = keras.losses.sparse_categorical_crossentropy(self.labels, self.probabilities)
         return float(np.mean(keras.ops.convert_to_numpy(losses)))
-
-
-def part_digest(class_names, images, labels) -> str:
-    """sha256 of one part of a data set."""
-    digest = hashlib.sha256("\0".join(class_names).encode())
-    for array in (images, labels):
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 def save_predictions(path, class_names, **parts) -> None:
@@ -79,13 +88,10 @@ def describe(model_name, class_names, images, test):
     Returns:
         `(figures, texts)` by artifact path.
     """
-    from sklearn.metrics import confusion_matrix
-
     from cnnlab import plots
 
     labels, names = test.labels, class_names
-    predicted = test.probabilities.argmax(axis=1)
-    matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
+    predicted, matrix = test.predicted, test.confusion
     with np.errstate(invalid="ignore"):
         by_class = matrix.diagonal() / matrix.sum(axis=1)  # (C,) float64, NaN where the test set lacks the class
     confidence = test.probabilities.max(axis=1)

@@ -5,16 +5,15 @@ A version's tags say what it is; its model card and the evidence of its promotio
 
 import contextlib
 import json
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from cnnlab import evidence, runs, store
+from cnnlab import evidence, runs, store, tracking
 from cnnlab.card import model_card
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.store import TAG
+from cnnlab.store import TAG, our_tags
 
 CHAMPION, PREVIOUS = "champion", "previous"
+RUN_ONLY = (TAG + "process", TAG + "kind", TAG + "label")  # tags that say nothing of the model
 REPLACED = TAG + "replaced"  # on a champion: the version that it took the alias from
 
 
@@ -34,10 +33,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Decision:
-    """Of a promotion: whether the alias was moved, and why, in words."""
+    """Of a promotion: whether the alias was moved, why, in words, and whether the version held it before."""
 
     promoted: bool
     reason: str
+    unchanged: bool = False
 
 
 def register(run_id=None, *, experiment=None, name=None) -> tuple[Version, list[str]]:
@@ -74,25 +74,22 @@ def register(run_id=None, *, experiment=None, name=None) -> tuple[Version, list[
     with contextlib.suppress(mlflow.MlflowException):  # it is there already
         client.create_registered_model(name, description=f"Classifiers of {result.dataset_name} images, by cnnlab.")
     tags = {
-        **{key: value for key, value in run.data.tags.items() if key.startswith(TAG) and key not in _RUN_ONLY},
+        **{key: value for key, value in run.data.tags.items() if key.startswith(TAG) and key not in RUN_ONLY},
         TAG + "recipe": json.dumps({k: v for k, v in run.data.params.items() if k in result.recipe.params()})[:5000],
         TAG + "classes": json.dumps(result.class_names)[:5000],
         **{TAG + key: f"{run.data.metrics[key]:.4f}" for key in ("test_accuracy", "test_loss", runs.SCORE)},
     }
     card = model_card(result, run.data.tags)
-    _add_files(result.model_uri, {"model_card.md": card})
+    tracking.log_model_texts(result.model_uri, {"model_card.md": card})
     made = client.create_model_version(
         name,
         source=result.model_uri,
         run_id=run.info.run_id,
         tags=tags,
         description=card.split("\n## ")[0],
-        model_id=_model_id(result.model_uri),
+        model_id=result.model_uri.removeprefix("models:/"),
     )
-    return _version(client.get_model_version(name, made.version)), said
-
-
-_RUN_ONLY = (TAG + "process", TAG + "kind", TAG + "label")
+    return _version(client.get_model_version(name, made.version), aliases={}), said
 
 
 def promote(version, *, margin=0.0, force=False) -> Decision:
@@ -113,17 +110,16 @@ def promote(version, *, margin=0.0, force=False) -> Decision:
     if champion is None:
         return _decide(version, None, Decision(True, f"{version} is the first champion."), {})
     if champion.number == version.number:
-        return Decision(False, f"{version} is the champion already.")
-    challenger_run, champion_run = (runs.find_finished_run(v.run_id) for v in (version, champion))
-    challenger, defender = (runs.read_result(run) for run in (challenger_run, champion_run))
-    part, reason = _common_part(version, champion, challenger, defender)
+        return Decision(False, f"{version} is the champion already.", unchanged=True)
+    challenger, defender = (runs.read_result(runs.find_finished_run(v.run_id)) for v in (version, champion))
+    part, remark = _common_part(version, champion, challenger, defender)
     if part is None:
         if not force:
-            raise LabError(f"{reason} Register it under another --name, or move the alias with --force.")
-        return _decide(version, champion, Decision(True, f"Forced, not compared: {reason}"), {})
+            raise LabError(f"{remark} Register it under another --name, or move the alias with --force.")
+        return _decide(version, champion, Decision(True, f"Forced, not compared: {remark}"), {})
     first, second = getattr(challenger, part), getattr(defender, part)
     compared = evidence.paired(first.right, second.right)
-    where = f"On the same {len(first.labels):,} {'validation' if part == 'validation' else 'test'} images{reason}: "
+    where = f"On the same {len(first.labels):,} {part} images{remark}: "
     said = where + compared.in_words(f"version {version.number}", f"champion version {champion.number}") + "."
     better = compared.low > margin
     if not better:
@@ -176,8 +172,12 @@ def list_versions(name=None) -> list[Version]:
     """All versions, of one registered model or of all of ours, newest first."""
     import mlflow
 
-    found = mlflow.MlflowClient().search_model_versions(f"name = '{name}'" if name else None)
-    versions = [_version(v) for v in found if f"{TAG}classes" in v.tags]
+    client = mlflow.MlflowClient()
+    found = client.search_model_versions(f"name = '{name}'" if name else None)
+    found = [version for version in found if f"{TAG}classes" in version.tags]
+    # A search of versions leaves their aliases out.
+    aliases = {name: client.get_registered_model(name).aliases for name in {version.name for version in found}}
+    versions = [_version(version, aliases[version.name]) for version in found]
     return sorted(versions, key=lambda version: (version.name, -version.number))
 
 
@@ -206,14 +206,9 @@ def the_name(name=None) -> str:
     return name
 
 
-def _version(version):
-    """MLflow's version with its aliases; a search leaves them out."""
-    import mlflow
-
-    aliases = mlflow.MlflowClient().get_registered_model(version.name).aliases
+def _version(version, aliases):
     held = tuple(alias for alias, number in aliases.items() if int(number) == int(version.version))
-    tags = {key.removeprefix(TAG): value for key, value in version.tags.items() if key.startswith(TAG)}
-    return Version(version.name, int(version.version), version.run_id, held, tags)
+    return Version(version.name, int(version.version), version.run_id, held, our_tags(version.tags))
 
 
 def _common_part(version, champion, challenger, defender):
@@ -247,7 +242,7 @@ def _decide(version, champion, decision, facts):
     against = f"v{champion.number}" if champion else "none"
     text = json.dumps({"promoted": decision.promoted, "reason": decision.reason, **facts}, indent=2)
     source = client.get_model_version(version.name, version.number).source
-    _add_files(source, {f"evidence/v{version.number}_against_{against}.json": text})
+    tracking.log_model_texts(source, {f"evidence/v{version.number}_against_{against}.json": text})
     client.set_model_version_tag(version.name, version.number, TAG + "promotion", decision.reason[:5000])
     if decision.promoted:
         if champion:
@@ -255,18 +250,3 @@ def _decide(version, champion, decision, facts):
             client.set_registered_model_alias(version.name, PREVIOUS, champion.number)
         client.set_registered_model_alias(version.name, CHAMPION, version.number)
     return decision
-
-
-def _add_files(model_uri, texts):
-    import mlflow
-
-    with tempfile.TemporaryDirectory() as folder:
-        for path, text in texts.items():
-            target = Path(folder, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-        mlflow.MlflowClient().log_model_artifacts(_model_id(model_uri), folder)
-
-
-def _model_id(model_uri):
-    return model_uri.removeprefix("models:/")

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from itertools import combinations
+import math
 
 import numpy as np
 
@@ -27,18 +27,11 @@ def log_comparison(results, test_images=None) -> list[str]:
     Returns:
         The verdicts, as `verdicts` gives them.
     """
-    from sklearn.metrics import confusion_matrix
-
     from cnnlab import plots
 
     named = dict(zip(labels_of(results), results, strict=True))
     class_names = results[0].class_names
-    matrices = {
-        f"{label} ({r.test_accuracy:.1%})": confusion_matrix(
-            r.test.labels, r.test.probabilities.argmax(axis=1), labels=np.arange(len(class_names))
-        )
-        for label, r in named.items()
-    }
+    matrices = {f"{label} ({r.test_accuracy:.1%})": r.test.confusion for label, r in named.items()}
     calibrations = {label: evidence.calibration(r.test.probabilities, r.test.labels) for label, r in named.items()}
     figures = {
         CURVES: plots.curves({label: r.history for label, r in named.items()}),
@@ -94,12 +87,12 @@ def verdicts(results) -> list[str]:
     for label, group in groups.items():
         total = len(group[0].test.labels)
         if len(group) == 1:
-            low, high = evidence.wilson_interval(group[0].test.right.sum(), total)
+            low, high = group[0].test.interval
             said.append(f"{label}: {group[0].test_accuracy:.1%} of {total:,} test images ({low:.1%} to {high:.1%})")
         else:
             mean, low, high = evidence.mean_interval([r.test_accuracy for r in group])
             said.append(f"{label}: {mean:.1%} on average over {len(group)} seeds ({low:.1%} to {high:.1%})")
-    pairs = len(list(combinations(groups, 2)))
+    pairs = math.comb(len(groups), 2)
     (best, first), *others = groups.items()
     for label, group in others:
         confidence = 1 - (1 - evidence.CONFIDENCE) / pairs
@@ -122,7 +115,7 @@ def _table(named, calibrations):
     writer = csv.writer(table)
     writer.writerow(COLUMNS)
     for label, r in named.items():
-        low, high = evidence.wilson_interval(r.test.right.sum(), len(r.test.labels))
+        low, high = r.test.interval
         scores = (r.test_accuracy, low, high, r.test_loss, calibrations[label][3])
         sizes = (r.params, r.trainable_params, round(r.train_seconds, 1), r.run_id)
         writer.writerow((label, r.recipe.model, r.recipe.seed, *(round(score, 4) for score in scores), *sizes))
@@ -140,7 +133,7 @@ def _disagreements(predictions, class_names, images):
         counts.append(f"only {label} right: {len(only):,}")
         only = only[np.argsort(-other.probabilities[only].max(axis=1))][:EXAMPLES]
         chosen.extend(only)
-        mistaken = other.probabilities[only].argmax(axis=1)
+        mistaken = other.predicted[only]
         captions.extend(
             f"{label}: {class_names[a.labels[i]]}\n{other_label}: {class_names[wrong]}"
             for i, wrong in zip(only, mistaken, strict=True)

@@ -48,12 +48,14 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None) -> Rep
     """
     store.open_store()
     before = runs.find_finished_run(run_id)
-    stored = runs.read_recipe(before)
+    # All that is needed of it is read now, so that what is gone is found before an hour of training.
+    stored, history = runs.read_recipe(before), runs.read_history(before)
+    tested = runs.SCORE in before.data.metrics  # a trial of a search was not
+    test = runs.read_predictions(before)[1]["test"] if tested else None
     moved = {name: value for name, value in (("dataset", dataset), ("weights", weights)) if value}
     recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
     data = load_for(recipe)
     recipe, tags = resolve(recipe, data)
-    tested = runs.SCORE in before.data.metrics  # a trial of a search was not
     result = fit_and_evaluate(
         build_model(recipe, data),
         data,
@@ -65,14 +67,13 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None) -> Rep
     after = runs.find_finished_run(result.run_id)
     figures = [
         Figure(name, values[-1], result.history[name][-1], _largest_difference(values, result.history[name]))
-        for name, values in runs.read_history(before).items()
+        for name, values in history.items()
     ]
     if tested:
-        old = runs.read_result(before)
-        for name in ("test_accuracy", "test_loss"):
-            then, now = getattr(old, name), getattr(result, name)
-            figures.append(Figure(name, then, now, abs(then - now)))
-        difference = _largest_difference(old.test.probabilities, result.test.probabilities)
+        for name in ("accuracy", "loss"):
+            then, now = getattr(test, name), getattr(result.test, name)
+            figures.append(Figure(f"test_{name}", then, now, abs(then - now)))
+        difference = _largest_difference(test.probabilities, result.test.probabilities)
         figures.append(Figure("test probabilities", None, None, difference))
     return Reproduction(result.run_id, figures, _changes(before, after), _verdict(figures))
 

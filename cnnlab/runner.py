@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnnlab import store, tracking
+from cnnlab.data import digest_of
 from cnnlab.errors import LabError
 from cnnlab.features import batches, features_of, split_at_frozen_front
-from cnnlab.predictions import PREDICTIONS_FILE, Predictions, describe, part_digest, save_predictions
+from cnnlab.predictions import PREDICTIONS_FILE, Predictions, describe, save_predictions
 from cnnlab.provenance import data_tags, environment_tags, weights_tags
 from cnnlab.recipe import Recipe
 
@@ -193,7 +194,7 @@ def _predict(trained, inputs, images, labels, dataset):
     batched = _batched(inputs, labels, PREDICT_BATCH, shuffle=False)
     batched.pop("y", None)
     probabilities = trained.predict(**batched, verbose=0)  # (N, C) float32
-    return Predictions(probabilities, labels, part_digest(dataset.class_names, images, labels))
+    return Predictions(probabilities, labels, digest_of(dataset.class_names, images, labels))
 
 
 def _batched(x, labels, batch_size, shuffle):

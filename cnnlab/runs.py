@@ -9,7 +9,7 @@ from cnnlab.errors import ArgumentError, LabError
 from cnnlab.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.recipe import Recipe
 from cnnlab.runner import RunResult
-from cnnlab.store import TAG
+from cnnlab.store import TAG, our_experiments
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy")
 SCORE = "final_val_accuracy"  # what "the best run" means
@@ -28,7 +28,8 @@ def find_run(run_id):
             f"Expected a run's id, or at least its first 4 characters (0-9, a-f). Received: '{run_id}'. "
             "'cnnlab ui' shows the runs."
         )
-    runs = mlflow.MlflowClient().search_runs(_our_experiments(), f"attributes.run_id LIKE '{run_id}%'", max_results=2)
+    client = mlflow.MlflowClient()
+    runs = client.search_runs(our_experiments(client), f"attributes.run_id LIKE '{run_id}%'", max_results=2)
     if len(runs) != 1:
         received = f"'{run_id}', which is that of {'several runs' if runs else 'no run'} in this store"
         raise ArgumentError(
@@ -70,7 +71,7 @@ def best_run(experiment=None):
 
     client = mlflow.MlflowClient()
     finished = f"attributes.status = 'FINISHED' and metrics.{SCORE} >= 0"
-    experiments = _our_experiments()
+    experiments = our_experiments(client)
     if experiment:
         names = {client.get_experiment(number).name: number for number in experiments}
         if experiment not in names:
@@ -93,17 +94,17 @@ def read_result(run) -> RunResult:
     Raises:
         LabError: the run has no test predictions (a trial of a search), or they are gone.
     """
-    recipe, metrics = read_recipe(run), run.data.metrics
+    metrics = run.data.metrics
     if SCORE not in metrics:
         raise LabError(
             f"Expected a run with a model and test predictions. Received: {run.info.run_id[:8]}, a "
             f"{run.data.tags.get(TAG + 'kind')} run without them. Of a search, take the winner."
         )
-    class_names, parts = _artifact(run, PREDICTIONS_FILE, load_predictions)
+    class_names, parts = read_predictions(run)
     return RunResult(
         run_id=run.info.run_id,
         name=run.info.run_name,
-        recipe=recipe,
+        recipe=read_recipe(run),
         dataset_name=run.data.tags[TAG + "dataset"],
         class_names=class_names,
         history=read_history(run),
@@ -115,6 +116,11 @@ def read_result(run) -> RunResult:
         total_seconds=metrics["total_seconds"],
         model_uri=f"models:/{run.outputs.model_outputs[0].model_id}",
     )
+
+
+def read_predictions(run):
+    """`(class_names, parts)` of a run that was tested, as `load_predictions` gives them."""
+    return _artifact(run, PREDICTIONS_FILE, load_predictions)
 
 
 def read_recipe(run) -> Recipe:
@@ -144,12 +150,6 @@ def _artifact(run, name, read):
                 f"Expected run {run.info.run_id[:8]} to have its {name}. Received: {store.first_line(error)}. "
                 "Restore the store's artifacts, or train again."
             ) from error
-
-
-def _our_experiments():
-    import mlflow
-
-    return [e.experiment_id for e in mlflow.MlflowClient().search_experiments() if TAG + "source" in e.tags]
 
 
 def _first(client, experiments, condition, order):

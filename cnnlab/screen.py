@@ -2,14 +2,12 @@
 
 import sys
 
-from cnnlab import evidence
-
 
 def print_results(results, labels, title):
     """The table of a training or a comparison."""
     rows = []
     for label, r in zip(labels, results, strict=True):
-        low, high = evidence.wilson_interval(r.test.right.sum(), len(r.test.labels))
+        low, high = r.test.interval
         sizes = (f"{r.params:,}", f"{r.trainable_params:,}", f"{r.train_seconds:.1f}")
         rows.append(
             (label, f"{r.test_accuracy:.2%}", f"{100 * low:.1f}-{100 * high:.1f}", f"{r.test_loss:.4f}", *sizes)

@@ -152,7 +152,7 @@ def _relocate(database, artifacts):
 
 def _close_stale_runs(client):
     """End as KILLED what a process of this machine that is gone left RUNNING (SIGKILL, power loss)."""
-    ours = [e.experiment_id for e in client.search_experiments() if TAG + "source" in e.tags]
+    ours = our_experiments(client)
     if not ours:
         return
     here = socket.gethostname()
@@ -161,6 +161,16 @@ def _close_stale_runs(client):
         if host == here and not _is_alive(process):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def our_experiments(client) -> list[str]:
+    """The ids of the experiments that cnnlab made."""
+    return [e.experiment_id for e in client.search_experiments() if TAG + "source" in e.tags]
+
+
+def our_tags(tags) -> dict:
+    """Our own among the tags of a run or a model version, without their prefix."""
+    return {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}
 
 
 def process_tags() -> dict:

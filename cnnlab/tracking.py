@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cnnlab.errors import LabError
-from cnnlab.store import TAG, local_database, process_tags
+from cnnlab.store import TAG, local_database, our_experiments, our_tags, process_tags
 
 UI_VIEW = "cnnlab"
 UI_COLUMNS = (
@@ -114,7 +114,7 @@ def children_of(parent_run_id, experiment_id) -> list[dict]:
             "seconds": ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
             "metrics": run.data.metrics,
             "params": run.data.params,
-            "tags": {key.removeprefix(TAG): v for key, v in run.data.tags.items() if key.startswith(TAG)},
+            "tags": our_tags(run.data.tags),
         }
         for run in runs
     ]
@@ -178,13 +178,19 @@ def log_results(metrics, figures, texts, files=()) -> None:
             target = Path(folder, path)
             target.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(target)
-        for path, text in texts.items():
-            target = Path(folder, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+        _write_texts(folder, texts)
         for path, write in dict(files).items():
             write(Path(folder, path))
         mlflow.log_artifacts(folder)
+
+
+def log_model_texts(model_uri, texts) -> None:
+    """Put texts (by artifact path) beside a logged model, given by its `models:/m-...` URI."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder:
+        _write_texts(folder, texts)
+        mlflow.MlflowClient().log_model_artifacts(model_uri.removeprefix("models:/"), folder)
 
 
 def log_model(model, class_names, image_shape) -> str:
@@ -225,7 +231,7 @@ def ui_links(server_url) -> dict[str, str]:
     import mlflow
 
     client = mlflow.MlflowClient()
-    ours = [e.experiment_id for e in client.search_experiments() if TAG + "source" in e.tags]
+    ours = our_experiments(client)
     newest = client.search_runs(ours, order_by=["attributes.start_time DESC"], max_results=1) if ours else []
     if not newest:
         return {"runs": server_url}
@@ -259,6 +265,13 @@ def _experiment_tags(dataset):
         "mlflow.note.content": f"Image classification on **{dataset.name}** ({len(dataset.class_names)} classes: "
         f"{', '.join(dataset.class_names[:20])}{', ...' if len(dataset.class_names) > 20 else ''}).",
     }
+
+
+def _write_texts(folder, texts):
+    for path, text in texts.items():
+        target = Path(folder, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
 
 
 def _short_hash(text):
