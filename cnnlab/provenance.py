@@ -69,7 +69,8 @@ def _processor():
 
 def _threads():
     """Threads that TensorFlow splits an operation over; how a sum is split decides its last bits."""
+    import joblib
     import tensorflow as tf
 
     set_by_code = tf.config.threading.get_intra_op_parallelism_threads()
-    return set_by_code or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or len(os.sched_getaffinity(0)))
+    return set_by_code or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or joblib.cpu_count())
