@@ -164,7 +164,7 @@ def parallel_coordinates(values, scores, objective) -> Figure:
     for line, colour in zip(np.array(scaled).T, share, strict=True):
         axis.plot(line, color=colours(colour), alpha=0.8, lw=1.2)
     axis.set_xticks(range(len(names) + 1), [*names, objective], rotation=20, ha="right")
-    axis.set_yticks([])
+    axis.set(yticks=[], xlim=(-0.2, len(names) + 0.4), ylim=(-0.05, 1.05))  # one trial alone would leave no range
     axis.grid(axis="x")
     return figure
 

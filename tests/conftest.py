@@ -1,5 +1,6 @@
 """Every test works in an empty folder with a store, a cache and a Keras home of its own, and without a network."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -21,6 +22,8 @@ from PIL import Image
 
 import cnnlab
 from cnnlab.store import open_store
+
+atexit.register(shutil.rmtree, os.environ["KERAS_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -137,7 +137,7 @@ def test_signal_ends_the_run_as_killed(sent, store):
             break
     process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[sent]
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[sent], errors
     assert "Traceback" not in errors
     [run] = store.search_runs([e.experiment_id for e in store.search_experiments()])
     assert run.info.status == "KILLED"
