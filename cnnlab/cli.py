@@ -161,8 +161,6 @@ def main():
     """Run the command; a `LabError` is one sentence on stderr and its exit status."""
     try:
         cli(prog_name="cnnlab", standalone_mode=False)
-    except click.exceptions.Abort:
-        status = 130
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         status = error.exit_code
@@ -172,7 +170,7 @@ def main():
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         status = error.exit_code
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes an Abort of it inside a command
         print("interrupted", file=sys.stderr)
         status = 130
     else:

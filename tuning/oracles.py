@@ -43,9 +43,13 @@ class Durable:
             failed.insert(0, self.trials[trial_id])
         return failed
 
+    def gave_up(self) -> bool:
+        """Whether so many trials failed in a row that no more are made."""
+        return len(self.last_failures()) >= FAILURES
+
     @keras_tuner.synchronized
     def create_trial(self, tuner_id):
-        if len(self.last_failures()) >= FAILURES:
+        if self.gave_up():
             self.tuner_ids.discard(tuner_id)
             return keras_tuner.engine.trial.Trial(self.get_space(), trial_id="none", status="STOPPED")
         return super().create_trial(tuner_id)

@@ -17,7 +17,7 @@ def trial_line(oracle, trial, search) -> str:
     pick = max if OBJECTIVES[search.objective] == "max" else min
     best = pick(completed, key=lambda t: t.score, default=None)
     so_far = f"best {best.score:.4f} (trial {int(best.trial_id)})" if best else "none completed yet"
-    values = "  ".join(f"{name} {_short(value)}" for name, value in shown_values(trial).items())
+    values = "  ".join(f"{name} {_short(value)}" for name, value in shown_values(oracle, trial).items())
     return f"trial {int(trial.trial_id)}  {done} of {search.trials} done  {what}  {so_far}  {values}"
 
 
@@ -28,11 +28,14 @@ def reason_of(trial) -> str:
     return text if colon else name
 
 
-def shown_values(trial) -> dict:
-    """A trial's hyperparameters that are in effect, without KerasTuner's own but the epochs."""
-    values = dict(trial.hyperparameters.values)
+def shown_values(oracle, trial) -> dict:
+    """A trial's hyperparameters that are in effect in the space's order, without KerasTuner's own but the epochs."""
+    values = trial.hyperparameters.values
     epochs = values.get("tuner/epochs")
-    shown = {name: value for name, value in values.items() if not name.startswith("tuner/")}
+    # A trial that came from another process has them in another order.
+    shown = {
+        parameter.name: values[parameter.name] for parameter in oracle.hyperparameters.space if parameter.name in values
+    }
     if "blocks" in shown:  # filters of blocks that this trial does not have
         shown = {k: v for k, v in shown.items() if not k.startswith("filters_") or int(k[8:]) <= shown["blocks"]}
     return {**shown, **({"epochs": epochs} if epochs else {})}
@@ -59,7 +62,7 @@ def trial_rows(oracle, runs) -> list[dict]:
                 "seconds": round(seconds, 1),
                 "seconds_so_far": round(elapsed, 1),
                 "run_id": run.get("run_id"),
-                **shown_values(trial),
+                **shown_values(oracle, trial),
             }
         )
     return rows

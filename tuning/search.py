@@ -21,7 +21,7 @@ from cnnlab.provenance import data_tags
 from tuning import report
 from tuning.finals import train_finalists, train_winner
 from tuning.hypermodels import check_space
-from tuning.oracles import FAILURES, write_json
+from tuning.oracles import write_json
 from tuning.trials import Place, make_tuner
 
 SETTINGS = "search.json"
@@ -154,7 +154,7 @@ def _read(file):
 
 def _expect_trials(oracle):
     failures = oracle.last_failures()
-    if len(failures) >= FAILURES or not any(trial.status == "COMPLETED" for trial in oracle.trials.values()):
+    if oracle.gave_up() or not any(trial.status == "COMPLETED" for trial in oracle.trials.values()):
         reason = report.reason_of(failures[-1]) if failures else "no trial was completed"
         raise LabError(
             f"Expected trials that train. Received {len(failures)} failures in a row, the last one: {reason}. "

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras_tuner
 import numpy as np
 from keras_tuner.src import config as keras_tuner_config
+from keras_tuner.src.engine import conditions
 
 from cnnlab import tracking
 from cnnlab.data import ImageDataset
@@ -23,6 +24,8 @@ from tuning.oracles import make_oracle, write_json
 
 # It prints the traceback of every failed trial; our line says why, and the run and the trial's file keep all of it.
 keras_tuner_config.DEBUG = False
+# It prints a line, for debugging as it seems, for each condition that it sends to another process.
+conditions.print = lambda *_: None
 
 SCORE = "score"  # the metric of a trial's run that says it is complete
 
@@ -88,6 +91,12 @@ class Place:
         """The runs of one kind below the parent, as `tracking.children_of` gives them."""
         runs = tracking.children_of(self.parent_run_id, self.experiment_id)
         return [run for run in runs if run["tags"].get("kind") == kind]
+
+    def reason(self, trial) -> str:
+        """Why a trial's run failed; empty where it has none."""
+        label = str(int(trial.trial_id))
+        reasons = [run["tags"].get("reason", "") for run in self.children("trial") if run["tags"].get("label") == label]
+        return "".join(reasons[-1:])
 
     def scored_run(self, search, recipe, kind, label, run_name) -> float:
         """Train a recipe without the test set as a child run and return its score; a finished run is not repeated.
@@ -159,5 +168,11 @@ def make_tuner(search, folder, place) -> TrackedTuner:
         epochs=search.recipe.epochs,
         seed=search.recipe.seed,
     )
-    oracle.on_end = lambda oracle, trial: print(report.trial_line(oracle, trial, search), flush=True)
+
+    def on_end(oracle, trial):
+        if trial.status == "FAILED" and not trial.message:  # it does not come over from another process
+            trial.message = place.reason(trial)
+        print(report.trial_line(oracle, trial, search), flush=True)
+
+    oracle.on_end = on_end
     return TrackedTuner(search, place, oracle=oracle, directory=str(folder.parent), project_name=folder.name)

@@ -16,8 +16,6 @@ import psutil
 from cnnlab.errors import LabError
 from cnnlab.recipe import Recipe
 from tuning.hypermodels import Range
-from tuning.oracles import FAILURES
-from tuning.trials import Search
 
 RESTARTS = 3  # of a worker that dies; then the others do its trials
 
@@ -44,7 +42,7 @@ def search_with_workers(tuner, search, name, count) -> None:
         while workers:
             for worker, process in list(workers.items()):
                 status = 1 if process is None else process.poll()
-                if status == 0 or len(tuner.oracle.last_failures()) >= FAILURES:
+                if status == 0 or tuner.oracle.gave_up():
                     del workers[worker]
                     _end(process)
                 elif status is not None and restarts[worker] == RESTARTS:
@@ -105,6 +103,7 @@ def main(name, settings) -> None:
 
     with job():
         from tuning.search import work_for_chief
+        from tuning.trials import Search
 
         work_for_chief(Search(**settings), name)
 
