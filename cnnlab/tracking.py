@@ -238,23 +238,28 @@ def ui_links(server_url) -> dict[str, str]:
     [run] = newest
     experiment_id = run.info.experiment_id
     parent = run.data.tags.get("mlflow.parentRunId")
+    # A comparison of stored runs has no runs below it, but names those that it compared.
+    figured = parent or (run.info.run_id if TAG + "figure" in run.data.tags else None)
+    shown = f"tags.mlflow.parentRunId = '{parent}'" if parent else ""
+    if compared := run.data.tags.get(TAG + "runs"):
+        shown = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in compared.split(','))})"
     view = {
         "selectedColumns": list(UI_COLUMNS),
-        "orderByKey": "metrics.`val_accuracy`" if parent else "attributes.start_time",
+        "orderByKey": "metrics.`val_accuracy`" if shown else "attributes.start_time",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         # The UI folds children away under a parent without scores; filtered, they are rows of their own.
-        "searchFilter": f"tags.mlflow.parentRunId = '{parent}'" if parent else "",
+        "searchFilter": shown,
     }
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{UI_VIEW}", json.dumps(view))
     runs = f"{server_url}/#/experiments/{experiment_id}/runs"
     links = {"runs": f"{runs}?viewStateShareKey={UI_VIEW}&workflowType=machine_learning"}
-    if parent:
-        figure = client.get_run(parent).data.tags.get(TAG + "figure", "")
-        links["figures"] = f"{runs}/{parent}/artifacts/{figure}?workflowType=machine_learning"
+    if figured:
+        figure = client.get_run(figured).data.tags.get(TAG + "figure", "")
+        links["figures"] = f"{runs}/{figured}/artifacts/{figure}?workflowType=machine_learning"
     return links
 
 

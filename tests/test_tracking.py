@@ -169,8 +169,21 @@ def test_ui_links_land_on_the_newest_comparison(store, digits):
     assert [run.info.run_name for run in store.search_runs([experiment_id], view["searchFilter"])] == ["child"]
     assert "metrics.`test_accuracy`" in view["selectedColumns"]
 
+    [child] = store.search_runs([experiment_id], view["searchFilter"])
+    with tracking.tracked_run(
+        experiment_id,
+        "of stored runs",
+        params={},
+        tags={"figure": "curves.png", "runs": f"{parent},{child.info.run_id}"},
+    ) as stored:
+        pass
+    assert f"/runs/{stored}/artifacts/curves.png" in tracking.ui_links("http://here")["figures"]
+    view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
+    names = {run.info.run_name for run in store.search_runs([experiment_id], view["searchFilter"])}
+    assert names == {"parent", "child"}
+
     with tracking.tracked_run(experiment_id, "alone", params={}, tags={}):
         pass
     assert list(tracking.ui_links("http://here")) == ["runs"]
     view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
-    assert len(store.search_runs([experiment_id], view["searchFilter"])) == 3
+    assert len(store.search_runs([experiment_id], view["searchFilter"])) == 4
