@@ -1,6 +1,7 @@
 """pytest tests/test_search.py"""
 
 import csv
+import gc
 import json
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import cnnlab
 from tuning.hypermodels import Range
 from tuning.search import run_search
-from tuning.trials import Search
+from tuning.trials import Search, freed_models
 
 SPACE = {"learning_rate": Range(1e-3, 1e-2, log=True), "dense_units": (8, 16)}
 
@@ -179,6 +180,20 @@ def test_damaged_state_is_reported_with_what_to_do(store):
         run_search(small_search(trials=2))
     result = run_search(small_search(trials=1), restart=True)
     assert len(result.rows) == 1
+
+
+def test_trials_leave_no_graphs_behind(digits):
+    def graphs():
+        gc.collect()
+        return sum(type(o).__name__ == "FuncGraph" for o in gc.get_objects())
+
+    before = graphs()
+    with freed_models():
+        model = cnnlab.build_model(small_search().recipe, digits)
+        model.fit(digits.train_images, digits.train_labels, verbose=0)
+        assert graphs() > before
+        del model
+    assert graphs() == before
 
 
 def test_search_never_validates_on_the_test_set():
