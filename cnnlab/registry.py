@@ -201,7 +201,7 @@ def the_name(name=None) -> str:
     if name is None and len(names) == 1:
         return names[0]
     if name not in names:
-        received = f"'{name}'" if name else "no name, and there are several"
+        received = f"'{name}'" if name else "no name, and there are several: give one"
         raise ArgumentError(f"Expected the name of a registered model ({', '.join(names)}). Received: {received}.")
     return name
 

@@ -91,6 +91,9 @@ def serve(model, host, port) -> None:
     classifier = load_classifier(model)
     side = classifier.image_size
     classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
+    config = uvicorn.Config(make_app(classifier), host=host, port=port, log_level="warning")
+    listening = config.bind_socket()
+    listening.listen()  # so that the curl line works from the moment it is printed
     url = f"http://{host}:{port}"
     print(
         f"{classifier.uri} at {url}, {side} x {side} pixels, {len(classifier.class_names)} classes\n"
@@ -100,7 +103,7 @@ def serve(model, host, port) -> None:
         "Ctrl-C ends it.",
         flush=True,
     )
-    uvicorn.run(make_app(classifier), host=host, port=port, log_level="warning")
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def _wrong_input(expected, received):
