@@ -26,6 +26,8 @@ for _name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic", "ale
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 # A lab's use is its own business, and a closed network would be tried in vain.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# With a server it prints two lines for every run; ours says where to look once.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 def expect_usable_store() -> None:
