@@ -238,8 +238,8 @@ def ui_links(server_url) -> dict[str, str]:
     [run] = newest
     experiment_id = run.info.experiment_id
     parent = run.data.tags.get("mlflow.parentRunId")
-    # A comparison of stored runs has no runs below it, but names those that it compared.
-    figured = parent or (run.info.run_id if TAG + "figure" in run.data.tags else None)
+    # A comparison of stored runs has no runs below it: it carries the figures itself, and names those that it compared.
+    carrier = client.get_run(parent) if parent else run
     shown = f"tags.mlflow.parentRunId = '{parent}'" if parent else ""
     if compared := run.data.tags.get(TAG + "runs"):
         shown = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in compared.split(','))})"
@@ -257,9 +257,9 @@ def ui_links(server_url) -> dict[str, str]:
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{UI_VIEW}", json.dumps(view))
     runs = f"{server_url}/#/experiments/{experiment_id}/runs"
     links = {"runs": f"{runs}?viewStateShareKey={UI_VIEW}&workflowType=machine_learning"}
-    if figured:
-        figure = client.get_run(figured).data.tags.get(TAG + "figure", "")
-        links["figures"] = f"{runs}/{figured}/artifacts/{figure}?workflowType=machine_learning"
+    figure = carrier.data.tags.get(TAG + "figure", "")
+    if parent or figure:
+        links["figures"] = f"{runs}/{carrier.info.run_id}/artifacts/{figure}?workflowType=machine_learning"
     return links
 
 

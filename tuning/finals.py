@@ -54,11 +54,10 @@ def train_winner(search, recipe, place) -> str:
         The run's id; that of the run that is there already where this was done before.
     """
     label = "winner " + hashlib.sha256(recipe.to_json().encode()).hexdigest()[:12]
-    for run in place.children("train"):
-        if run["tags"].get("label") == label:
-            if run["status"] == "FINISHED":
-                return run["run_id"]
-            tracking.delete_run(run["run_id"])
+    for run in place.children(kind="train", label=label):
+        if run["status"] == "FINISHED":
+            return run["run_id"]
+        tracking.delete_run(run["run_id"])
     result = fit_and_evaluate(
         build_model(recipe, place.dataset),
         place.dataset,

@@ -78,7 +78,7 @@ def run_search(search, *, name=None, workers=1, restart=False) -> SearchResult:
                 search_with_workers(tuner, search, name, workers)
             else:
                 tuner.search()
-            rows = report.trial_rows(tuner.oracle, place.children("trial"))
+            rows = report.trial_rows(tuner.oracle, place.children(kind="trial"))
             report.log_trials(rows, search)
             _expect_trials(tuner.oracle)
             winner_run_id = train_winner(search, train_finalists(search, tuner.oracle, place), place)

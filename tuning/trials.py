@@ -78,56 +78,6 @@ def space_text(values) -> str:
     return str(values) if isinstance(values, Range) else ",".join(map(str, values))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a search's runs go: their experiment and parent, the data they are on, and tags for each of them."""
-
-    experiment_id: str
-    parent_run_id: str
-    dataset: ImageDataset
-    tags: dict
-
-    def children(self, kind) -> list[dict]:
-        """The runs of one kind below the parent, as `tracking.children_of` gives them."""
-        runs = tracking.children_of(self.parent_run_id, self.experiment_id)
-        return [run for run in runs if run["tags"].get("kind") == kind]
-
-    def reason(self, trial) -> str:
-        """Why a trial's run failed; empty where it has none."""
-        label = str(int(trial.trial_id))
-        reasons = [run["tags"].get("reason", "") for run in self.children("trial") if run["tags"].get("label") == label]
-        return "".join(reasons[-1:])
-
-    def scored_run(self, search, recipe, kind, label, run_name) -> float:
-        """Train a recipe without the test set as a child run and return its score; a finished run is not repeated.
-
-        Runs that an earlier process left under the same label without finishing are deleted, so that none counts twice.
-        """
-        tags = {"kind": kind, "label": label, **self.tags}
-        for run in self.children(kind):
-            if run["tags"].get("label") == label:
-                if run["status"] == "FINISHED" and SCORE in run["metrics"]:
-                    return run["metrics"][SCORE]
-                tracking.delete_run(run["run_id"])
-        parent = {"parent_run_id": self.parent_run_id}
-        with freed_models():
-            try:
-                model = build_model(recipe, self.dataset)
-            except LabError:  # a trial that cannot even be built is a failed run too
-                with tracking.tracked_run(self.experiment_id, run_name, params=recipe.params(), tags=tags, **parent):
-                    raise
-            result = fit_and_evaluate(model, self.dataset, recipe, run_name=run_name, tags=tags, test=False, **parent)
-            del model
-        score = result.history[search.objective][kept_epoch(result.history, recipe)]
-        tracking.log_metric_of(result.run_id, SCORE, score)
-        return score
-
-
-def kept_epoch(history, recipe) -> int:
-    """The epoch whose weights the model ends with: the last, or with patience the one with the lowest val_loss."""
-    return int(np.argmin(history["val_loss"])) if recipe.patience else len(history["val_loss"]) - 1
-
-
 @contextlib.contextmanager
 def freed_models():
     """Free what Keras and TensorFlow keep of the models made inside; without it each trial leaves 10 MB behind."""
@@ -146,6 +96,53 @@ def freed_models():
         gc.collect()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a search's runs go: their experiment and parent, the data they are on, and tags for each of them."""
+
+    experiment_id: str
+    parent_run_id: str
+    dataset: ImageDataset
+    tags: dict
+
+    def children(self, **tags) -> list[dict]:
+        """The runs below the parent that carry these tags of ours, as `tracking.children_of` gives them."""
+        runs = tracking.children_of(self.parent_run_id, self.experiment_id)
+        return [run for run in runs if tags.items() <= run["tags"].items()]
+
+    @freed_models()
+    def scored_run(self, search, recipe, kind, label, run_name) -> float:
+        """Train a recipe without the test set as a child run and return its score; a finished run is not repeated.
+
+        Runs that an earlier process left under the same label without finishing are deleted, so that none counts twice.
+        """
+        tags = {"kind": kind, "label": label, **self.tags}
+        for run in self.children(kind=kind, label=label):
+            if run["status"] == "FINISHED" and SCORE in run["metrics"]:
+                return run["metrics"][SCORE]
+            tracking.delete_run(run["run_id"])
+        parent = {"parent_run_id": self.parent_run_id}
+        try:
+            model = build_model(recipe, self.dataset)
+        except LabError:  # a trial that cannot even be built is a failed run too
+            with tracking.tracked_run(self.experiment_id, run_name, params=recipe.params(), tags=tags, **parent):
+                raise
+        result = fit_and_evaluate(model, self.dataset, recipe, run_name=run_name, tags=tags, test=False, **parent)
+        score = result.history[search.objective][kept_epoch(result.history, recipe)]
+        tracking.log_metric_of(result.run_id, SCORE, score)
+        return score
+
+
+def label_of(trial) -> str:
+    """The tag that says which trial a run is: its number, without KerasTuner's zeros."""
+    return str(int(trial.trial_id))
+
+
+def kept_epoch(history, recipe) -> int:
+    """The epoch whose weights the model ends with: the last, or with patience the one with the lowest val_loss."""
+    return int(np.argmin(history["val_loss"])) if recipe.patience else len(history["val_loss"]) - 1
+
+
 class TrackedTuner(keras_tuner.engine.base_tuner.BaseTuner):
     """KerasTuner's loop around the shared runner."""
 
@@ -159,7 +156,7 @@ class TrackedTuner(keras_tuner.engine.base_tuner.BaseTuner):
         search = self.search_settings
         recipe = recipe_of(trial.hyperparameters.values, search.recipe)
         recipe = dataclasses.replace(recipe, seed=search.seed(int(trial.trial_id)))
-        label = str(int(trial.trial_id))
+        label = label_of(trial)
         score = self.place.scored_run(search, recipe, "trial", label, f"trial {label}")
         return {search.objective: score}
 
@@ -182,7 +179,8 @@ def make_tuner(search, folder, place) -> TrackedTuner:
 
     def on_end(oracle, trial):
         if trial.status == "FAILED" and not trial.message:  # it does not come over from another process
-            trial.message = place.reason(trial)
+            for run in place.children(kind="trial", label=label_of(trial)):
+                trial.message = run["tags"].get("reason")
         print(report.trial_line(oracle, trial, search), flush=True)
 
     oracle.on_end = on_end
