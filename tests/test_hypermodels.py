@@ -103,3 +103,29 @@ def test_the_first_trial_is_the_recipe_that_the_search_starts_from():
         assert dataclasses.replace(recipe_of(first, base), padding="valid") == base
         oracle.trials["0"] = None
         assert oracle._random_values() != first
+
+
+@pytest.mark.parametrize("last", ["COMPLETED", "FAILED"])
+def test_a_trial_under_way_at_the_failure_limit_does_not_lift_it(tmp_path, last):
+    space = hyperparameters({"learning_rate": Range(1e-4, 1e-2, log=True)}, cnnlab.Recipe())
+    oracle = make_oracle("random", space=space, objective="val_accuracy", trials=9, epochs=1, seed=1)
+    oracle._set_project_dir(str(tmp_path), "search")
+
+    def end(trial, status):
+        oracle.update_trial(trial.trial_id, {"val_accuracy": 0.5})
+        trial.status = status
+        oracle.end_trial(trial)
+
+    end(oracle.create_trial("a"), "FAILED")
+    end(oracle.create_trial("a"), "COMPLETED")
+    under_way = oracle.create_trial("b")
+    failed = [oracle.create_trial("a")]
+    for _ in range(2):
+        end(failed[-1], "FAILED")
+        assert not oracle.gave_up()
+        failed.append(oracle.create_trial("a"))
+    end(failed[-1], "FAILED")
+    end(under_way, last)
+    assert oracle.gave_up()
+    assert [trial.trial_id for trial in oracle.failures] == [trial.trial_id for trial in failed]
+    assert oracle.create_trial("a").status == oracle.create_trial("b").status == "STOPPED"

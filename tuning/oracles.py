@@ -32,20 +32,11 @@ class Durable:
     """
 
     on_end = staticmethod(lambda oracle, trial: None)
-    ended_before = 0
-
-    def last_failures(self) -> list:
-        """The failed trials at the end of the search, newest last, of those that ended since this start."""
-        failed = []
-        for trial_id in reversed(self.end_order[self.ended_before :]):
-            if self.trials[trial_id].status != "FAILED":
-                break
-            failed.insert(0, self.trials[trial_id])
-        return failed
+    failures = ()  # the failed trials in a row up to now or, once they are too many, up to then
 
     def gave_up(self) -> bool:
-        """Whether so many trials failed in a row that no more are made."""
-        return len(self.last_failures()) >= FAILURES
+        """Whether so many trials failed in a row that no more are made, however one still under way may end."""
+        return len(self.failures) >= FAILURES
 
     @keras_tuner.synchronized
     def create_trial(self, tuner_id):
@@ -68,7 +59,10 @@ class Durable:
     @keras_tuner.synchronized
     def end_trial(self, trial):
         super().end_trial(trial)
-        self.on_end(self, self.trials[trial.trial_id])
+        trial = self.trials[trial.trial_id]
+        if not self.gave_up():
+            self.failures = (*self.failures, trial) if trial.status == "FAILED" else ()
+        self.on_end(self, trial)
 
     @keras_tuner.synchronized
     def abandon(self, tuner_id):
@@ -109,7 +103,6 @@ class Durable:
             if trial_id not in self.start_order:
                 self.start_order.append(trial_id)
         self._retry_queue.sort(reverse=True)  # taken from its end, so the oldest first
-        self.ended_before = len(self.end_order)
 
 
 def make_oracle(tuner, *, space, objective, trials, epochs, seed):

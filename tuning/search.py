@@ -153,13 +153,18 @@ def _read(file):
 
 
 def _expect_trials(oracle):
-    failures = oracle.last_failures()
-    if oracle.gave_up() or not any(trial.status == "COMPLETED" for trial in oracle.trials.values()):
-        reason = report.reason_of(failures[-1]) if failures else "no trial was completed"
-        raise LabError(
-            f"Expected trials that train. Received {len(failures)} failures in a row, the last one: {reason}. "
-            "Narrow the space with --space or correct what failed; the same command then goes on."
-        )
+    ended = [oracle.trials[trial_id] for trial_id in oracle.end_order]
+    if oracle.gave_up():
+        failures = oracle.failures
+    elif any(trial.status == "COMPLETED" for trial in ended):
+        return
+    else:
+        failures = ended
+    raise LabError(
+        f"Expected trials that train. Received {len(failures)} failures in a row, the last one: "
+        f"{report.reason_of(failures[-1]).rstrip('.')}. Correct what failed, and the same command goes on; or narrow "
+        "the space with --space and --restart."
+    )
 
 
 def work_for_chief(search, name=None) -> None:
