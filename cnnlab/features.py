@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnlab.interrupts import signals_held
+
 BATCH = 256  # images a forward pass
 CACHE_VARIABLE = "CNNLAB_CACHE"
 LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
@@ -275,7 +277,8 @@ def _compute(front, parts, first, mirrored, path):
             images = np.stack([parts[o][p - bounds[o]] for o, p in zip(owner, positions, strict=True)])
             if mirrored:
                 images = images[:, :, ::-1]
-            stored[i : i + BATCH] = front.predict_on_batch(images)
+            with signals_held():
+                stored[i : i + BATCH] = front.predict_on_batch(images)
         stored.flush()
         with fresh.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

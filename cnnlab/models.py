@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cnnlab import precision
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
+from cnnlab.interrupts import signals_held
 
 AUGMENTATIONS = ("none", "flip", "full")
 PREPROCESSING = ("vgg16", "scale")
@@ -133,6 +134,7 @@ def factory_defaults(model: str) -> dict:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+@signals_held()
 def build_model(recipe, dataset):
     """Build the recipe's model for the dataset's image shape and classes, with the weights seeded.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnlab import folders, store
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.interrupts import signals_held
 
 BATCH = 256  # pictures in memory at a time
 FORMATS = ("table", "csv", "json")
@@ -34,7 +35,8 @@ class Classifier:
 
     def probabilities(self, images) -> np.ndarray:
         """`(N, H, W, 3) uint8` to `(N, num_classes) float32`."""
-        return np.asarray(self.model.predict_on_batch(images))
+        with signals_held():
+            return np.asarray(self.model.predict_on_batch(images))
 
     def top(self, probabilities, count) -> list[tuple[str, float]]:
         """The most probable classes of one picture, `(name, probability)`, best first."""

@@ -11,6 +11,7 @@ from cnnlab import store, tracking
 from cnnlab.data import digest_of
 from cnnlab.errors import LabError
 from cnnlab.features import batches, features_of, split_at_frozen_front
+from cnnlab.interrupts import signals_between_batches, signals_held
 from cnnlab.predictions import PREDICTIONS_FILE, Predictions, describe, save_predictions
 from cnnlab.provenance import data_tags, environment_tags, weights_tags
 from cnnlab.recipe import Recipe
@@ -163,12 +164,12 @@ def _fit_and_predict(model, dataset, recipe, callbacks, test=True):
     # The moving bar on a terminal, a line an epoch in a file, nothing from the many runs of a search.
     verbose = 0 if not test else 1 if sys.stdout.isatty() else 2
     keras.utils.set_random_seed(recipe.seed)
-    with tracking.autologging():
+    with tracking.autologging(), signals_between_batches() as between_batches:
         history = trained.fit(
             **_batched(train_inputs, dataset.train_labels, recipe.batch_size, shuffle=True),
             epochs=recipe.epochs,
             **_validation(val_inputs, dataset.val_labels),
-            callbacks=callbacks,
+            callbacks=[*callbacks, between_batches],
             verbose=verbose,
         ).history
     seconds = time.perf_counter() - started
@@ -193,7 +194,8 @@ def _fit_and_predict(model, dataset, recipe, callbacks, test=True):
 def _predict(trained, inputs, images, labels, dataset):
     batched = _batched(inputs, labels, PREDICT_BATCH, shuffle=False)
     batched.pop("y", None)
-    probabilities = trained.predict(**batched, verbose=0)  # (N, C) float32
+    with signals_between_batches() as between_batches:
+        probabilities = trained.predict(**batched, callbacks=[between_batches], verbose=0)  # (N, C) float32
     return Predictions(probabilities, labels, digest_of(dataset.class_names, images, labels))
 
 
@@ -217,7 +219,9 @@ def _expect_same(model, images, probabilities):
     bfloat16 keeps 8 bits, so the pass in other batches may differ by that much.
     """
     # Called, not predicted: compiling the full model for a few images would take longer than running it.
-    difference = float(np.abs(np.asarray(model(images, training=False)) - probabilities).max())
+    with signals_held():
+        full = np.asarray(model(images, training=False))
+    difference = float(np.abs(full - probabilities).max())
     if difference > 0.05:
         raise RuntimeError(f"The full model and its head on cached features differ by {difference} in a probability.")
 

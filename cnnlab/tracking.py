@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cnnlab.errors import LabError
+from cnnlab.interrupts import signals_held
 from cnnlab.store import TAG, local_database, our_experiments, our_tags, process_tags
 
 UI_VIEW = "cnnlab"
@@ -73,28 +74,40 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
     if resumed_run_id and TAG + "reason" in mlflow.MlflowClient().get_run(resumed_run_id).data.tags:
         mlflow.MlflowClient().delete_tag(resumed_run_id, TAG + "reason")
     tags = {TAG + key: str(value) for key, value in {**tags, **process_tags()}.items() if value is not None}
-    run = mlflow.start_run(
-        run_id=resumed_run_id,
-        experiment_id=experiment_id,
-        run_name=run_name,
-        nested=parent_run_id is not None,
-        parent_run_id=parent_run_id,
-        tags=tags,
-        description=description,
-    )
+    run = None
     try:
+        with signals_held():  # no signal may part the run from its being known here
+            run = mlflow.start_run(
+                run_id=resumed_run_id,
+                experiment_id=experiment_id,
+                run_name=run_name,
+                nested=parent_run_id is not None,
+                parent_run_id=parent_run_id,
+                tags=tags,
+                description=description,
+            )
         mlflow.log_params(params)
         yield run.info.run_id
+        with signals_held():
+            mlflow.end_run("FINISHED")
+            run = None
     except BaseException as error:
-        status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
-        reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
-        # A server that is gone must not hide the error that ended the run.
-        with contextlib.suppress(Exception):
-            mlflow.set_tag(f"{TAG}reason", reason[:500])
-        with contextlib.suppress(Exception):
-            mlflow.end_run(status)
+        if run:
+            with signals_held():
+                _end_unfinished(error)
         raise
-    mlflow.end_run("FINISHED")
+
+
+def _end_unfinished(error):
+    import mlflow
+
+    status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
+    reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    # A server that is gone must not hide the error that ended the run.
+    with contextlib.suppress(Exception):
+        mlflow.set_tag(f"{TAG}reason", reason[:500])
+    with contextlib.suppress(Exception):
+        mlflow.end_run(status)
 
 
 def children_of(parent_run_id, experiment_id) -> list[dict]:

@@ -104,7 +104,7 @@ def fit_twice(*args, **kwargs):
         end = lambda: (time.sleep({delay}), os.kill(os.getpid(), signal.{signal}))
         threading.Thread(target=end, daemon=True).start()
         import keras
-        kwargs["callbacks"] = [keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: time.sleep(30))]
+        kwargs["callbacks"] = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(5))]
     return fit(*args, **kwargs)
 trials.fit_and_evaluate = fit_twice
 from cnnlab.job import job

@@ -187,3 +187,30 @@ def test_ui_links_land_on_the_newest_comparison(store, digits):
     assert list(tracking.ui_links("http://here")) == ["runs"]
     view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
     assert len(store.search_runs([experiment_id], view["searchFilter"])) == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "statuses"),
+    [("start_run", ["KILLED", "KILLED"]), ("end_run", ["FINISHED", "KILLED"])],
+)
+def test_a_signal_while_a_run_starts_or_ends_leaves_none_running(store, digits, monkeypatch, call, statuses):
+    experiment_id, real = tracking.experiment_for(digits), getattr(mlflow, call)
+
+    def interrupted(*args, **kwargs):
+        result = real(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    def parent_and_child():
+        with tracking.tracked_run(experiment_id, "parent", params={}, tags={}) as parent:
+            if call == "start_run":
+                monkeypatch.setattr(mlflow, call, interrupted)
+            with tracking.tracked_run(experiment_id, "child", params={}, tags={}, parent_run_id=parent):
+                if call == "end_run":
+                    monkeypatch.setattr(mlflow, call, interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        parent_and_child()
+    runs = store.search_runs([experiment_id], order_by=["attributes.start_time ASC"])
+    assert sorted(run.info.status for run in runs) == statuses
+    assert mlflow.active_run() is None

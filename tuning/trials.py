@@ -15,6 +15,7 @@ from keras_tuner.src.engine import conditions
 from cnnlab import tracking
 from cnnlab.data import ImageDataset
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.interrupts import signals_held
 from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.runner import fit_and_evaluate
@@ -90,10 +91,11 @@ def freed_models():
     try:
         yield
     finally:
-        keras.backend.clear_session()
-        for name in registry.keys() - before:
-            del registry[name]
-        gc.collect()
+        with signals_held():
+            keras.backend.clear_session()
+            for name in registry.keys() - before:
+                del registry[name]
+            gc.collect()
 
 
 @dataclass(frozen=True)
