@@ -39,12 +39,11 @@ def search_with_workers(tuner, search, name, count) -> None:
     try:
         # A daemon, since KerasTuner's chief sleeps in steps of 20 seconds before it notices that all are gone.
         threading.Thread(target=tuner.search, daemon=True).start()
-        while workers:
+        while workers and not tuner.oracle.gave_up():
             for worker, process in list(workers.items()):
                 status = 1 if process is None else process.poll()
-                if status == 0 or tuner.oracle.gave_up():
+                if status == 0:
                     del workers[worker]
-                    _end(process)
                 elif status is not None and restarts[worker] == RESTARTS:
                     del workers[worker]
                     tuner.oracle.abandon(worker)
@@ -53,8 +52,7 @@ def search_with_workers(tuner, search, name, count) -> None:
                     workers[worker] = _start(search, name, {**address, "KERASTUNER_TUNER_ID": worker}, count)
             time.sleep(0.2)
     finally:
-        for process in workers.values():
-            _end(process)
+        _end([process for process in workers.values() if process])
         for variable in (*address, "KERASTUNER_TUNER_ID"):
             os.environ.pop(variable, None)
     if min(restarts.values()) == RESTARTS and len(tuner.oracle.end_order) < search.trials:
@@ -80,15 +78,15 @@ def _start(search, name, variables, count):
     )
 
 
-def _end(process):
-    if process is None or process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _end(processes):
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def main(name, settings) -> None:
