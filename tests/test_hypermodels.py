@@ -95,7 +95,7 @@ def test_integers_stay_integers_in_a_range():
 
 
 def test_the_first_trial_is_the_recipe_that_the_search_starts_from():
-    base = cnnlab.Recipe(filters=(16, 32, 64), batch_size=64, seed=1)
+    base = cnnlab.Recipe(filters=(32, 32, 64), batch_size=64, seed=1)
     for tuner in ("bayesian", "random", "hyperband"):
         space = hyperparameters(SPACES["cnn"], base)
         oracle = make_oracle(tuner, space=space, objective="val_accuracy", trials=5, epochs=5, seed=1)

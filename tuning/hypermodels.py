@@ -27,13 +27,13 @@ class Range:
 SPACES = {
     "cnn": {
         "blocks": (2, 3, 4),
-        "filters": (16, 32, 64, 128),
+        "filters": (32, 64, 128),
         "kernel_size": (3, 5),
         # With "valid", four blocks or large kernels use a 32 pixel image up.
         "padding": ("same",),
         "dense_units": (64, 128, 256),
         "dropout": Range(0.0, 0.5),
-        "learning_rate": Range(1e-4, 1e-2, log=True),
+        "learning_rate": Range(3e-4, 3e-3, log=True),
         "augment": ("none", "flip", "full"),
         "batch_size": (32, 64, 128),
     },
