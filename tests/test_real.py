@@ -29,7 +29,7 @@ def test_both_models_train_and_reload(store):
         cnnlab.Recipe(model="cnn", dataset=FOLDER, limit=2000, epochs=5),
         cnnlab.Recipe(model="vgg16", dataset=FOLDER, limit=2000, epochs=2, weights="random"),
     ]
-    _, results = cnnlab.compare_models(recipes)
+    results = cnnlab.compare_models(recipes).results
     assert results[0].test_accuracy > 0.3
     dataset = cnnlab.load_dataset(FOLDER, limit=2000)
     for result in results:
