@@ -88,6 +88,7 @@ def serve(model, host, port) -> None:
     import uvicorn
 
     port = choose_port(host, port, DEFAULT_PORT)
+    np.set_printoptions(threshold=0, edgeitems=1)  # MLflow puts the whole array before each error
     classifier = load_classifier(model)
     side = classifier.image_size
     classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
