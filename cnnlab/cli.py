@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import os
 import re
 import sys
 
@@ -102,6 +101,7 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
     Options of the recipe that are given are kept fixed. The same command goes on where an earlier one was interrupted.
     """
     from tuning.hypermodels import SPACES, check_space, fixed, narrowed
+    from tuning.workers import ID, role
 
     [recipe] = recipes_of([model], options)
     given = [option for option, value in options.items() if value is not None]
@@ -111,14 +111,20 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
     expect_one_of("objective", objective, ("val_accuracy", "val_loss"))
     if name and not re.fullmatch(r"[\w-]+", name):
         raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
+    role_here = role()
+    if role_here and workers > 1:
+        raise ArgumentError(
+            f"Expected --workers or KerasTuner's variables. Received both ({ID} is set). Leave one out."
+        )
     with job():
         from cnnlab.screen import print_next_step
         from tuning.search import run_search, work_for_chief
         from tuning.trials import Search
 
         search = Search(recipe, space, tuner, objective, finalists, final_seeds, trials)
-        if os.environ.get("KERASTUNER_ORACLE_IP") and "chief" not in os.environ.get("KERASTUNER_TUNER_ID", ""):
+        if role_here == "worker":
             work_for_chief(search, name)
+            print("The chief has no more trials.")
             return
         result = run_search(search, name=name, workers=workers, restart=restart)
         print(f"Winner: run {result.winner_run_id}.")

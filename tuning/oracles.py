@@ -33,6 +33,7 @@ class Durable:
 
     on_end = staticmethod(lambda oracle, trial: None)
     failures = ()  # the failed trials in a row up to now or, once they are too many, up to then
+    told_to_stop = False  # whether a worker asked when there were no more trials
 
     def gave_up(self) -> bool:
         """Whether so many trials failed in a row that no more are made, however one still under way may end."""
@@ -42,8 +43,11 @@ class Durable:
     def create_trial(self, tuner_id):
         if self.gave_up():
             self.tuner_ids.discard(tuner_id)
-            return keras_tuner.engine.trial.Trial(self.get_space(), trial_id="none", status="STOPPED")
-        return super().create_trial(tuner_id)
+            trial = keras_tuner.engine.trial.Trial(self.get_space(), trial_id="none", status="STOPPED")
+        else:
+            trial = super().create_trial(tuner_id)
+        self.told_to_stop = self.told_to_stop or trial.status == "STOPPED"
+        return trial
 
     def _random_values(self):
         """A random recipe, but the first one is the recipe that the search starts from, for the others to beat."""

@@ -23,9 +23,9 @@ from tuning.finals import train_finalists, train_winner
 from tuning.hypermodels import check_space
 from tuning.oracles import write_json
 from tuning.trials import Place, make_tuner
+from tuning.workers import CHIEF_TIMEOUT, answer_workers, end_with_chief, role, search_with_workers
 
 SETTINGS = "search.json"
-CHIEF_TIMEOUT = 120  # seconds that a worker waits for its chief's search to appear
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def run_search(search, *, name=None, workers=1, restart=False) -> SearchResult:
             place = Place(experiment_id, parent_run_id, dataset, tags)
             tuner = make_tuner(search, folder, place)
             if workers > 1:
-                from tuning.workers import search_with_workers
-
                 search_with_workers(tuner, search, name, workers)
+            elif role() == "chief":
+                answer_workers(tuner)
             else:
                 tuner.search()
             rows = report.trial_rows(tuner.oracle, place.children(kind="trial"))
@@ -168,7 +168,7 @@ def _expect_trials(oracle):
 
 
 def work_for_chief(search, name=None) -> None:
-    """Run trials for the chief that KerasTuner's variables name, until it says to stop.
+    """Run trials for the chief that KerasTuner's variables name, until it says to stop or is gone.
 
     Raises:
         LabError: no search with the same settings and data is in the store.
@@ -185,6 +185,7 @@ def work_for_chief(search, name=None) -> None:
                 f"{CHIEF_TIMEOUT} seconds. Start the chief, with the same command and the same MLFLOW_TRACKING_URI."
             )
         time.sleep(1)
+    end_with_chief()
     folder = search_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     make_tuner(search, folder, Place(experiment_id, parent_run_id, dataset, tags)).search()

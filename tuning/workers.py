@@ -1,5 +1,6 @@
-"""Several workers on this machine: KerasTuner's chief in this process, and a process for each worker, kept alive."""
+"""Several workers: KerasTuner's chief in this process, and workers that it starts here or that were started by hand."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,11 +14,30 @@ from contextlib import closing
 
 import psutil
 
-from cnnlab.errors import LabError
+from cnnlab.errors import ArgumentError, LabError
 from cnnlab.recipe import Recipe
+from cnnlab.store import first_line
 from tuning.hypermodels import Range
 
 RESTARTS = 3  # of a worker that dies; then the others do its trials
+CHIEF_TIMEOUT = 120  # seconds that a worker waits for its chief to appear
+ID, HOST, PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
+
+
+def role() -> str | None:
+    """What KerasTuner's variables make of this process: "chief", "worker", or `None` without them.
+
+    Raises:
+        ArgumentError: some of them are missing, or the port is no number.
+    """
+    values = {name: os.environ.get(name, "") for name in (ID, HOST, PORT)}
+    if not any(values.values()):
+        return None
+    if missing := [name for name, value in values.items() if not value]:
+        raise ArgumentError(f"Expected {', '.join(values)} together. Received: no {' and no '.join(missing)}.")
+    if not values[PORT].isdecimal():
+        raise ArgumentError(f"Expected {PORT} to be a number. Received: '{values[PORT]}'.")
+    return "chief" if "chief" in values[ID] else "worker"
 
 
 def search_with_workers(tuner, search, name, count) -> None:
@@ -32,8 +52,8 @@ def search_with_workers(tuner, search, name, count) -> None:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port)}
-    os.environ.update(address, KERASTUNER_TUNER_ID="chief")
+    address = {HOST: "127.0.0.1", PORT: str(port)}
+    os.environ.update({**address, ID: "chief"})
     workers = {f"worker{i}": None for i in range(count)}
     restarts = dict.fromkeys(workers, -1)
     try:
@@ -49,11 +69,11 @@ def search_with_workers(tuner, search, name, count) -> None:
                     tuner.oracle.abandon(worker)
                 elif status is not None:
                     restarts[worker] += 1
-                    workers[worker] = _start(search, name, {**address, "KERASTUNER_TUNER_ID": worker}, count)
+                    workers[worker] = _start(search, name, {**address, ID: worker}, count)
             time.sleep(0.2)
     finally:
         _end([process for process in workers.values() if process])
-        for variable in (*address, "KERASTUNER_TUNER_ID"):
+        for variable in (*address, ID):
             os.environ.pop(variable, None)
     if min(restarts.values()) == RESTARTS and len(tuner.oracle.end_order) < search.trials:
         raise LabError(
@@ -89,9 +109,70 @@ def _end(processes):
             process.wait()
 
 
+def answer_workers(tuner) -> None:
+    """Be the chief of workers that were started by hand, until all trials ended or too many failed in a row.
+
+    Raises:
+        LabError: the address cannot be listened at.
+    """
+    from keras_tuner.src.distribute.oracle_chief import exit_chief
+
+    address = f"{os.environ[HOST]}:{os.environ[PORT]}"
+    errors = []
+
+    def listen():
+        try:
+            tuner.search()
+        except Exception as error:
+            errors.append(error)
+
+    # A daemon: KerasTuner's chief sleeps in steps of 20 seconds before it notices that the last worker has gone.
+    threading.Thread(target=listen, daemon=True).start()
+    print(f"Waiting for workers at {address}.", flush=True)
+    oracle, waits_for = tuner.oracle, set()
+    while not oracle.gave_up() and not (oracle.told_to_stop and exit_chief(oracle)):
+        time.sleep(0.2)
+        if errors:
+            raise LabError(f"Expected to listen at {address}. Received: {first_line(errors[0])}.")
+        late = set(oracle.ongoing_trials.items()) - waits_for if oracle.told_to_stop else ()
+        for worker, trial in late:
+            print(
+                f"Waiting for trial {int(trial.trial_id)} of {worker}. If that worker died, start it again under its "
+                "id; if it is gone for good, start this chief again.",
+                flush=True,
+            )
+        waits_for.update(late)
+
+
+def end_with_chief() -> None:
+    """End this process, as SIGTERM does, when the chief is gone; KerasTuner would wait an hour for its answer."""
+
+    def watch():
+        deadline = time.monotonic() + CHIEF_TIMEOUT
+        while not _answers(1) and time.monotonic() < deadline:
+            time.sleep(1)
+        while _answers(3):
+            time.sleep(1)
+        print("error: the chief is gone. Start it again, and then this worker.", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _answers(attempts):
+    address = (os.environ[HOST], int(os.environ[PORT]))
+    for attempt in range(attempts):
+        time.sleep(min(attempt, 1))
+        with contextlib.suppress(OSError):
+            socket.create_connection(address, timeout=5).close()
+            return True
+    return False
+
+
 def main(name, settings) -> None:
-    """A worker: run trials for the chief until it says to stop, or until the process that started this one is gone."""
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    """A worker: run trials for the chief until it says to stop."""
     settings = json.loads(settings)
     settings["recipe"] = Recipe(**settings["recipe"])
     settings["space"] = {
@@ -104,15 +185,6 @@ def main(name, settings) -> None:
         from tuning.trials import Search
 
         work_for_chief(Search(**settings), name)
-
-
-def _end_with_parent(parent):
-    """Without its chief a worker would wait for an hour for an answer."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(10)
-    os._exit(1)
 
 
 if __name__ == "__main__":
