@@ -112,26 +112,27 @@ def best_so_far(trials, seconds, scores, objective, higher_is_better) -> Figure:
 
 
 def scores_by_hyperparameter(values, scores, objective) -> Figure:
-    """Score against each hyperparameter, one small plot each.
+    """Score against each hyperparameter that varied, one small plot each.
 
     Args:
         values: name to the trials' values, `None` where the trial has no such hyperparameter.
         scores: of the trials.
     """
+    values = _varied(values) or values
     columns = min(4, len(values))
     rows = -(-len(values) // columns)
     figure = Figure(figsize=(3 * columns, 2.6 * rows), dpi=DPI, layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axis in axes[::columns]:
+        axis.set(ylabel=objective)
     for axis, (name, column) in zip(axes, values.items(), strict=False):
         there = [(value, score) for value, score in zip(column, scores, strict=True) if value is not None]
         positions, ticks, log = _positions([value for value, _ in there])
         axis.plot(positions, [score for _, score in there], "o", color=COLOURS[0], alpha=0.6)
-        axis.set(xlabel=name, ylabel=objective)
-        axis.label_outer(remove_inner_ticks=False)
-        axis.xaxis.label.set_visible(True)
-        axis.tick_params(labelbottom=True)
+        axis.set(xlabel=name)
         if log:
             axis.set_xscale("log")
+            axis.tick_params(axis="x", which="both", labelsize=7)
         if ticks:
             axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
             axis.margins(x=0.2)
@@ -143,14 +144,14 @@ def scores_by_hyperparameter(values, scores, objective) -> Figure:
 
 def parallel_coordinates(values, scores, objective) -> Figure:
     """A line for each trial through its values and its score, coloured by the score; arguments as above."""
-    names = [name for name, column in values.items() if len({v for v in column if v is not None}) > 1]
-    figure = Figure(figsize=(max(6, 1.5 * (len(names) + 1)), 4.5), dpi=DPI, layout="constrained")
+    names = list(_varied(values))
+    figure = Figure(figsize=(max(6, 1.1 * (len(names) + 1)), 5.5), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     scaled = []
     for i, name in enumerate([*names, objective]):
         column = scores if i == len(names) else values[name]
         positions, ticks, log = _positions([value for value in column if value is not None])
-        positions = np.log(positions) if log else np.asarray(positions, float)
+        positions = np.log(positions) if log and name != objective else np.asarray(positions, float)
         low, span = positions.min(), max(np.ptp(positions), 1e-12)
         places = iter((positions - low) / span)
         scaled.append([next(places) if value is not None else np.nan for value in column])
@@ -158,15 +159,21 @@ def parallel_coordinates(values, scores, objective) -> Figure:
         texts = ticks or [f"{min(numbers):.3g}", f"{max(numbers):.3g}"]
         heights = (np.arange(len(texts)) - low) / span if ticks else (0, 1)
         for height, text in zip(heights, texts, strict=True):
-            axis.text(i + 0.03, height, text, fontsize=7, va="center")
+            axis.text(i + 0.03, height, text, fontsize=8, va="center")
     colours = colormaps["viridis"]
     share = (np.asarray(scores) - min(scores)) / max(np.ptp(scores), 1e-12)
     for line, colour in zip(np.array(scaled).T, share, strict=True):
-        axis.plot(line, color=colours(colour), alpha=0.8, lw=1.2)
+        there = ~np.isnan(line)  # on to the score, over what this trial does not have
+        axis.plot(np.flatnonzero(there), line[there], color=colours(colour), alpha=0.8, lw=1.2)
     axis.set_xticks(range(len(names) + 1), [*names, objective], rotation=20, ha="right")
     axis.set(yticks=[], xlim=(-0.2, len(names) + 0.4), ylim=(-0.05, 1.05))  # one trial alone would leave no range
     axis.grid(axis="x")
     return figure
+
+
+def _varied(values):
+    """The hyperparameters of which the trials had several values."""
+    return {name: column for name, column in values.items() if len({v for v in column if v is not None}) > 1}
 
 
 def _positions(values):
@@ -178,7 +185,7 @@ def _positions(values):
         len(distinct) <= 6 and all(isinstance(value, int) for value in distinct)
     ):
         return [distinct.index(value) for value in values], [str(value) for value in distinct], False
-    return values, None, min(values) > 0 and max(values) / min(values) > 20
+    return values, None, min(values) > 0 and max(values) / min(values) > 5
 
 
 def reliability(calibrations) -> Figure:

@@ -49,6 +49,7 @@ def trial_rows(oracle, runs) -> list[dict]:
         runs: the trials' runs, as `tracking.children_of` gives them.
     """
     by_label = {run["tags"]["label"]: run for run in runs}
+    names = [parameter.name for parameter in oracle.hyperparameters.space]
     rows, elapsed = [], 0.0
     for trial_id, trial in sorted(oracle.trials.items(), key=lambda item: int(item[0])):
         run = by_label.get(str(int(trial_id)), {})
@@ -62,6 +63,8 @@ def trial_rows(oracle, runs) -> list[dict]:
                 "seconds": round(seconds, 1),
                 "seconds_so_far": round(elapsed, 1),
                 "run_id": run.get("run_id"),
+                # Those that it does not have too, so that all rows have the space's order.
+                **dict.fromkeys(names),
                 **shown_values(oracle, trial),
             }
         )
@@ -70,9 +73,9 @@ def trial_rows(oracle, runs) -> list[dict]:
 
 def log_trials(rows, search) -> None:
     """Put the table of trials and the figures on the active run."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = list(rows[0])
     table = io.StringIO()
-    writer = csv.DictWriter(table, columns, restval="")
+    writer = csv.DictWriter(table, columns)
     writer.writeheader()
     writer.writerows(rows)
     figures = {}
