@@ -2,28 +2,13 @@
 
 import contextlib
 import hashlib
-import json
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 from cnnlab.errors import LabError
 from cnnlab.interrupts import signals_held
-from cnnlab.store import TAG, local_database, our_experiments, our_tags, process_tags
-
-UI_VIEW = "cnnlab"
-UI_COLUMNS = (
-    "attributes.`Created`",
-    "attributes.`Duration`",
-    "metrics.`test_accuracy`",
-    "metrics.`test_loss`",
-    "metrics.`val_accuracy`",
-    "metrics.`accuracy`",
-    "metrics.`train_seconds`",
-    "params.`model`",
-    "params.`learning_rate`",
-    "params.`epochs`",
-)
+from cnnlab.store import TAG, local_database, our_tags, process_tags
 
 
 def experiment_for(dataset) -> str:
@@ -159,6 +144,13 @@ def log_metric_of(run_id, name, value) -> None:
     mlflow.MlflowClient().log_metric(run_id, name, value)
 
 
+def tag_run(**tags) -> None:
+    """Set tags of ours on the active run."""
+    import mlflow
+
+    mlflow.set_tags({TAG + key: value for key, value in tags.items()})
+
+
 @contextmanager
 def autologging():
     """MLflow's Keras autologging for the `fit` inside; models and data sets are logged by us, once and whole."""
@@ -231,49 +223,6 @@ def log_model(model, class_names, image_shape) -> str:
         metadata={"class_names": list(class_names)},
     )
     return logged.model_uri
-
-
-def ui_links(server_url) -> dict[str, str]:
-    """Links into the MLflow UI at `server_url` that land on the newest comparison, with the metric columns shown.
-
-    What the UI lists, and how, is kept in a tag of the experiment, which is brought up to date here.
-
-    Returns:
-        "runs" to a link to the runs, and for a comparison or a search "figures" to the figures on its parent run.
-    """
-    import mlflow
-
-    client = mlflow.MlflowClient()
-    ours = our_experiments(client)
-    newest = client.search_runs(ours, order_by=["attributes.start_time DESC"], max_results=1) if ours else []
-    if not newest:
-        return {"runs": server_url}
-    [run] = newest
-    experiment_id = run.info.experiment_id
-    parent = run.data.tags.get("mlflow.parentRunId")
-    # A comparison of stored runs has no runs below it: it carries the figures itself, and names those that it compared.
-    carrier = client.get_run(parent) if parent else run
-    shown = f"tags.mlflow.parentRunId = '{parent}'" if parent else ""
-    if compared := run.data.tags.get(TAG + "runs"):
-        shown = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in compared.split(','))})"
-    view = {
-        "selectedColumns": list(UI_COLUMNS),
-        "orderByKey": "metrics.`val_accuracy`" if shown else "attributes.start_time",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        # The UI folds children away under a parent without scores; filtered, they are rows of their own.
-        "searchFilter": shown,
-    }
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{UI_VIEW}", json.dumps(view))
-    runs = f"{server_url}/#/experiments/{experiment_id}/runs"
-    links = {"runs": f"{runs}?viewStateShareKey={UI_VIEW}&workflowType=machine_learning"}
-    figure = carrier.data.tags.get(TAG + "figure", "")
-    if parent or figure:
-        links["figures"] = f"{runs}/{carrier.info.run_id}/artifacts/{figure}?workflowType=machine_learning"
-    return links
 
 
 def _experiment_tags(dataset):

@@ -1,5 +1,6 @@
 """The MLflow UI on the lab's store: started, waited for, and left at a link that shows the comparison."""
 
+import json
 import os
 import socket
 import subprocess
@@ -9,11 +10,25 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 
-from cnnlab import store, tracking
+from cnnlab import store
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.store import TAG, our_experiments
 
 START_TIMEOUT = 90  # seconds
 DEFAULT_PORT = 5000
+UI_VIEW = "cnnlab"
+UI_COLUMNS = (
+    "attributes.`Created`",
+    "attributes.`Duration`",
+    "metrics.`test_accuracy`",
+    "metrics.`test_loss`",
+    "metrics.`val_accuracy`",
+    "metrics.`accuracy`",
+    "metrics.`train_seconds`",
+    "params.`model`",
+    "params.`learning_rate`",
+    "params.`epochs`",
+)
 
 
 def serve_ui(host="127.0.0.1", port=None) -> None:
@@ -51,8 +66,51 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
         server.wait()
 
 
+def ui_links(server_url) -> dict[str, str]:
+    """Links into the MLflow UI at `server_url` that land on the newest comparison, with the metric columns shown.
+
+    What the UI lists, and how, is kept in a tag of the experiment, which is brought up to date here.
+
+    Returns:
+        "runs" to a link to the runs, and for a comparison or a search "figures" to the figures on its parent run.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    ours = our_experiments(client)
+    newest = client.search_runs(ours, order_by=["attributes.start_time DESC"], max_results=1) if ours else []
+    if not newest:
+        return {"runs": server_url}
+    [run] = newest
+    experiment_id = run.info.experiment_id
+    parent = run.data.tags.get("mlflow.parentRunId")
+    # A comparison of stored runs has no runs below it: it carries the figures itself, and names those that it compared.
+    carrier = client.get_run(parent) if parent else run
+    shown = f"tags.mlflow.parentRunId = '{parent}'" if parent else ""
+    if compared := run.data.tags.get(TAG + "runs"):
+        shown = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in compared.split(','))})"
+    view = {
+        "selectedColumns": list(UI_COLUMNS),
+        "orderByKey": "metrics.`val_accuracy`" if shown else "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        # The UI folds children away under a parent without scores; filtered, they are rows of their own.
+        "searchFilter": shown,
+    }
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{UI_VIEW}", json.dumps(view))
+    runs = f"{server_url}/#/experiments/{experiment_id}/runs"
+    links = {"runs": f"{runs}?viewStateShareKey={UI_VIEW}&workflowType=machine_learning"}
+    figure = carrier.data.tags.get(TAG + "figure", "")
+    if parent or figure:
+        links["figures"] = f"{runs}/{carrier.info.run_id}/artifacts/{figure}?workflowType=machine_learning"
+    return links
+
+
 def _landing(url):
-    return "\n".join(f"  {what:8} {link}" for what, link in tracking.ui_links(url).items())
+    return "\n".join(f"  {what:8} {link}" for what, link in ui_links(url).items())
 
 
 def choose_port(host, port, usual) -> int:

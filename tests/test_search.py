@@ -69,6 +69,10 @@ def test_search_tracks_every_trial_and_tests_only_the_winner(store, capsys):
     means = json.loads(artifact(store, parent.info.run_id, "finalists.json"))
     assert len(means) == 2
     assert parent.data.metrics["best_val_accuracy"] == max(means.values())
+    best = max(means, key=means.get)
+    [trial] = [run for run in kinds["trial"] if run.info.run_name == best]
+    learning_rate = float(trial.data.params["learning_rate"])
+    assert parent.data.tags["cnnlab.best"].startswith(f"{best}: learning_rate {learning_rate:.3g}  dense_units ")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")]
     assert len(lines) == 3 + 2
     assert "3 of 3 done" in lines[2]

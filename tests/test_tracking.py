@@ -18,6 +18,7 @@ import pytest
 import cnnlab
 from cnnlab import tracking
 from cnnlab.store import expect_usable_store, open_store
+from cnnlab.ui import ui_links
 
 
 def _start(folder, barrier, failures):
@@ -155,14 +156,14 @@ def test_address_that_is_no_store(workplace, monkeypatch):
 
 
 def test_ui_links_land_on_the_newest_comparison(store, digits):
-    assert tracking.ui_links("http://here") == {"runs": "http://here"}
+    assert ui_links("http://here") == {"runs": "http://here"}
     experiment_id = tracking.experiment_for(digits)
     with (
         tracking.tracked_run(experiment_id, "parent", params={}, tags={}) as parent,
         tracking.tracked_run(experiment_id, "child", params={}, tags={}, parent_run_id=parent),
     ):
         pass
-    links = tracking.ui_links("http://here")
+    links = ui_links("http://here")
     assert links["runs"].startswith(f"http://here/#/experiments/{experiment_id}/runs?")
     assert f"/runs/{parent}/artifacts" in links["figures"]
     view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
@@ -177,14 +178,14 @@ def test_ui_links_land_on_the_newest_comparison(store, digits):
         tags={"figure": "curves.png", "runs": f"{parent},{child.info.run_id}"},
     ) as stored:
         pass
-    assert f"/runs/{stored}/artifacts/curves.png" in tracking.ui_links("http://here")["figures"]
+    assert f"/runs/{stored}/artifacts/curves.png" in ui_links("http://here")["figures"]
     view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
     names = {run.info.run_name for run in store.search_runs([experiment_id], view["searchFilter"])}
     assert names == {"parent", "child"}
 
     with tracking.tracked_run(experiment_id, "alone", params={}, tags={}):
         pass
-    assert list(tracking.ui_links("http://here")) == ["runs"]
+    assert list(ui_links("http://here")) == ["runs"]
     view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
     assert len(store.search_runs([experiment_id], view["searchFilter"])) == 4
 

@@ -9,6 +9,7 @@ import numpy as np
 from cnnlab import tracking
 from cnnlab.models import build_model
 from cnnlab.runner import fit_and_evaluate
+from tuning import report
 from tuning.hypermodels import recipe_of
 from tuning.oracles import OBJECTIVES
 
@@ -44,6 +45,8 @@ def train_finalists(search, oracle, place):
         {},
         {"finalists.json": json.dumps({f"trial {number}": mean for number, mean in means.items()}, indent=2)},
     )
+    [trial] = [trial for trial in completed if int(trial.trial_id) == winner]
+    tracking.tag_run(best=f"trial {winner}: {report.values_text(oracle, trial)}")
     return recipes[winner]
 
 

@@ -17,8 +17,13 @@ def trial_line(oracle, trial, search) -> str:
     pick = max if OBJECTIVES[search.objective] == "max" else min
     best = pick(completed, key=lambda t: t.score, default=None)
     so_far = f"best {best.score:.4f} (trial {int(best.trial_id)})" if best else "none completed yet"
-    values = "  ".join(f"{name} {_short(value)}" for name, value in shown_values(oracle, trial).items())
+    values = values_text(oracle, trial)
     return f"trial {int(trial.trial_id)}  {done} of {search.trials} done  {what}  {so_far}  {values}"
+
+
+def values_text(oracle, trial) -> str:
+    """A trial's hyperparameters on one line."""
+    return "  ".join(f"{name} {_short(value)}" for name, value in shown_values(oracle, trial).items())
 
 
 def reason_of(trial) -> str:
