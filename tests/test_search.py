@@ -267,7 +267,7 @@ def test_a_worker_ends_with_its_chief():
         )
         chief.accept()
         assert worker.poll() is None
-    assert b"the chief is gone" in worker.communicate(timeout=20)[1]
+    assert b"the chief has ended" in worker.communicate(timeout=20)[1]
     assert worker.returncode == -signal.SIGTERM
 
 

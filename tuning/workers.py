@@ -134,7 +134,7 @@ def answer_workers(tuner) -> None:
         time.sleep(0.2)
         if errors:
             raise LabError(f"Expected to listen at {address}. Received: {first_line(errors[0])}.")
-        late = set(oracle.ongoing_trials.items()) - waits_for if oracle.told_to_stop else ()
+        late = set(oracle.ongoing_trials.items()) - waits_for if oracle.told_to_stop and not oracle.gave_up() else ()
         for worker, trial in late:
             print(
                 f"Waiting for trial {int(trial.trial_id)} of {worker}. If that worker died, start it again under its "
@@ -153,7 +153,9 @@ def end_with_chief() -> None:
             time.sleep(1)
         while _answers(3):
             time.sleep(1)
-        print("error: the chief is gone. Start it again, and then this worker.", file=sys.stderr, flush=True)
+        print(
+            "error: the chief has ended. To go on, start it again, and then this worker.", file=sys.stderr, flush=True
+        )
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
         os._exit(1)
