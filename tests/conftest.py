@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from PIL import Image
 import cnnlab
 from cnnlab.store import open_store
 
+# A shell starts what it puts in the background with SIGINT ignored; the tests and what they start need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 atexit.register(shutil.rmtree, os.environ["KERAS_HOME"], ignore_errors=True)
 
 
