@@ -14,6 +14,7 @@ import mlflow
 import pytest
 
 import cnnlab
+from cnnlab.ui import choose_port
 from tuning.hypermodels import Range
 from tuning.search import run_search
 from tuning.trials import Search, freed_models
@@ -233,10 +234,7 @@ def test_two_workers_share_a_search(store, capfd):
 
 
 def test_workers_started_by_hand(store, monkeypatch, capfd):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for variable, value in ((ID, "chief"), (HOST, "127.0.0.1"), (PORT, str(port))):
+    for variable, value in ((ID, "chief"), (HOST, "127.0.0.1"), (PORT, str(choose_port("127.0.0.1", None, 0)))):
         monkeypatch.setenv(variable, value)
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

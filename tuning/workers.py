@@ -10,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
 
 import psutil
 
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.recipe import Recipe
 from cnnlab.store import first_line
+from cnnlab.ui import choose_port
 from tuning.hypermodels import Range
 
 RESTARTS = 3  # of a worker that dies; then the others do its trials
@@ -49,10 +49,7 @@ def search_with_workers(tuner, search, name, count) -> None:
     Raises:
         LabError: all workers died again and again.
     """
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = {HOST: "127.0.0.1", PORT: str(port)}
+    address = {HOST: "127.0.0.1", PORT: str(choose_port("127.0.0.1", None, 0))}
     os.environ.update({**address, ID: "chief"})
     workers = {f"worker{i}": None for i in range(count)}
     restarts = dict.fromkeys(workers, -1)
@@ -131,10 +128,9 @@ def answer_workers(tuner) -> None:
     print(f"Waiting for workers at {address}.", flush=True)
     oracle, waits_for = tuner.oracle, set()
     while not oracle.gave_up() and not (oracle.told_to_stop and exit_chief(oracle)):
-        time.sleep(0.2)
         if errors:
             raise LabError(f"Expected to listen at {address}. Received: {first_line(errors[0])}.")
-        late = set(oracle.ongoing_trials.items()) - waits_for if oracle.told_to_stop and not oracle.gave_up() else ()
+        late = set(oracle.ongoing_trials.items()) - waits_for if oracle.told_to_stop else ()
         for worker, trial in late:
             print(
                 f"Waiting for trial {int(trial.trial_id)} of {worker}. If that worker died, start it again under its "
@@ -142,6 +138,7 @@ def answer_workers(tuner) -> None:
                 flush=True,
             )
         waits_for.update(late)
+        time.sleep(0.2)
 
 
 def end_with_chief() -> None:
