@@ -1,0 +1,103 @@
+"""What earlier versions gave and wrote still holds: pytest tests/test_guards.py
+
+`fixtures/` says how both files were made. A change that means to change numbers records them anew and says so.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+import cnnlab
+from cnnlab import predict, registry, reproduce, runs
+from cnnlab.compare import compare_runs, train_model
+from cnnlab.provenance import environment_tags
+from cnnlab.store import open_store
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SEEDED = json.loads((FIXTURES / "seeded_runs.json").read_text())
+
+
+def expected(value):
+    """To the last digit where the machine and the versions are those of the recording, else nearly."""
+    tags = {**environment_tags()}
+    same = all(str(tags[key]) == made for key, made in SEEDED["made_with"].items())
+    return pytest.approx(value, rel=1e-12 if same else 0.05, abs=0 if same else 0.05)
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    keras.utils.set_random_seed(7)
+    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    path = tmp_path_factory.mktemp("weights") / "vgg16.weights.h5"
+    base.save_weights(path)
+    yield str(path)
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", SEEDED["runs"])
+def test_seeded_trainings_give_the_recorded_numbers(name, store, weights_file):
+    recorded = SEEDED["runs"][name]
+    recipe = dict(recorded["recipe"])
+    if recipe["weights"] == "vgg16.weights.h5":
+        recipe["weights"] = weights_file
+    result = train_model(cnnlab.Recipe.from_json(json.dumps(recipe)))
+    assert result.history.keys() == recorded["history"].keys()
+    for metric, values in recorded["history"].items():
+        assert result.history[metric] == expected(values), metric
+    scores = (result.test_accuracy, result.test_loss, result.validation.loss)
+    assert scores == expected((recorded["test_accuracy"], recorded["test_loss"], recorded["val_loss"]))
+
+
+@pytest.fixture
+def stored(workplace):
+    """A store of an earlier version: a comparison of two runs, a search, and a champion, `models:/cnnlab-digits/1`."""
+    with tarfile.open(FIXTURES / "stored_runs.tar.xz") as archive:
+        archive.extractall(workplace, filter="data")
+    open_store()
+    return mlflow.MlflowClient()
+
+
+def of_kind(client, kind):
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return client.search_runs(experiments, f"tags.`cnnlab.kind` = '{kind}'")
+
+
+def test_an_earlier_store_is_listed_and_compared(stored):
+    assert len(of_kind(stored, "train")) == 3
+    assert len(of_kind(stored, "trial")) == 3
+    [version] = registry.list_versions()
+    assert (version.name, version.number, version.aliases) == ("cnnlab-digits", 1, ("champion",))
+    comparison = compare_runs([run.info.run_id for run in of_kind(stored, "train")])
+    tested = {run.info.run_id: run.data.metrics["test_accuracy"] for run in of_kind(stored, "train")}
+    assert {r.run_id: r.test_accuracy for r in comparison.results} == tested
+    assert stored.get_run(comparison.run_id).info.status == "FINISHED"
+
+
+def test_an_earlier_run_is_registered_against_the_champion_and_predicts(stored, workplace):
+    best = runs.best_run()
+    version, _ = registry.register()
+    assert version.run_id == best.info.run_id
+    decision = registry.promote(version, force=True)
+    assert "15 validation images" in decision.reason or decision.unchanged
+    assert registry.find_champion("cnnlab-digits").number == version.number
+    dataset = cnnlab.load_dataset("digits", limit=150)
+    (workplace / "shots").mkdir()
+    for i, image in enumerate(dataset.test_images):
+        Image.fromarray(image).save(workplace / "shots" / f"{i:02}.png")
+    classifier = predict.load_classifier()
+    rows = list(predict.classify_files(classifier, predict.list_pictures([workplace / "shots"])))
+    test = runs.read_result(best).test
+    assert np.array([row[1] for row in rows]) == pytest.approx(test.probabilities, abs=1e-5)
+
+
+def test_earlier_runs_are_reproduced(stored):
+    again = [reproduce.reproduce(run.info.run_id) for run in (of_kind(stored, "train")[0], of_kind(stored, "trial")[0])]
+    for reproduction in again:
+        for figure in reproduction.figures:
+            assert figure.difference <= (0 if expected(1.0).rel < 1e-6 else 0.05), figure
