@@ -15,11 +15,17 @@ class ArgumentError(LabError, ValueError):
     exit_code = 2
 
 
-def expect_one_of(what: str, received: str, choices) -> None:
-    """Raise `ArgumentError` unless `received` is one of `choices`, naming the nearest valid one."""
+def expect_one_of(what: str, received: str, choices, shown=None) -> None:
+    """Raise `ArgumentError` unless `received` is one of `choices`, naming the nearest; `shown` says many in fewer."""
     choices = list(choices)
     if received in choices:
         return
-    near = difflib.get_close_matches(str(received), choices, n=1, cutoff=0.4)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise ArgumentError(f"Expected {what} to be one of: {', '.join(choices)}. Received: '{received}'.{hint}")
+    likeness = {choice: difflib.SequenceMatcher(None, str(received), choice).ratio() for choice in choices}
+    near = max(likeness, key=likeness.get, default=None)  # of equal ones the first
+    hint = f" Did you mean '{near}'?" if near and likeness[near] >= 0.4 else ""
+    raise ArgumentError(f"Expected {what} to be one of: {', '.join(shown or choices)}. Received: '{received}'.{hint}")
+
+
+def first_line(error) -> str:
+    """An error's message without what follows its first line, for a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

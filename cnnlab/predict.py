@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlab import folders, store
+from cnnlab.data import folders
+from cnnlab.data.images import decode_image
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.interrupts import signals_held
+from cnnlab.signals import signals_held
+from cnnlab.tracking import registry, store
 
 BATCH = 256  # pictures in memory at a time
 FORMATS = ("table", "csv", "json")
@@ -50,31 +52,10 @@ def load_classifier(model=None) -> Classifier:
     Raises:
         LabError: the registry is empty, has no such model or alias, or the model does not carry its class names.
     """
-    import mlflow
-
-    from cnnlab import registry
-
     store.open_store()
-    if model is None or ":/" not in model:
-        name = registry.the_name(model)
-        if registry.find_champion(name) is None:
-            raise LabError(
-                f"Expected {name} to have a champion. Received: none. Promote one with 'cnnlab register --promote', or "
-                f"name a version with --model models:/{name}/1."
-            )
-        model = f"models:/{name}@{registry.CHAMPION}"
-    try:
-        info = mlflow.models.get_model_info(model)
-        loaded = mlflow.keras.load_model(model) if "keras" in info.flavors else None
-    except (mlflow.MlflowException, OSError) as error:
-        raise LabError(
-            f"Expected '{model}' to be a model of this store. Received: {store.first_line(error)}. "
-            "'cnnlab models' lists what is registered."
-        ) from error
-    class_names = (info.metadata or {}).get("class_names")
-    if loaded is None or not class_names:
-        raise LabError(f"Expected a model that cnnlab logged, with its class names. Received: '{model}', another kind.")
-    return Classifier(model, loaded, tuple(class_names), loaded.input_shape[1])
+    uri = model if model and ":/" in model else registry.champion_uri(model)
+    loaded, class_names = registry.load(uri)
+    return Classifier(uri, loaded, class_names, loaded.input_shape[1])
 
 
 def list_pictures(paths) -> list[Path]:
@@ -87,7 +68,7 @@ def list_pictures(paths) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise ArgumentError(f"Expected pictures or folders of them. Received: '{path}', which does not exist.")
-        files = sorted(folders.pictures_below(path)) if path.is_dir() else [path]
+        files = sorted(map(Path, folders.pictures_below(path))) if path.is_dir() else [path]
         if not files:
             raise ArgumentError(f"Expected '{path}' to hold pictures ({folders.FORMATS}). Received: none.")
         found.extend(files)
@@ -104,7 +85,7 @@ def classify_files(classifier, files):
 
     def decode(file):
         try:
-            return folders.decode_image(file, classifier.image_size)
+            return decode_image(file, classifier.image_size)
         except LabError as error:
             return error
 

@@ -1,30 +1,32 @@
 """The training recipe: one frozen dataclass whose fields are the run's params and the command line's options."""
 
 import dataclasses
+import inspect
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cnnlab.errors import ArgumentError, expect_one_of
-from cnnlab.models import AUGMENTATIONS, MODELS, PADDINGS, PREPROCESSING, factory_defaults
-from cnnlab.precision import PRECISIONS
+from cnnlab.models import AUGMENTATIONS, MODELS, find_model, own
+
+PRECISIONS = ("float32", "mixed_bfloat16", "auto")
 
 
-def _field(default, help, *, low=None, above=None, high=None, choices=None, models=None, unsaid=None):
-    """A field with its help text, bounds (`low` inclusive, `above` exclusive), the models it applies to, and what it
-    means when it is left `None`, in words.
-    """
+def _field(default, help, *, low=None, above=None, high=None, choices=None, unsaid=None):
+    """A field with its help text, bounds (`low` inclusive, `above` exclusive), and what `None` means, in words."""
     bounds = {"low": low, "above": above, "high": high, "choices": choices}
-    return field(default=default, metadata={"help": help, **bounds, "models": models, "unsaid": unsaid})
+    return field(default=default, metadata={"help": help, **bounds, "unsaid": unsaid})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training run, so that a run can be repeated from what it logged.
 
-    A field left `None` that the model's factory also takes gets the factory's own default. `dataset` and `weights`
-    left `None` mean "the usual one, or its embedded stand-in where it cannot be downloaded"; the runner stores what
-    was really used.
+    A field left `None` that the model has a default for gets that default, and gives it up for that of another model
+    when `dataclasses.replace` changes the model. `dataset` and `weights` left `None` mean "the usual one, or its
+    embedded stand-in where it cannot be downloaded", `image_size` and `picture_size` the usual ones for the pictures;
+    the run stores what was really used.
 
     Raises:
         ArgumentError: a field is out of bounds.
@@ -34,7 +36,20 @@ class Recipe:
     dataset: str | None = _field(
         None, "cifar10, cifar100, mnist, fashion_mnist, digits, or an image folder.", unsaid="cifar10"
     )
-    image_size: int = _field(32, "Images are resized to this many pixels a side.", low=8, high=512)
+    image_size: int | None = _field(
+        None,
+        "Pixels a side inside the model.",
+        low=8,
+        high=1024,
+        unsaid="32; of other backbones than vgg16 the usual one, but at most 3 times the pictures'",
+    )
+    picture_size: int | None = _field(
+        None,
+        "Pixels a side of the pictures in memory.",
+        low=8,
+        high=1024,
+        unsaid="their own size where image_size is larger and the model enlarges them, else image_size",
+    )
     val_fraction: float = _field(
         0.1, "Share of the training set held out for validation; 0 validates on the test set.", low=0, high=0.9
     )
@@ -44,8 +59,6 @@ class Recipe:
     epochs: int = _field(5, "Passes over the training set.", low=1, high=10_000)
     batch_size: int = _field(32, "Images per optimizer step.", low=1, high=65_536)
     learning_rate: float | None = _field(None, "Adam's learning rate.", above=0, high=10)
-    dense_units: int | None = _field(None, "Width of the dense layer before the softmax.", low=1, high=65_536)
-    dropout: float | None = _field(None, "Dropout rate after the dense layer.", low=0, high=0.95)
     weight_decay: float | None = _field(None, "Adam's decoupled weight decay.", low=0, high=1)
     augment: str = _field("none", "Augmentation while training.", choices=AUGMENTATIONS)
     patience: int | None = _field(
@@ -55,72 +68,195 @@ class Recipe:
         "float32", "Arithmetic; auto is mixed_bfloat16 where the processor has it in hardware.", choices=PRECISIONS
     )
     deterministic: bool = _field(False, "Only operations that repeat bit for bit on the same machine.")
-    filters: tuple[int, ...] | None = _field(
-        None, "Filters of each convolution block.", low=1, high=4096, models=("cnn",)
+    backbone: str | None = _field(
+        None,
+        "A backbone's name, a saved model (.keras), models:/NAME@ALIAS of the registry, or hub:PRESET of KerasHub.",
     )
-    kernel_size: int | None = _field(None, "Side of the convolution kernels.", low=1, high=11, models=("cnn",))
-    padding: str | None = _field(None, "Padding of the convolutions.", choices=PADDINGS, models=("cnn",))
     weights: str | None = _field(
-        None, "imagenet, random, or a weights file of VGG16 without its top.", models=("vgg16",)
+        None, "imagenet, random, or a file of the backbone's weights without its top.", unsaid="imagenet"
     )
+    pooling: str | None = _field(None, "What the head makes of the features.", choices=("average", "max", "flatten"))
+    dense_units: int | None = _field(None, "Width of the dense layer before the softmax, or 0.", low=0, high=65_536)
+    dropout: float | None = _field(None, "Dropout rate before the softmax.", low=0, high=0.95)
     preprocessing: str | None = _field(
-        None, "VGG16's own, or plain 0..1 scaling.", choices=PREPROCESSING, models=("vgg16",)
+        None, "The backbone's own, or plain 0..1 scaling.", choices=("own", "vgg16", "scale")
     )
     train_blocks: int | None = _field(
-        None, "Convolution blocks trained too, counted from the top.", low=0, high=5, models=("vgg16",)
+        None, "Stages of the backbone that are trained too, counted from the top.", low=0, high=16
     )
+    frozen_precision: str | None = _field(
+        None,
+        "Arithmetic of frozen layers; auto is mixed_bfloat16 where that is faster.",
+        choices=PRECISIONS,
+    )
+    feature_dtype: str | None = _field(
+        None, "What the output of frozen layers is stored in.", choices=("float16", "float32")
+    )
+    filters: tuple[int, ...] | None = _field(None, "Filters of each convolution block.", low=1, high=4096)
+    kernel_size: int | None = _field(None, "Side of the convolution kernels.", low=1, high=11)
+    padding: str | None = _field(None, "Padding of the convolutions.", choices=("valid", "same"))
+    arguments: tuple[str, ...] = _field((), "name=value of a function of your own.")
 
-    def __post_init__(self):
-        if isinstance(self.filters, list):
-            object.__setattr__(self, "filters", tuple(self.filters))
-        for name, default in factory_defaults(self.model).items():
-            if name != "weights" and getattr(self, name, default) is None:
-                object.__setattr__(self, name, default)
+    # No field: `dataclasses.replace` hands it on from the recipe that it changes, nobody else gives it.
+    replaced: dataclasses.InitVar[bool] = False
+
+    def __post_init__(self, replaced):
+        object.__setattr__(self, "replaced", True)
+        for name in ("filters", "arguments"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        model = find_model(self.model)
+        for f in dataclasses.fields(self):
+            if isinstance(value := getattr(self, f.name), _Unsaid):
+                # Of the model that was there before `replace`; given by anybody else it is a value like others.
+                object.__setattr__(self, f.name, None if replaced else _plain(value))
+        further = own_arguments(self.model)
+        for name, default in model.recipe_defaults.items():
+            if name not in further and getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
+                object.__setattr__(self, name, _unsaid(default))
         for f in dataclasses.fields(self):
             _check(f.name, getattr(self, f.name), f.metadata)
+        if model.own:
+            self.factory_arguments()  # finds what does not parse
+        if "backbone" in model.arguments and not self.backbone:
+            raise ArgumentError(
+                "Expected a backbone with the model 'transfer'. Received: none. Name one with --backbone: a name of "
+                "'cnnlab models --available', a .keras file, models:/NAME@ALIAS or hub:PRESET."
+            )
         if self.patience and not self.val_fraction:
             raise ArgumentError(
                 "Expected val_fraction above 0 with patience, since stopping early on the test set would choose by it. "
                 "Received: val_fraction=0. Leave patience out or hold out a validation set."
             )
 
+    @property
+    def label(self) -> str:
+        """The model's name for people: a function's without its file, a backbone's without its folder."""
+        if own.is_own(self.model):
+            return own.function_name(self.model)
+        return Path(self.backbone).name.removesuffix(".keras") if self.model == "transfer" else self.model
+
+    def said(self, name) -> bool:
+        """Whether a field was given, and does not hold the model's own default."""
+        return getattr(self, name) is not None and not isinstance(getattr(self, name), _Unsaid)
+
+    def factory_arguments(self) -> dict:
+        """What the model's factory is called with, besides the shape and the number of classes."""
+        model = find_model(self.model)
+        further = own_arguments(self.model)
+        given = {name: _plain(getattr(self, name)) for name in model.arguments if name not in further}
+        given = {name: value for name, value in given.items() if value is not None}
+        given |= own.parse_arguments(self.arguments, further)
+        missing = [name for name, default in model.arguments.items() if default is inspect.Parameter.empty]
+        if model.own and (missing := [name for name in missing if name not in given]):
+            raise ArgumentError(
+                f"Expected a value for every argument of {self.label}. Received none for: {', '.join(missing)}. "
+                f"Give it with --arg {missing[0]}=..., or a default in the function."
+            )
+        return given
+
     def params(self) -> dict:
         """The fields that apply to this model, as flat MLflow params."""
-        return {
-            f.name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+        values = {
+            f.name: ",".join(map(str, value)) if isinstance(value, tuple) else _plain(value)
             for f in dataclasses.fields(self)
-            if applies(f, self.model) and (value := getattr(self, f.name)) is not None
+            if applies(f, self.model) and f.name != "arguments" and (value := getattr(self, f.name)) is not None
         }
+        # Those of a function of the user's each by its own name, given or not.
+        further = own_arguments(self.model)
+        return values | further | {name: v for name, v in self.factory_arguments().items() if name in further}
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        return cls(**json.loads(text))
+        """A stored recipe, also of an earlier version: what had no name then is what was done then."""
+        stored = json.loads(text)
+        stored.setdefault("picture_size", stored["image_size"])
+        stored.setdefault("frozen_precision", stored["precision"])
+        stored.setdefault("feature_dtype", "float32")
+        return cls(**stored)
+
+
+class _Unsaid:
+    """Marks a default that the model filled in, so that another model can replace it."""
+
+
+class _UnsaidInt(_Unsaid, int):
+    pass
+
+
+class _UnsaidFloat(_Unsaid, float):
+    pass
+
+
+class _UnsaidStr(_Unsaid, str):
+    pass
+
+
+class _UnsaidTuple(_Unsaid, tuple):
+    pass
+
+
+_KINDS = {int: _UnsaidInt, float: _UnsaidFloat, str: _UnsaidStr, tuple: _UnsaidTuple}
+_FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
+# Fields that say something about some models only.
+_OF_MODELS = {name for model in MODELS.values() for name in model.recipe_defaults} - {"augment"} | {"arguments"}
+
+
+def own_arguments(model) -> dict:
+    """Arguments, with their defaults, of a function of the user's that are no fields of the recipe by name and type."""
+    found = find_model(model)
+    return {name: default for name, default in found.arguments.items() if found.own and not _is_field(name, default)}
+
+
+def _is_field(name, default):
+    if name not in _FIELDS:
+        return False
+    kind = next((k for k in (bool, int, float, str) if _FIELDS[name].type in (k, k | None)), tuple)
+    return default in (None, inspect.Parameter.empty) or isinstance(default, (int, float) if kind is float else kind)
+
+
+def _unsaid(value):
+    return _KINDS[type(value)](value)
+
+
+def _plain(value):
+    """A value without the mark, for libraries that look at types."""
+    return next((kind(value) for kind, marked in _KINDS.items() if isinstance(value, marked)), value)
 
 
 def default_text(recipe_field) -> str:
-    """A field's default in words, for `--help`: its own, or those of the factories that take it."""
+    """A field's default in words, for `--help`: its own, or those of the models that take it."""
     if unsaid := recipe_field.metadata["unsaid"]:
         return unsaid
-    if recipe_field.default is not None:
+    if recipe_field.default not in (None, ()):
         return str(recipe_field.default)
-    defaults = {model: factory_defaults(model).get(recipe_field.name) for model in MODELS}
-    texts = {
-        model: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        for model, value in defaults.items()
-        if value is not None
-    }
-    if len(set(texts.values())) == 1:
-        return next(iter(texts.values()))
-    return ", ".join(f"{text} for {model}" for model, text in texts.items())
+    texts = {}  # default to the models that have it
+    for name in ("cnn", "vgg16", "transfer"):
+        default = MODELS[name].recipe_defaults.get(recipe_field.name)
+        if default not in (None, inspect.Parameter.empty):
+            text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            texts.setdefault(text, []).append("other backbones" if name == "transfer" else name)
+    if len(texts) == 1:
+        return next(iter(texts))
+    return ", ".join(f"{text} for {' and '.join(models)}" for text, models in texts.items())
 
 
 def applies(recipe_field: dataclasses.Field, model: str) -> bool:
-    """Whether a field of the recipe says anything about this model."""
-    models = recipe_field.metadata["models"]
-    return models is None or model in models or model not in MODELS
+    """Whether a field of the recipe says anything about this model: read off the factory's signature."""
+    if recipe_field.name == "arguments":
+        return own.is_own(model)
+    return recipe_field.name not in _OF_MODELS or recipe_field.name in find_model(model).recipe_defaults
+
+
+def models_text(recipe_field) -> str:
+    """The models that a field says something about, in words; empty where it is all of them."""
+    taking = [name for name in ("cnn", "vgg16", "transfer") if applies(recipe_field, name)]
+    if recipe_field.name == "arguments":
+        return "FILE.py:FUNCTION"
+    return "" if len(taking) == 3 else {"vgg16": "backbones"}.get(taking[0], taking[0])
 
 
 def bounds_text(metadata) -> str:

@@ -1,18 +1,22 @@
 """Repeat a run from what it logged, and say what came out equal."""
 
 import dataclasses
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlab import runs, store
-from cnnlab.compare import load_for, resolve
-from cnnlab.models import build_model
+from cnnlab.models import own
+from cnnlab.prepare import build_model, prepare
 from cnnlab.runner import fit_and_evaluate
-from cnnlab.store import TAG
+from cnnlab.tracking import read, store
+from cnnlab.tracking.tags import MODEL_SOURCE, TAG
 
 # Tags that may explain a difference.
-CIRCUMSTANCES = ("dataset_digest", "weights_sha256", "git_commit", "git_dirty", "python", "machine", "threads")
+CIRCUMSTANCES = (
+    *("dataset_digest", "weights_sha256", "backbone_sha256", "model_sha256"),
+    *("git_commit", "git_dirty", "python", "machine", "threads"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,36 +39,39 @@ class Reproduction:
     verdict: str
 
 
-def reproduce(run_id, *, deterministic=False, dataset=None, weights=None) -> Reproduction:
+def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbone=None) -> Reproduction:
     """Train once more with a stored run's recipe, as a new run, and compare all figures.
+
+    A model of the user's own is built by the source that was stored with the run.
 
     Args:
         run_id: whole or its first characters.
         deterministic: only operations that repeat bit for bit, also if the run did without.
-        dataset, weights: where the run's folder and weights file are now, if they were moved.
+        dataset, weights, backbone: where the run's folder, weights file and backbone are now, if they were moved.
 
     Raises:
         LabError: the run is unknown or failed, or its data or weights cannot be had.
     """
     store.open_store()
-    before = runs.find_finished_run(run_id)
+    before = read.find_finished_run(run_id)
     # All that is needed of it is read now, so that what is gone is found before an hour of training.
-    stored, history = runs.read_recipe(before), runs.read_history(before)
-    tested = runs.SCORE in before.data.metrics  # a trial of a search was not
-    test = runs.read_predictions(before)[1]["test"] if tested else None
-    moved = {name: value for name, value in (("dataset", dataset), ("weights", weights)) if value}
-    recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
-    data = load_for(recipe)
-    recipe, tags = resolve(recipe, data)
-    result = fit_and_evaluate(
-        build_model(recipe, data),
-        data,
-        recipe,
-        run_name=f"{before.info.run_name}, again",
-        tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **tags},
-        test=tested,
-    )
-    after = runs.find_finished_run(result.run_id)
+    with _stored_source(before):
+        stored, history = read.read_recipe(before), read.read_history(before)
+        tested = read.was_tested(before)  # a trial of a search was not
+        test = read.read_predictions(before)[1]["test"] if tested else None
+        moved = {"dataset": dataset, "weights": weights, "backbone": backbone}
+        moved = {name: value for name, value in moved.items() if value}
+        recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
+        data, [prepared] = prepare([recipe])
+        result = fit_and_evaluate(
+            build_model(prepared.recipe, data),
+            data,
+            prepared.recipe,
+            run_name=f"{before.info.run_name}, again",
+            tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **prepared.tags},
+            parts=("val", "test") if tested else ("val",),
+        )
+    after = read.find_finished_run(result.run_id)
     figures = [
         Figure(name, values[-1], result.history[name][-1], _largest_difference(values, result.history[name]))
         for name, values in history.items()
@@ -76,6 +83,20 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None) -> Rep
         difference = _largest_difference(test.probabilities, result.test.probabilities)
         figures.append(Figure("test probabilities", None, None, difference))
     return Reproduction(result.run_id, figures, _changes(before, after), _verdict(figures))
+
+
+@contextmanager
+def _stored_source(run):
+    """The run's model is built by its stored source, whatever its file holds now."""
+    name = run.data.params.get("model", "")
+    if not own.is_own(name):
+        yield
+        return
+    own.STORED_SOURCES[name] = read.read_text(run, MODEL_SOURCE)
+    try:
+        yield
+    finally:
+        del own.STORED_SOURCES[name]
 
 
 def _largest_difference(then, now):

@@ -4,48 +4,17 @@ import asyncio
 import io
 
 import numpy as np
+import uvicorn
+from fastapi import Request
+from fastapi.responses import JSONResponse
 
-from cnnlab.errors import LabError
-from cnnlab.folders import decode_image
+from cnnlab.data.images import decode_image
+from cnnlab.errors import ArgumentError, LabError
+from cnnlab.ports import choose_port
 from cnnlab.predict import load_classifier
-from cnnlab.ui import choose_port
+from cnnlab.tracking.inside_mlflow import scoring_app
 
 DEFAULT_PORT = 5001  # beside the UI's
-
-
-class Scorer:
-    """The classifier as MLflow's scoring server wants it: `metadata` and `predict`.
-
-    JSON numbers are taken as float64 and checked here. With the model's own uint8 signature MLflow would cut them, and
-    images scaled to 0..1 would be scored as black ones without a word.
-    """
-
-    def __init__(self, classifier):
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        side = classifier.image_size
-        self.classifier = classifier
-        self.shape = (side, side, 3)
-        self.metadata = Model(
-            signature=ModelSignature(
-                Schema([TensorSpec(np.dtype("float64"), (-1, *self.shape))]),
-                Schema([TensorSpec(np.dtype("float32"), (-1, len(classifier.class_names)))]),
-            )
-        )
-
-    def predict(self, data):
-        """`(N, H, W, 3)` of whole numbers, 0 to 255, to `(N, num_classes)`; else an error of status 400."""
-        images = np.asarray(data)
-        if images.ndim != 4 or images.shape[1:] != self.shape or not len(images):
-            raise _wrong_input(f"an array of shape (N, {', '.join(map(str, self.shape))})", f"shape {images.shape}")
-        if not np.issubdtype(images.dtype, np.number) or not np.isfinite(images).all():
-            raise _wrong_input("numbers", "others")
-        low, high = images.min(), images.max()
-        scaled = 0 < high <= 1 or (images != np.round(images)).any()
-        if scaled or low < 0 or high > 255:
-            raise _wrong_input("pixels as whole numbers from 0 to 255, not scaled", f"values from {low:g} to {high:g}")
-        return self.classifier.probabilities(images.astype(np.uint8))
 
 
 def make_app(classifier, top=3):
@@ -55,11 +24,12 @@ def make_app(classifier, top=3):
         classifier: a `Classifier`.
         top: classes that `/classify` names.
     """
-    from fastapi import Request
-    from fastapi.responses import JSONResponse
-    from mlflow.pyfunc import scoring_server
+    shape = (classifier.image_size, classifier.image_size, 3)
 
-    app = scoring_server.init(Scorer(classifier))
+    def predict(images):
+        return classifier.probabilities(_checked(images, shape))
+
+    app = scoring_app(predict, shape, len(classifier.class_names))
 
     def classify_bytes(body):
         image = decode_image(io.BytesIO(body), classifier.image_size)
@@ -85,8 +55,6 @@ def serve(model, host, port) -> None:
         ArgumentError: the port is taken.
         LabError: as `load_classifier`.
     """
-    import uvicorn
-
     port = choose_port(host, port, DEFAULT_PORT)
     np.set_printoptions(threshold=0, edgeitems=1)  # MLflow puts the whole array before each error
     classifier = load_classifier(model)
@@ -107,8 +75,22 @@ def serve(model, host, port) -> None:
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def _wrong_input(expected, received):
-    from mlflow import MlflowException
-    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+def _checked(images, shape):
+    """`(N, *shape)` of whole numbers, 0 to 255, as uint8.
 
-    return MlflowException(f"Expected {expected}. Received: {received}.", INVALID_PARAMETER_VALUE)
+    Raises:
+        ArgumentError: they are others.
+    """
+    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
+        raise _wrong(f"an array of shape (N, {', '.join(map(str, shape))})", f"shape {images.shape}")
+    if not np.issubdtype(images.dtype, np.number) or not np.isfinite(images).all():
+        raise _wrong("numbers", "others")
+    low, high = images.min(), images.max()
+    scaled = 0 < high <= 1 or (images != np.round(images)).any()
+    if scaled or low < 0 or high > 255:
+        raise _wrong("pixels as whole numbers from 0 to 255, not scaled", f"values from {low:g} to {high:g}")
+    return images.astype(np.uint8)
+
+
+def _wrong(expected, received):
+    return ArgumentError(f"Expected {expected}. Received: {received}.")

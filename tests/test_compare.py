@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 import cnnlab
-from cnnlab import compare, data
+from cnnlab import compare, data, prepare
 
 
 def test_models_are_children_of_a_run_with_the_comparison(store, small_cnn):
@@ -36,7 +36,7 @@ def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatc
     def broken(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("cnnlab.tracking.log_model", broken)
+    monkeypatch.setattr("cnnlab.tracking.run.log_model", broken)
     with pytest.raises(OSError, match="disk full"):
         cnnlab.compare_models([small_cnn])
     runs = store.search_runs([e.experiment_id for e in store.search_experiments()])
@@ -67,6 +67,6 @@ def test_what_was_named_and_cannot_be_had_is_an_error(store, fields):
 
 def test_data_are_loaded_once(store, small_cnn, monkeypatch):
     calls, original = [], data.load_dataset
-    monkeypatch.setattr(compare, "load_dataset", lambda *a, **k: calls.append(a) or original(*a, **k))
+    monkeypatch.setattr(prepare, "load_dataset", lambda *a, **k: calls.append(a) or original(*a, **k))
     cnnlab.compare_models([small_cnn, dataclasses.replace(small_cnn, epochs=1)])
     assert len(calls) == 1

@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab import predict, registry, reproduce, runs
+from cnnlab import predict, reproduce
 from cnnlab.compare import compare_runs, train_model
-from cnnlab.provenance import environment_tags
-from cnnlab.store import open_store
+from cnnlab.tracking import read, registry
+from cnnlab.tracking.provenance import environment_tags
+from cnnlab.tracking.store import open_store
+from cnnlab.training import compute
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SEEDED = json.loads((FIXTURES / "seeded_runs.json").read_text())
@@ -25,7 +27,7 @@ SEEDED = json.loads((FIXTURES / "seeded_runs.json").read_text())
 
 def expected(value):
     """To the last digit where the machine and the versions are those of the recording, else nearly."""
-    tags = {**environment_tags()}
+    tags = {**environment_tags(), "threads": compute.threads()}
     same = all(str(tags[key]) == made for key, made in SEEDED["made_with"].items())
     return pytest.approx(value, rel=1e-12 if same else 0.05, abs=0 if same else 0.05)
 
@@ -80,7 +82,7 @@ def test_an_earlier_store_is_listed_and_compared(stored):
 
 
 def test_an_earlier_run_is_registered_against_the_champion_and_predicts(stored, workplace):
-    best = runs.best_run()
+    best = read.best_run()
     version, _ = registry.register()
     assert version.run_id == best.info.run_id
     decision = registry.promote(version, force=True)
@@ -88,11 +90,11 @@ def test_an_earlier_run_is_registered_against_the_champion_and_predicts(stored, 
     assert registry.find_champion("cnnlab-digits").number == version.number
     dataset = cnnlab.load_dataset("digits", limit=150)
     (workplace / "shots").mkdir()
-    for i, image in enumerate(dataset.test_images):
+    for i, image in enumerate(dataset.test.images):
         Image.fromarray(image).save(workplace / "shots" / f"{i:02}.png")
     classifier = predict.load_classifier()
     rows = list(predict.classify_files(classifier, predict.list_pictures([workplace / "shots"])))
-    test = runs.read_result(best).test
+    test = read.read_result(best).test
     assert np.array([row[1] for row in rows]) == pytest.approx(test.probabilities, abs=1e-5)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cnnlab
+from cnnlab.data.named import CIFAR10_CLASSES
 
 FOLDER = os.environ.get("CNNLAB_REAL_DATA")
 pytestmark = [
@@ -17,10 +18,10 @@ pytestmark = [
 
 def test_all_of_cifar10_loads():
     dataset = cnnlab.load_dataset(FOLDER, val_fraction=0)
-    assert dataset.train_images.shape == (50_000, 32, 32, 3)
-    assert np.bincount(dataset.train_labels).tolist() == [5000] * 10
-    assert np.bincount(dataset.test_labels).tolist() == [1000] * 10
-    assert dataset.class_names == cnnlab.data.CIFAR10_CLASSES
+    assert dataset.train.images.shape == (50_000, 32, 32, 3)
+    assert np.bincount(dataset.train.labels).tolist() == [5000] * 10
+    assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
+    assert dataset.class_names == CIFAR10_CLASSES
 
 
 def test_both_models_train_and_reload(store):
@@ -33,5 +34,5 @@ def test_both_models_train_and_reload(store):
     assert results[0].test_accuracy > 0.3
     dataset = cnnlab.load_dataset(FOLDER, limit=2000)
     for result in results:
-        predicted = mlflow.pyfunc.load_model(result.model_uri).predict(dataset.test_images).argmax(axis=1)
-        assert np.mean(predicted == dataset.test_labels) == pytest.approx(result.test_accuracy, abs=0.003)
+        predicted = mlflow.pyfunc.load_model(result.model_uri).predict(dataset.test.images).argmax(axis=1)
+        assert np.mean(predicted == dataset.test.labels) == pytest.approx(result.test_accuracy, abs=0.003)

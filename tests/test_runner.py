@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import runner
+from cnnlab.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +76,19 @@ def test_artifacts(trained):
     recipe = cnnlab.Recipe.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/recipe.json"))
     assert recipe == result.recipe
     lines = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/class_accuracy.csv").splitlines()
-    accuracy = sum(int(n) * float(a) for _, n, a in (line.split(",") for line in lines[1:])) / len(dataset.test_labels)
+    accuracy = sum(int(n) * float(a) for _, n, a in (line.split(",") for line in lines[1:])) / len(dataset.test.labels)
     assert accuracy == pytest.approx(result.test_accuracy, abs=1e-4)
     path = mlflow.artifacts.download_artifacts(f"{run.info.artifact_uri}/predictions.npz")
     with np.load(path) as stored:
-        assert (stored["test_labels"] == dataset.test_labels).all()
+        assert (stored["test_labels"] == dataset.test.labels).all()
         assert stored["test_probabilities"] == pytest.approx(result.test.probabilities)
 
 
 def test_reloaded_model_reproduces_the_test_accuracy(trained, here):
     _, result, _, dataset = trained
     model = mlflow.pyfunc.load_model(result.model_uri)
-    probabilities = model.predict(dataset.test_images)
-    assert np.mean(probabilities.argmax(axis=1) == dataset.test_labels) == result.test_accuracy
+    probabilities = model.predict(dataset.test.images)
+    assert np.mean(probabilities.argmax(axis=1) == dataset.test.labels) == result.test_accuracy
     assert probabilities == pytest.approx(result.test.probabilities, abs=1e-6)
     assert model.metadata.metadata["class_names"] == list(dataset.class_names)
     lines = Path(mlflow.pyfunc.get_model_dependencies(result.model_uri)).read_text().splitlines()
@@ -99,7 +99,7 @@ def test_reloaded_model_reproduces_the_test_accuracy(trained, here):
 def test_frozen_model_is_logged_whole(store, digits):
     recipe = cnnlab.Recipe(model="vgg16", weights="random", epochs=1, dataset="digits", limit=150)
     result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, digits), digits, recipe)
-    reloaded = mlflow.pyfunc.load_model(result.model_uri).predict(digits.test_images)
+    reloaded = mlflow.pyfunc.load_model(result.model_uri).predict(digits.test.images)
     assert reloaded == pytest.approx(result.test.probabilities, abs=1e-4)
     assert result.params == 14_714_688 + 512 * 256 + 256 + 256 * 10 + 10
     assert result.trainable_params == 512 * 256 + 256 + 256 * 10 + 10
@@ -120,7 +120,7 @@ def test_patience_stops_and_keeps_the_best_weights(store, small_cnn, digits):
     val_loss = result.history["val_loss"]
     assert len(val_loss) < 30
     assert len(val_loss) - 1 - int(np.argmin(val_loss)) == 2
-    kept = model.evaluate(digits.val_images, digits.val_labels, verbose=0)[0]
+    kept = model.evaluate(digits.val.images, digits.val.labels, verbose=0)[0]
     assert kept == pytest.approx(min(val_loss), rel=1e-4)
 
 
@@ -160,7 +160,7 @@ def test_diverged_run_fails_with_advice(store, small_cnn, digits):
 def test_same_seed_same_figures_other_seed_others(store, small_cnn, digits):
     def losses(seed):
         recipe = dataclasses.replace(small_cnn, seed=seed)
-        return runner._fit_and_predict(cnnlab.build_model(recipe, digits), digits, recipe, [])[0]["loss"]
+        return loop.train(cnnlab.build_model(recipe, digits), digits, recipe).history["loss"]
 
     assert losses(1) == pytest.approx(losses(1), rel=1e-5)
     assert losses(1) != pytest.approx(losses(2), rel=1e-3)

@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 
-from cnnlab import tracking
-from cnnlab.models import build_model
+from cnnlab.prepare import build_model
 from cnnlab.runner import fit_and_evaluate
+from cnnlab.tracking import run as tracking
 from tuning import report
-from tuning.hypermodels import recipe_of
-from tuning.oracles import OBJECTIVES
+from tuning.settings import OBJECTIVES
+from tuning.spaces import recipe_of
 
 
 def train_finalists(search, oracle, place):
@@ -65,7 +65,7 @@ def train_winner(search, recipe, place) -> str:
         build_model(recipe, place.dataset),
         place.dataset,
         recipe,
-        run_name=f"winner {recipe.model} on {place.dataset.name}",
+        run_name=f"winner {recipe.label} on {place.dataset.name}",
         parent_run_id=place.parent_run_id,
         tags={"label": label, **place.tags},
     )

@@ -3,10 +3,12 @@
 import csv
 import io
 
-from cnnlab import plots, tracking
-from tuning.oracles import FINISHED, OBJECTIVES
+from cnnlab.results import plots
+from tuning.settings import OBJECTIVES
+from tuning.spaces import LENGTHS
 
 BEST = "best_so_far.png"
+FINISHED = ("COMPLETED", "FAILED")
 
 
 def trial_line(oracle, trial, search) -> str:
@@ -41,8 +43,10 @@ def shown_values(oracle, trial) -> dict:
     shown = {
         parameter.name: values[parameter.name] for parameter in oracle.hyperparameters.space if parameter.name in values
     }
-    if "blocks" in shown:  # filters of blocks that this trial does not have
-        shown = {k: v for k, v in shown.items() if not k.startswith("filters_") or int(k[8:]) <= shown["blocks"]}
+    for length, field in LENGTHS.items():
+        if length in shown:  # without those of blocks that this trial does not have
+            gone = {f"{field}_{i}" for i in range(shown[length] + 1, len(values) + 1)}
+            shown = {name: value for name, value in shown.items() if name not in gone}
     return {**shown, **({"epochs": epochs} if epochs else {})}
 
 
@@ -51,7 +55,7 @@ def trial_rows(oracle, runs) -> list[dict]:
 
     Args:
         oracle: has the trials.
-        runs: the trials' runs, as `tracking.children_of` gives them.
+        runs: the trials' runs, as `read.children_of` gives them.
     """
     by_label = {run["tags"]["label"]: run for run in runs}
     names = [parameter.name for parameter in oracle.hyperparameters.space]
@@ -76,8 +80,8 @@ def trial_rows(oracle, runs) -> list[dict]:
     return rows
 
 
-def log_trials(rows, search) -> None:
-    """Put the table of trials and the figures on the active run."""
+def trials_report(rows, search):
+    """The table of trials and the figures: `(metrics, figures, texts)`, the last two by artifact path."""
     columns = list(rows[0])
     table = io.StringIO()
     writer = csv.DictWriter(table, columns)
@@ -100,11 +104,8 @@ def log_trials(rows, search) -> None:
             "scores.png": plots.scores_by_hyperparameter(values, scores, search.objective),
             "parallel_coordinates.png": plots.parallel_coordinates(values, scores, search.objective),
         }
-    tracking.log_results(
-        {"completed_trials": len(completed), "failed_trials": sum(row["status"] == "FAILED" for row in rows)},
-        figures,
-        {"trials.csv": table.getvalue()},
-    )
+    failed = sum(row["status"] == "FAILED" for row in rows)
+    return {"completed_trials": len(completed), "failed_trials": failed}, figures, {"trials.csv": table.getvalue()}
 
 
 def _short(value):

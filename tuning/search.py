@@ -14,15 +14,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cnnlab import store, tracking
-from cnnlab.compare import load_for, resolve
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.provenance import data_tags
+from cnnlab.prepare import prepare
+from cnnlab.tracking import read, store
+from cnnlab.tracking import run as tracking
+from cnnlab.tracking.provenance import data_tags
 from tuning import report
 from tuning.finals import train_finalists, train_winner
-from tuning.hypermodels import check_space
-from tuning.oracles import write_json
-from tuning.trials import Place, make_tuner
+from tuning.kerastuner import make_tuner, write_json
+from tuning.spaces import check_space
+from tuning.trials import Place
 from tuning.workers import CHIEF_TIMEOUT, answer_workers, end_with_chief, role, search_with_workers
 
 SETTINGS = "search.json"
@@ -50,7 +51,7 @@ def run_search(search, *, name=None, workers=1, restart=False) -> SearchResult:
         ArgumentError: the space is out of bounds, or an unfinished search of that name has other settings or data.
         LabError: several trials failed in a row, none succeeded, the state is damaged, or the search runs already.
     """
-    name = name or search.recipe.model
+    name = name or search.recipe.label
     check_space(search.space, search.recipe)
     search, dataset, tags = _load(search)
     folder = search_folder(name)
@@ -65,9 +66,9 @@ def run_search(search, *, name=None, workers=1, restart=False) -> SearchResult:
             f"search {name}",
             params=settings,
             tags={"kind": "search", "search": key, "figure": report.BEST, **data_tags(dataset), **tags},
-            description=f"{search.tuner} search of {search.recipe.model} on **{dataset.name}** for {search.objective}: "
+            description=f"{search.tuner} search of {search.recipe.label} on **{dataset.name}** for {search.objective}: "
             + space,
-            resumed_run_id=tracking.find_run(experiment_id, search=key) if goes_on else None,
+            resumed_run_id=read.newest_run(experiment_id, search=key) if goes_on else None,
         ) as parent_run_id:
             write_json(folder / SETTINGS, {"settings": settings})
             place = Place(experiment_id, parent_run_id, dataset, tags)
@@ -79,7 +80,7 @@ def run_search(search, *, name=None, workers=1, restart=False) -> SearchResult:
             else:
                 tuner.search()
             rows = report.trial_rows(tuner.oracle, place.children(kind="trial"))
-            report.log_trials(rows, search)
+            tracking.log_results(*report.trials_report(rows, search))
             _expect_trials(tuner.oracle)
             winner_run_id = train_winner(search, train_finalists(search, tuner.oracle, place), place)
         write_json(folder / SETTINGS, {"settings": settings, "finished": winner_run_id})
@@ -99,11 +100,10 @@ def search_key(settings, name) -> str:
 def _load(search):
     """`(search, dataset, tags)`: the search with the data and weights that are really used."""
     store.expect_usable_store()
-    dataset = load_for(search.recipe)
-    recipe, tags = resolve(search.recipe, dataset)
+    dataset, [prepared] = prepare([search.recipe])
     store.open_store()
-    recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
-    return dataclasses.replace(search, recipe=recipe), dataset, tags
+    recipe = dataclasses.replace(prepared.recipe, dataset=prepared.recipe.dataset or dataset.name)
+    return dataclasses.replace(search, recipe=recipe), dataset, prepared.tags
 
 
 def _alone(folder, name):
@@ -173,12 +173,12 @@ def work_for_chief(search, name=None) -> None:
     Raises:
         LabError: no search with the same settings and data is in the store.
     """
-    name = name or search.recipe.model
+    name = name or search.recipe.label
     search, dataset, tags = _load(search)
     experiment_id = tracking.experiment_for(dataset)
     key = search_key(search.settings(dataset), name)
     deadline = time.monotonic() + CHIEF_TIMEOUT
-    while (parent_run_id := tracking.find_run(experiment_id, running=True, search=key)) is None:
+    while (parent_run_id := read.newest_run(experiment_id, running=True, search=key)) is None:
         if time.monotonic() > deadline:
             raise LabError(
                 "Expected the chief's search to run in this store. Received: none with these settings and data in "

@@ -13,11 +13,12 @@ import time
 
 import psutil
 
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.job import job
+from cnnlab.models import Range
+from cnnlab.ports import choose_port
 from cnnlab.recipe import Recipe
-from cnnlab.store import first_line
-from cnnlab.ui import choose_port
-from tuning.hypermodels import Range
+from tuning.settings import Search
 
 RESTARTS = 3  # of a worker that dies; then the others do its trials
 CHIEF_TIMEOUT = 120  # seconds that a worker waits for its chief to appear
@@ -112,8 +113,6 @@ def answer_workers(tuner) -> None:
     Raises:
         LabError: the address cannot be listened at.
     """
-    from keras_tuner.src.distribute.oracle_chief import exit_chief
-
     address = f"{os.environ[HOST]}:{os.environ[PORT]}"
     errors = []
 
@@ -127,7 +126,7 @@ def answer_workers(tuner) -> None:
     threading.Thread(target=listen, daemon=True).start()
     print(f"Waiting for workers at {address}.", flush=True)
     oracle, waits_for = tuner.oracle, set()
-    while not oracle.gave_up() and not (oracle.told_to_stop and exit_chief(oracle)):
+    while not oracle.gave_up() and not oracle.waits_for_nobody():
         if errors:
             raise LabError(f"Expected to listen at {address}. Received: {first_line(errors[0])}.")
         late = set(oracle.ongoing_trials.items()) - waits_for if oracle.told_to_stop else ()
@@ -177,11 +176,8 @@ def main(name, settings) -> None:
     settings["space"] = {
         key: Range(**values) if isinstance(values, dict) else tuple(values) for key, values in settings["space"].items()
     }
-    from cnnlab.job import job
-
     with job():
         from tuning.search import work_for_chief
-        from tuning.trials import Search
 
         work_for_chief(Search(**settings), name)
 

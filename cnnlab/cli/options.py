@@ -1,0 +1,94 @@
+"""The recipe as options of the command line: one for each of its fields, with its help, default and bounds."""
+
+import dataclasses
+
+import click
+
+from cnnlab.errors import ArgumentError
+from cnnlab.models import find_model
+from cnnlab.recipe import Recipe, applies, bounds_text, default_text, models_text
+
+METAVARS = {"dataset": "NAME_OR_FOLDER", "arguments": "NAME=VALUE", "backbone": "NAME_OR_FILE"}
+
+
+def recipe_options(command):
+    """Add an option for every field of the recipe but the model."""
+    for f in reversed(dataclasses.fields(Recipe)):
+        if f.name == "model":
+            continue
+        flag = f.type is bool
+        bounds, default = bounds_text(f.metadata), "" if flag else default_text(f)
+        models = models_text(f)
+        parts = [
+            f.metadata["help"],
+            f"({bounds})" if bounds else "",
+            f"[{models} only]" if models else "",
+            f"[default: {default}]" if default else "",
+        ]
+        command = click.option(
+            option_name(f.name),
+            f.name,
+            type=_option_type(f),
+            is_flag=flag,
+            multiple=f.name == "arguments",
+            default=None,  # told apart from a value that was given
+            metavar=METAVARS.get(f.name),
+            help="  ".join(part for part in parts if part),
+        )(command)
+    return command
+
+
+def recipes_of(models, options) -> list[Recipe]:
+    """A recipe for each model; options that were not given keep the recipe's defaults.
+
+    Raises:
+        ArgumentError: an unknown model, an option that applies to none of them, a value out of bounds.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    for model in models:
+        find_model(model)
+    for f in dataclasses.fields(Recipe):
+        if f.name in given and not any(applies(f, model) for model in models):
+            raise ArgumentError(
+                f"Expected options that apply to {' and '.join(models)}. "
+                f"Received: {option_name(f.name)}, which is for {models_text(f)}. Leave it out."
+            )
+    if "dataset" in given:
+        from cnnlab.data.named import is_folder
+
+        is_folder(given["dataset"])  # a wrong name answers at once, not after TensorFlow has loaded
+    fields = dataclasses.fields(Recipe)
+    return [
+        Recipe(model=model, **{f.name: given[f.name] for f in fields if f.name in given and applies(f, model)})
+        for model in models
+    ]
+
+
+def option_name(field_name) -> str:
+    """The option of a field of the recipe."""
+    return "--arg" if field_name == "arguments" else "--" + field_name.replace("_", "-")
+
+
+def _option_type(f):
+    if f.metadata["choices"]:
+        return click.STRING  # checked by the recipe, which names the nearest valid choice
+    if f.name == "filters":
+        return _Integers()
+    return {int: click.INT, float: click.FLOAT, bool: click.BOOL}.get(_scalar(f.type), click.STRING)
+
+
+def _scalar(annotation):
+    for kind in (int, float, bool):
+        if annotation in (kind, kind | None):
+            return kind
+    return str
+
+
+class _Integers(click.ParamType):
+    name = "integers"
+
+    def convert(self, value, param, ctx):
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"Expected integers separated by commas, such as 32,64,128. Received: '{value}'.", param, ctx)

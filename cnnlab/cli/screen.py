@@ -1,0 +1,95 @@
+"""What the command line prints: tables of runs, of registered models and of a repeated run."""
+
+import sys
+
+
+def print_results(results, labels, title):
+    """The table of a training or a comparison."""
+    rows = []
+    for label, r in zip(labels, results, strict=True):
+        low, high = r.test.interval
+        sizes = (f"{r.params:,}", f"{r.trainable_params:,}", f"{r.train_seconds:.1f}")
+        rows.append(
+            (label, f"{r.test_accuracy:.2%}", f"{100 * low:.1f}-{100 * high:.1f}", f"{r.test_loss:.4f}", *sizes)
+        )
+    columns = ("test\naccuracy", "95 %\ninterval", "test\nloss", "parameters", "trainable", "train\nseconds")
+    _print_table(title, ("model", *columns), rows, last=("run id", [r.run_id for r in results]))
+
+
+def print_versions(versions):
+    """The table of registered models."""
+    rows = [
+        (
+            v.name,
+            str(v.number),
+            ", ".join(v.aliases),
+            v.tags.get("final_val_accuracy", ""),
+            v.tags.get("test_accuracy", ""),
+            v.tags.get("dataset_digest", "")[:8],
+        )
+        for v in versions
+    ]
+    columns = ("model", "version", "aliases", "val\naccuracy", "test\naccuracy", "data")
+    _print_table(None, columns, rows, last=("run id", [v.run_id for v in versions]))
+
+
+def print_backbones():
+    """The table of models that can be trained."""
+    from cnnlab.models.backbones import BACKBONES
+
+    print(
+        "cnn             a CNN from scratch\n"
+        "transfer        with --backbone: a name below, a saved model (.keras), models:/NAME@ALIAS, hub:PRESET\n"
+        "FILE.py:FUNC    a function of your own: (input_shape, num_classes, **arguments) -> keras.Model"
+    )
+    rows = [
+        (
+            name,
+            f"{row.parameters:,}",
+            str(row.smallest),
+            str(row.usual),
+            f"{row.download / 1e6:,.0f} MB",
+            str(len(row.stages)),
+        )
+        for name, row in BACKBONES.items()
+    ]
+    columns = ("backbone", "parameters\nwithout top", "smallest\nsize", "usual\nsize", "ImageNet\nweights", "stages")
+    _print_table(None, columns, rows)
+
+
+def print_reproduction(reproduction):
+    """The figures then and now, what else changed, and the verdict."""
+    rows = [
+        (
+            f.name,
+            "" if f.then is None else f"{f.then:.8g}",
+            "" if f.now is None else f"{f.now:.8g}",
+            "equal" if f.difference == 0 else f"{f.difference:.3g}",
+        )
+        for f in reproduction.figures
+    ]
+    _print_table(None, ("figure", "then", "now", "difference"), rows)
+    for change in reproduction.changes:
+        print(f"different: {change}")
+    print(reproduction.verdict)
+
+
+def print_next_step(run_id):
+    print(f"Recorded as run {run_id}. Look at it with: cnnlab ui")
+
+
+def _print_table(title, columns, rows, last=None):
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    if last:
+        table.add_column(last[0], overflow="fold")  # on a narrow terminal in two lines, but whole
+        rows = [(*row, value) for row, value in zip(rows, last[1], strict=True)]
+    for row in rows:
+        table.add_row(*row)
+    # In a file the table is as wide as it needs to be; only a terminal has a width to respect.
+    Console(width=None if sys.stdout.isatty() else 130).print(table)

@@ -1,0 +1,123 @@
+"""The commands that train: one model, several, a search."""
+
+import dataclasses
+import re
+
+import click
+
+from cnnlab.cli.options import option_name, recipe_options, recipes_of
+from cnnlab.errors import ArgumentError, expect_one_of
+from cnnlab.job import job
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@recipe_options
+def train(model, **options):
+    """Train MODEL as one tracked run.
+
+    MODEL is cnn, vgg16, another backbone ('cnnlab models --available' lists them), transfer with any --backbone, or a
+    function of your own, FILE.py:FUNCTION, that takes (input_shape, num_classes, **arguments) and returns a model.
+    """
+    [recipe] = recipes_of([model], options)
+    with job():
+        from cnnlab.cli.screen import print_next_step, print_results
+        from cnnlab.compare import train_model
+
+        result = train_model(recipe)
+        print_results([result], [result.recipe.label], f"on {result.dataset_name}")
+        print_next_step(result.run_id)
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="[MODEL|RUN_ID]...")
+@click.option("--seeds", type=click.IntRange(1, 100), help="Train each model this often, from --seed upwards.")
+@recipe_options
+def compare(models, seeds, **options):
+    """Train models (by default cnn and vgg16) side by side, or compare runs of the store by their ids.
+
+    A comparison is a run with the table, verdicts, and figures: curves, confusion matrices, calibration, and where the
+    two best disagree. Models that are trained are tracked runs below it.
+    """
+    trains = not models or not all(re.fullmatch("[0-9a-f]{4,32}", model) for model in models)
+    given = ["--seeds"] * (seeds is not None) + [
+        option_name(name) for name, value in options.items() if value not in (None, ())
+    ]
+    if not trains and given:
+        raise ArgumentError(
+            f"Expected no options with runs that are trained already. Received: {given[0]}. "
+            "Leave it out, or name models."
+        )
+    recipes = recipes_of(models or ("cnn", "vgg16"), options) if trains else []
+    with job():
+        from cnnlab.cli.screen import print_next_step, print_results
+        from cnnlab.compare import compare_models, compare_runs
+        from cnnlab.results.report import labels_of
+
+        if trains:
+            seeded = [
+                dataclasses.replace(recipe, seed=recipe.seed + i) for recipe in recipes for i in range(seeds or 1)
+            ]
+            comparison = compare_models(seeded)
+        else:
+            comparison = compare_runs(models)
+        results = comparison.results
+        print_results(results, labels_of(results), f"on {results[0].dataset_name}")
+        print("\n".join(comparison.verdicts))
+        print_next_step(comparison.run_id)
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--tuner", default="bayesian", show_default=True, help="One of: bayesian, random, hyperband.")
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Recipes to try.")
+@click.option("--objective", default="val_accuracy", show_default=True, help="One of: val_accuracy, val_loss.")
+@click.option(
+    "--space",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Narrow a hyperparameter to a range (learning_rate=1e-4:1e-2) or choices (filters=16,32,64); may be repeated.",
+)
+@click.option("--finalists", type=click.IntRange(1), default=3, show_default=True, help="Best recipes trained afresh.")
+@click.option("--final-seeds", type=click.IntRange(1), default=2, show_default=True, help="Seeds for each finalist.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that run trials.")
+@click.option("--name", help="Of the search; the same name and settings go on.  [default: the model's]")
+@click.option("--restart", is_flag=True, help="Forget an unfinished search of that name.")
+@recipe_options
+def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers, name, restart, **options):
+    """Search the hyperparameters of MODEL, which is as in 'cnnlab train'.
+
+    Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
+    Options of the recipe that are given are kept fixed. The same command goes on where an earlier one was interrupted.
+    """
+    from tuning.settings import OBJECTIVES, TUNERS, Search
+    from tuning.spaces import narrowed_space
+    from tuning.workers import ID, role
+
+    [recipe] = recipes_of([model], options)
+    given = [option for option, value in options.items() if value not in (None, ())]
+    space = narrowed_space(recipe, given, space)
+    expect_one_of("tuner", tuner, TUNERS)
+    expect_one_of("objective", objective, OBJECTIVES)
+    if name and not re.fullmatch(r"[\w-]+", name):
+        raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
+    role_here = role()
+    if role_here and workers > 1:
+        raise ArgumentError(
+            f"Expected --workers or KerasTuner's variables. Received both ({ID} is set). Leave one out."
+        )
+    search = Search(recipe, space, tuner, objective, finalists, final_seeds, trials)
+    with job():
+        from cnnlab.cli.screen import print_next_step
+        from tuning.search import run_search, work_for_chief
+
+        if role_here == "worker":
+            work_for_chief(search, name)
+            print("The chief has no more trials.")
+            return
+        result = run_search(search, name=name, workers=workers, restart=restart)
+        print(f"Winner: run {result.winner_run_id}.")
+        print_next_step(result.parent_run_id)
+
+
+COMMANDS = (train, compare, tune)

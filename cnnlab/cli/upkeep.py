@@ -1,0 +1,40 @@
+"""The commands that look after the store and the cache."""
+
+import click
+
+from cnnlab.job import job
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5000, or a free one]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+def ui(port, host):
+    """Open the MLflow UI on the store.
+
+    Prints a link that lands on the newest comparison, with the metric columns shown. Ctrl-C ends it.
+    """
+    with job(trains=False):
+        from cnnlab.tracking.ui import serve_ui
+
+        serve_ui(host, port)
+
+
+@click.command()
+@click.option("--clear", is_flag=True, help="Remove everything that is stored.")
+def cache(clear):
+    """Show or clear the stored features of frozen layers."""
+    from datetime import datetime
+
+    from cnnlab.training import cache as stored
+
+    if clear:
+        print(f"Freed {stored.clear_cache() / 1e6:,.0f} MB in {stored.cache_folder()}")
+        return
+    entries = stored.cache_entries()
+    print(f"{len(entries)} stored, {sum(e['bytes'] for e in entries) / 1e6:,.0f} MB, in {stored.cache_folder()}")
+    for e in entries:
+        used = datetime.fromtimestamp(e["used"]).strftime("%Y-%m-%d %H:%M")
+        print(f"{e['key'][:12]}  {e['bytes'] / 1e6:9,.1f} MB  used {used}  {e['shape']} up to layer {e['front']}")
+
+
+COMMANDS = (ui, cache)

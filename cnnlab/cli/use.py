@@ -1,0 +1,156 @@
+"""The commands that come after training: registering, promoting, using and repeating models."""
+
+import sys
+
+import click
+
+from cnnlab.errors import ArgumentError, LabError, expect_one_of
+from cnnlab.job import job
+
+
+@click.command()
+@click.argument("run_id", required=False)
+@click.option("--best", is_flag=True, help="The best run by validation accuracy; so it is without RUN_ID too.")
+@click.option("--experiment", help="Where to look for the best run.  [default: the one used last]")
+@click.option("--name", help="Of the registered model.  [default: the experiment's, so one for each data set]")
+@click.option("--promote", is_flag=True, help="Make it the champion if it beats the present one.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    help="Points of accuracy that the interval of the difference must lie above.",
+)
+@click.option("--force", is_flag=True, help="Promote whatever the evidence.")
+def register(run_id, best, experiment, name, promote, margin, force):
+    """Register a run's model: that of RUN_ID, or the best one.
+
+    With --promote it becomes @champion if it is better on the same held-out images: the lower end of the paired
+    bootstrap interval of the difference must be above 0. The evidence is kept with the version.
+    """
+    if run_id and (best or experiment):
+        raise ArgumentError("Expected a run or --best. Received both. Leave one out.")
+    if force and not promote:
+        raise ArgumentError("Expected --force with --promote. Received it alone. Add --promote.")
+    with job():
+        from cnnlab.tracking import registry
+
+        version, said = registry.register(run_id, experiment=experiment, name=name)
+        print("\n".join([*said, f"{version}, run {version.run_id}: models:/{version.name}/{version.number}"]))
+        if promote:
+            decision = registry.promote(version, margin=margin / 100, force=force)
+            if not decision.promoted and not decision.unchanged:
+                raise LabError(f"Not promoted. {decision.reason}")
+            print(decision.reason + (f" Now models:/{version.name}@champion." if decision.promoted else ""))
+
+
+@click.command()
+@click.option("--available", is_flag=True, help="List what can be trained instead.")
+def models(available):
+    """List the registered models: versions, aliases and scores."""
+    if available:
+        from cnnlab.cli.screen import print_backbones
+
+        print_backbones()
+        return
+    with job(trains=False):
+        from cnnlab.cli.screen import print_versions
+        from cnnlab.tracking import registry, store
+
+        store.open_store()
+        if versions := registry.list_versions():
+            print_versions(versions)
+        else:
+            print("No model is registered. 'cnnlab register' registers the best run.")
+
+
+@click.command()
+@click.argument("name", required=False)
+def rollback(name):
+    """Undo the last promotion of the registered model NAME, which may be left out where there is only one."""
+    with job(trains=False):
+        from cnnlab.tracking import registry
+
+        before, now = registry.rollback(registry.the_name(name))
+        print(f"{now} is the champion again, no longer version {before.number}.")
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="IMAGE_OR_FOLDER...")
+@click.option("--model", help="A registered model's name, or a URI.  [default: the champion, where there is one model]")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes for each picture.")
+@click.option("--format", "file_format", default="table", show_default=True, help="One of: table, csv, json.")
+def predict(paths, model, top, file_format):
+    """Name what is in pictures.
+
+    Pictures may be of any size and format; folders are searched with their subfolders. What cannot be read is reported
+    and skipped, and the exit status is then 1.
+    """
+    from cnnlab.predict import FORMATS, classify_files, list_pictures, load_classifier, write_predictions
+
+    expect_one_of("format", file_format, FORMATS)
+    files = list_pictures(paths)
+    unreadable = []
+    with job():
+        from rich.console import Console
+        from rich.progress import track
+
+        classifier = load_classifier(model)
+        top = min(top, len(classifier.class_names))
+        console = Console(stderr=True)
+        classified = track(
+            classify_files(classifier, files),
+            f"Classifying {len(files):,} pictures",
+            total=len(files),
+            console=console,
+            # Where the answers go to the screen, they are the progress.
+            disable=not console.is_terminal or sys.stdout.isatty(),
+        )
+
+        def readable():
+            for file, result in classified:
+                if isinstance(result, LabError):
+                    unreadable.append(file)
+                    print(f"error: {result}", file=sys.stderr)
+                else:
+                    yield file, classifier.top(result, top)
+
+        for text in write_predictions(readable(), file_format, top, max(len(str(file)) for file in files)):
+            sys.stdout.write(text)
+    if unreadable:
+        sys.exit(1)
+
+
+@click.command()
+@click.option("--model", help="A registered model's name, or a URI.  [default: the champion, where there is one model]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5001, or a free one]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+def serve(model, port, host):
+    """Serve a model over HTTP with MLflow's scoring server, and print a curl line that works. Ctrl-C ends it."""
+    with job():
+        from cnnlab.serve import serve as serve_model
+
+        serve_model(model, host, port)
+
+
+@click.command()
+@click.argument("run_id")
+@click.option("--deterministic", is_flag=True, help="Only operations that repeat bit for bit on the same machine.")
+@click.option("--dataset", metavar="FOLDER", help="Where the run's images are now.")
+@click.option("--weights", metavar="FILE", help="Where the run's weights file is now.")
+@click.option("--backbone", metavar="FILE", help="Where the run's backbone is now.")
+def reproduce(run_id, deterministic, dataset, weights, backbone):
+    """Repeat the run RUN_ID from its stored recipe, and say which figures are equal.
+
+    A run trained with --deterministic comes out equal bit for bit, with the same versions, data and machine.
+    """
+    with job():
+        from cnnlab.cli.screen import print_next_step, print_reproduction
+        from cnnlab.reproduce import reproduce as repeat
+
+        reproduction = repeat(run_id, deterministic=deterministic, dataset=dataset, weights=weights, backbone=backbone)
+        print_reproduction(reproduction)
+        print_next_step(reproduction.run_id)
+
+
+COMMANDS = (register, models, rollback, predict, serve, reproduce)

@@ -1,0 +1,132 @@
+"""Every model by name: a row of the table, or a function of the user's own in a file."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+
+from cnnlab.errors import expect_one_of
+from cnnlab.models import own
+from cnnlab.models.backbones import BACKBONES
+from cnnlab.models.cnn import cnn
+from cnnlab.models.transfer import transfer
+
+AUGMENTATIONS = ("none", "flip", "full")
+
+
+@dataclass(frozen=True)
+class Range:
+    """A continuous hyperparameter from `low` to `high`, both inclusive; `log` searches its logarithm evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __str__(self):
+        return f"{self.low:g}:{self.high:g}{' (log)' if self.log else ''}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What there is to know of a model before it is built.
+
+    Attributes:
+        factory: `(input_shape, num_classes, **arguments) -> keras.Model` from raw `(N, H, W, 3) uint8` images to
+            `(N, num_classes) float32` probabilities.
+        defaults: of fields of the recipe that are not the factory's, or that it has other defaults for.
+        space: what a search varies, hyperparameter to a tuple of choices or a `Range`.
+        own: whether it is a function of the user's, whose further arguments are given as `arguments`.
+    """
+
+    factory: Callable
+    defaults: Mapping = field(default_factory=dict)
+    space: Mapping = field(default_factory=dict)
+    own: bool = False
+
+    @property
+    def arguments(self) -> dict:
+        """The factory's keyword arguments with their defaults (or `inspect.Parameter.empty`), without bound ones."""
+        bound = getattr(self.factory, "keywords", {})
+        parameters = [p for p in inspect.signature(self.factory).parameters.values() if p.name not in bound]
+        if self.own:
+            parameters = parameters[2:]  # of whatever kind, after the shape and the number of classes
+        kinds = (inspect.Parameter.KEYWORD_ONLY, *((inspect.Parameter.POSITIONAL_OR_KEYWORD,) if self.own else ()))
+        return {p.name: p.default for p in parameters if p.kind in kinds}
+
+    @property
+    def recipe_defaults(self) -> dict:
+        """The recipe's fields that say something about this model, with their defaults."""
+        return {**self.arguments, **self.defaults}
+
+
+TRAINING = {"learning_rate": 1e-3, "weight_decay": 0.0}
+FROZEN = {"frozen_precision": "auto", "feature_dtype": "float16"}
+RATES = {"learning_rate": Range(1e-4, 1e-2, log=True)}
+HEAD_SPACE = {
+    **RATES,
+    "dense_units": (0, 128, 256, 512),
+    "dropout": Range(0.0, 0.7),
+    "weight_decay": Range(1e-4, 1e-1, log=True),
+    "train_blocks": (0, 1),
+}
+
+
+MODELS: Mapping[str, Model] = MappingProxyType(
+    {
+        "cnn": Model(
+            cnn,
+            {**TRAINING, "image_size": 32},
+            {
+                "blocks": (2, 3, 4),
+                "filters": (32, 64, 128),
+                "kernel_size": (3, 5),
+                # With "valid", four blocks or large kernels use a 32 pixel image up.
+                "padding": ("same",),
+                "dense_units": (64, 128, 256),
+                "dropout": Range(0.0, 0.5),
+                "learning_rate": Range(3e-4, 3e-3, log=True),
+                "augment": AUGMENTATIONS,
+                "batch_size": (32, 64, 128),
+            },
+        ),
+        # The seed's VGG16: Flatten and a dense layer, at the pictures' usual 32 pixels.
+        "vgg16": Model(
+            partial(transfer, backbone="vgg16"),
+            {
+                **{"learning_rate": 1e-4, "weight_decay": 0.0, "image_size": 32, **FROZEN},
+                **{"pooling": "flatten", "dense_units": 256, "preprocessing": "vgg16"},
+            },
+            {
+                "learning_rate": Range(1e-5, 1e-2, log=True),
+                "dense_units": (64, 128, 256, 512),
+                "dropout": Range(0.0, 0.7),
+                "weight_decay": Range(1e-4, 1e-1, log=True),
+                "preprocessing": ("vgg16", "scale"),
+                "train_blocks": (0, 1),
+            },
+        ),
+        # Any backbone: --backbone says which.
+        "transfer": Model(transfer, {**TRAINING, **FROZEN}, HEAD_SPACE),
+        **{
+            name: Model(partial(transfer, backbone=name), {**TRAINING, **FROZEN}, HEAD_SPACE)
+            for name in BACKBONES
+            if name != "vgg16"
+        },
+    }
+)
+
+
+def find_model(name) -> Model:
+    """The row of a model, or one for a function in a file, given as `my_models.py:build_net`.
+
+    Raises:
+        ArgumentError: no model has that name, or the file has no such function.
+    """
+    if own.is_own(name):
+        return Model(own.load(name), {**TRAINING, "image_size": 32, "feature_dtype": "float16"}, RATES, own=True)
+    if name not in MODELS:
+        usual = ("cnn", "vgg16", "transfer")
+        near = [*usual, *sorted(set(MODELS) - set(usual))]
+        expect_one_of("model", name, near, shown=[*usual, "one of 'cnnlab models --available'", "FILE.py:FUNCTION"])
+    return MODELS[name]

@@ -1,0 +1,55 @@
+"""A CNN from scratch."""
+
+from cnnlab.errors import ArgumentError
+
+
+def cnn(
+    input_shape,
+    num_classes,
+    *,
+    image_size=None,
+    filters=(32, 64, 128),
+    kernel_size=3,
+    padding="valid",
+    dense_units=128,
+    dropout=0.0,
+    augment="none",
+):
+    """A convolution and 2x2 max pooling per entry of `filters`, Flatten, Dense, softmax.
+
+    Args:
+        input_shape: `(height, width, 3)` of the pictures.
+        num_classes: number of classes.
+        image_size: pixels a side inside the model, by default the pictures' own.
+        filters: filters of each convolution block.
+        kernel_size: side of the square kernels.
+        padding: of the convolutions, "valid" or "same".
+        dense_units: width of the hidden dense layer, 0 for none.
+        dropout: rate after the hidden dense layer, 0 for none.
+        augment: "none", "flip", or "full" (flip, shift, rotation, zoom).
+
+    Returns:
+        A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities.
+
+    Raises:
+        ArgumentError: the images are too small for that many blocks.
+    """
+    import keras
+    from keras import layers
+
+    from cnnlab.models.layers import dense_head, image_input
+
+    images, x = image_input(input_shape, augment, image_size)
+    x = layers.Rescaling(1 / 255, name="scale")(x)
+    side = min(x.shape[1:3])
+    smallest = 2 if padding == "same" else kernel_size + 1
+    for i, count in enumerate(filters, start=1):
+        if min(x.shape[1:3]) < smallest:
+            raise ArgumentError(
+                f"Expected images large enough for {len(filters)} blocks of {kernel_size}x{kernel_size} convolutions "
+                f"and pooling. Received: {side}x{side} pixels, used up before block {i}. "
+                "Raise image_size or use fewer filters."
+            )
+        x = layers.Conv2D(count, kernel_size, padding=padding, activation="relu", name=f"conv{i}")(x)
+        x = layers.MaxPooling2D(2, name=f"pool{i}")(x)
+    return keras.Model(images, dense_head(x, num_classes, "flatten", dense_units, dropout), name="cnn")

@@ -1,0 +1,59 @@
+"""What models are put together from: the input with its augmentation, and the head."""
+
+import keras
+from keras import layers
+
+from cnnlab.errors import expect_one_of
+
+POOLINGS = {
+    "flatten": lambda: layers.Flatten(name="flatten"),
+    "average": lambda: layers.GlobalAveragePooling2D(name="average_pool"),
+    "max": lambda: layers.GlobalMaxPooling2D(name="max_pool"),
+}
+
+
+def image_input(input_shape, augment, image_size=None):
+    """The model's input and the augmented images, resized where the model wants another size than the pictures have.
+
+    Args:
+        input_shape: `(height, width, 3)` of the pictures.
+        augment: "none", "flip", or "full" (flip, shift, rotation, zoom); only active while training.
+        image_size: pixels a side; larger than the pictures, they are enlarged (bicubic).
+
+    Returns:
+        `(images, x)`: `(N, height, width, 3) uint8`, and `(N, image_size, image_size, 3)`, still from 0 to 255.
+    """
+    images = keras.Input(input_shape, dtype="uint8", name="images")
+    augment = {False: "none", True: "full"}.get(augment, augment)
+    expect_one_of("augment", augment, ("none", "flip", "full"))
+    x = images
+    if augment in ("flip", "full"):
+        x = layers.RandomFlip("horizontal", name="random_flip")(x)
+    if augment == "full":
+        x = layers.RandomTranslation(0.1, 0.1, fill_mode="reflect", name="random_shift")(x)
+        x = layers.RandomRotation(0.03, fill_mode="reflect", name="random_rotation")(x)
+        x = layers.RandomZoom(0.1, fill_mode="reflect", name="random_zoom")(x)
+    if image_size and tuple(input_shape[:2]) != (image_size, image_size):
+        smaller = image_size < min(input_shape[:2])
+        how = {"interpolation": "bilinear", "antialias": True} if smaller else {"interpolation": "bicubic"}
+        # float32 under any policy: bfloat16 has not the digits for pixels.
+        x = layers.Resizing(image_size, image_size, name="resize", dtype="float32", **how)(x)
+    return images, x
+
+
+def dense_head(x, num_classes, pooling, dense_units, dropout):
+    """Pooling, a dense layer, and the softmax: `(N, H, W, C)` or `(N, C)` to `(N, num_classes) float32`.
+
+    Args:
+        pooling: "flatten", "average" or "max", for features with places.
+        dense_units: width of the dense layer with ReLU, 0 for none.
+        dropout: rate before the softmax, 0 for none.
+    """
+    if len(x.shape) > 2:
+        x = POOLINGS[pooling]()(x)
+    if dense_units:
+        x = layers.Dense(dense_units, activation="relu", name="dense")(x)
+    if dropout:
+        x = layers.Dropout(dropout, name="dropout")(x)
+    # float32 also under a mixed precision policy: probabilities and the loss need the digits.
+    return layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities")(x)

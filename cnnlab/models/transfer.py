@@ -1,0 +1,83 @@
+"""A pre-trained network, frozen or partly frozen, under a new head."""
+
+from cnnlab.errors import ArgumentError, expect_one_of
+from cnnlab.models.backbones import BACKBONES
+
+
+def transfer(
+    input_shape,
+    num_classes,
+    *,
+    backbone,
+    weights=None,
+    image_size=None,
+    pooling="average",
+    dense_units=0,
+    dropout=0.0,
+    augment="none",
+    preprocessing="own",
+    train_blocks=0,
+    frozen_precision="float32",
+):
+    """The backbone's features, pooled, under a dense head; the backbone's own preprocessing is inside.
+
+    Args:
+        input_shape: `(height, width, 3)` of the pictures.
+        num_classes: number of classes.
+        backbone: a name of `BACKBONES`, a `.keras` file, `models:/NAME@ALIAS` (without its head) or `hub:PRESET`.
+        weights: of a named backbone: "imagenet" (the default; downloaded once), "random", or a weights file.
+        image_size: pixels a side inside the model, by default the pictures' own; smaller ones are enlarged (bicubic).
+        pooling: "average", "max" or "flatten".
+        dense_units: width of the hidden dense layer, 0 for a linear head.
+        dropout: rate before the softmax, 0 for none.
+        augment: "none", "flip", or "full" (flip, shift, rotation, zoom).
+        preprocessing: "own" for what the backbone was trained with, "scale" for 0..1.
+        train_blocks: how many of the backbone's stages, counted from the top, are trained too. Frozen layers stay in
+            inference mode: their BatchNormalization uses its stored statistics, their dropout does nothing.
+        frozen_precision: Keras dtype policy of the frozen layers; the trained ones follow the global policy.
+
+    Returns:
+        A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities.
+
+    Raises:
+        ArgumentError: the images are too small, or `backbone`, `weights` or `train_blocks` names nothing.
+        LabError: the weights cannot be downloaded, or the file is corrupt or does not fit.
+    """
+    import keras
+
+    from cnnlab.models.layers import dense_head, image_input
+    from cnnlab.models.weights import graft, read_network, trained_layers
+
+    side = image_size or min(input_shape[:2])
+    check(backbone, side, weights, preprocessing)
+    network = read_network(backbone, weights or "imagenet", side)
+    trained = trained_layers(network, train_blocks, side)
+    images, x = image_input(input_shape, augment, image_size)
+    x = keras.layers.Rescaling(1 / 255, name="scale")(x) if preprocessing == "scale" else network.preprocess(x)
+    features = graft(network, x, trained, frozen_precision)
+    outputs = dense_head(features, num_classes, pooling, dense_units, dropout)
+    return keras.Model(images, outputs, name=network.name)
+
+
+def check(backbone, side, weights, preprocessing) -> None:
+    """What can be said before anything is read.
+
+    Raises:
+        ArgumentError: the images are too small for a named backbone, or options do not go together.
+    """
+    row = BACKBONES.get(backbone)
+    if row is None:
+        if weights is not None:
+            raise ArgumentError(
+                f"Expected no weights with a backbone that brings its own. Received: '{weights}'. Leave it out."
+            )
+        expect_one_of("preprocessing", preprocessing, ("own",))
+        return
+    if side < row.smallest:
+        raise ArgumentError(
+            f"Expected images of at least {row.smallest}x{row.smallest} pixels for {backbone}. Received: "
+            f"{side}x{side}. Raise image_size."
+        )
+    # "vgg16" is what runs of earlier versions call VGG16's own.
+    own = ("vgg16", "own") if backbone == "vgg16" else ("own",)
+    expect_one_of("preprocessing", preprocessing, (*own, *(("scale",) if row.preprocess else ())))

@@ -1,0 +1,312 @@
+"""Pre-trained networks: those of `keras.applications`, a saved model's, a registered model's, KerasHub's.
+
+Each is read once a process and copied into the models that are built from it.
+"""
+
+import functools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from cnnlab.downloads import download_timeout
+from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
+from cnnlab.models.backbones import BACKBONES
+
+REGISTERED, HUB = "models:/", "hub:"
+VGG16_SEEDS = 13  # one for the kernel of each convolution
+# Files of registered models by their URI; who knows the registry puts them here.
+FETCHED = {}
+PIXELS = (keras.layers.Rescaling, keras.layers.Normalization)
+OUR_NAMES = ("images", "resize", "scale", "flatten", "average_pool", "max_pool", "dense", "dropout", "probabilities")
+DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network without its head.
+
+    Attributes:
+        name: for the model that is made of it.
+        model: functional `keras.Model` from what `preprocess` gives to features `(N, H, W, C)` or `(N, C)`.
+        preprocess: from pixels, 0 to 255, to what the network was trained with; a function of Keras tensors.
+        stages: names of the layers that its stages start behind, top first, "" for the input; `None` where unknown.
+    """
+
+    name: str
+    model: keras.Model
+    preprocess: Callable
+    stages: tuple[str, ...] | None = None
+
+
+def read_network(backbone, weights, side) -> Network:
+    """A backbone with its weights.
+
+    Args:
+        backbone: a name, a `.keras` file, `models:/...` or `hub:...`.
+        weights: of a named one: "imagenet", "random" or a file.
+        side: of the images; paddings depend on it.
+
+    Raises:
+        ArgumentError: there is no such backbone or file.
+        LabError: it cannot be downloaded, or does not load.
+    """
+    if backbone in BACKBONES:
+        if weights == "random":
+            return _named(backbone, None, side)
+        if weights != "imagenet" and not Path(weights).is_file():
+            raise ArgumentError(
+                f"Expected weights to be 'imagenet', 'random' or an existing file. Received: '{weights}'."
+            )
+        # The seeds of the layers to come do not depend on whether this process has read the weights before.
+        state = random.getstate()
+        try:
+            network = _cached(backbone, weights, side, _changed(weights))
+        finally:
+            random.setstate(state)
+        if backbone == "vgg16":  # as where it is built with random weights, so that earlier runs repeat bit for bit
+            for _ in range(VGG16_SEEDS):
+                keras.initializers.GlorotUniform()
+        return network
+    state = random.getstate()
+    try:
+        if backbone.startswith(HUB):
+            return _hub(backbone)
+        path = FETCHED.get(backbone, backbone)
+        if backbone.startswith(REGISTERED) and path == backbone:
+            raise LabError(f"Expected '{backbone}' to be fetched from the registry. Received: only its name.")
+        if not Path(path).is_file():
+            near = sorted(BACKBONES)
+            shown = ["a name of 'cnnlab models --available'", "a .keras file", "models:/NAME@ALIAS", "hub:PRESET"]
+            expect_one_of("backbone", backbone, near, shown)
+        return _saved(backbone, path, _changed(path))
+    finally:
+        random.setstate(state)
+
+
+def has_depthwise(backbone) -> bool:
+    """Whether it convolves each channel by itself, which bfloat16 makes no faster on a processor."""
+    if backbone in BACKBONES:
+        return BACKBONES[backbone].depthwise
+    layers = read_network(backbone, None, None).model.layers
+    return any(
+        isinstance(layer, DEPTHWISE) or getattr(layer, "groups", 1) == getattr(layer, "filters", None)
+        for layer in layers
+    )
+
+
+def usual_side(backbone) -> int:
+    """Pixels a side that a backbone was trained with: the only ones that it takes, or the field's usual 224."""
+    if backbone in BACKBONES:
+        return BACKBONES[backbone].usual
+    return read_network(backbone, None, None).model.input_shape[1] or 224
+
+
+def graft(network, x, trained, frozen_precision):
+    """The network's features of `x`, by layers of its own with its weights.
+
+    Args:
+        network: a `Network`.
+        x: Keras tensor `(N, H, W, C) float32`, preprocessed.
+        trained: names of the layers that are trained; the others are frozen, with their dropout switched off.
+        frozen_precision: dtype policy of the frozen layers; the others follow the global policy.
+    """
+    copy = keras.models.clone_model(
+        network.model,
+        input_tensors=keras.Input(x.shape[1:], dtype="float32"),
+        clone_function=lambda layer: _cloned(layer, layer.name in trained, frozen_precision),
+    )
+    copy.set_weights(network.model.get_weights())
+    for layer in copy.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # takes over the mean and variance that were set
+    # The copy's own graph is forgotten, so that each layer has one input and one output, and the frozen front of the
+    # new model can end at any of them. Private, but of a throwaway model; seen in Keras 3.15.1.
+    for operation in copy.operations:
+        operation._inbound_nodes.clear()
+        operation._outbound_nodes.clear()
+    return copy.call(x)
+
+
+def _cloned(layer, trained, frozen_precision):
+    if isinstance(layer, keras.Model):  # a model within the network
+        return keras.models.clone_model(layer, clone_function=lambda part: _cloned(part, trained, frozen_precision))
+    config = {**layer.get_config(), "trainable": trained}
+    if isinstance(layer, PIXELS):
+        config["dtype"] = "float32"  # bfloat16 has not the digits for pixels
+    else:
+        config["dtype"] = keras.config.dtype_policy().name if trained else frozen_precision
+    if not trained and "rate" in config:  # dropout is for training
+        config["rate"] = 0.0
+    if config["name"] in OUR_NAMES or config["name"].startswith("random_"):
+        config["name"] = f"backbone_{config['name']}"
+    return type(layer).from_config(config)
+
+
+def trained_layers(network, count, side) -> set[str]:
+    """Names of the layers in the topmost `count` stages.
+
+    Raises:
+        ArgumentError: it has not as many.
+    """
+    if not count:
+        return set()
+    stages = network.stages if network.stages is not None else find_stages(network.model, side)
+    if count > len(stages):
+        raise ArgumentError(
+            f"Expected train_blocks to be at most {len(stages)}, the stages of {network.name}. Received: {count}."
+        )
+    names = [layer.name for layer in network.model.layers]
+    behind = stages[count - 1]
+    return set(names[names.index(behind) + 1 :] if behind else names)
+
+
+def find_stages(model, side) -> tuple[str, ...]:
+    """Names of the layers that a network's stages start behind, top first: where the features lose half their size.
+
+    A stage can only start where a single tensor holds all that the rest needs.
+    """
+    sized = keras.models.clone_model(model, input_tensors=keras.Input((side, side, model.inputs[0].shape[-1])))
+    places = [layer for layer in sized.layers if len(getattr(layer.output, "shape", ())) == 4]
+    start, stages = places[0].output.shape[1], [""]
+    for i, layer in enumerate(places):
+        if layer.output.shape[1] <= 0.6 * start:
+            start = layer.output.shape[1]
+            before = places[max(1, i - 10) : i]
+            stages += [next((place.name for place in reversed(before) if _is_cut(place, sized)), "")]
+    order = ["", *(layer.name for layer in sized.layers)]
+    ends = [*stages[1:], order[-1]]
+    weighted = {layer.name for layer in sized.layers if layer.weights}
+    kept = [
+        stage
+        for stage, end in zip(stages, ends, strict=True)
+        if weighted.intersection(order[order.index(stage) + 1 : order.index(end) + 1])
+    ]
+    return tuple(dict.fromkeys(reversed(kept)))
+
+
+def _is_cut(layer, model):
+    try:
+        keras.Model(layer.output, model.outputs[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _changed(path):
+    return Path(path).stat().st_mtime_ns if Path(path).is_file() else None
+
+
+@functools.lru_cache(maxsize=8)
+def _cached(backbone, weights, side, changed):
+    return _named(backbone, weights, side)
+
+
+def _named(backbone, weights, side):
+    row = BACKBONES[backbone]
+    build = functools.partial(getattr(keras.applications, row.build), include_top=False, input_shape=(side, side, 3))
+    if weights == "imagenet":
+        try:
+            with download_timeout():
+                model = build(weights="imagenet")
+        except Exception as error:  # Keras raises a bare Exception when the host cannot be reached
+            raise LabError(
+                f"Expected to download {row.build}'s ImageNet weights. Received: {error}. Connect to a network, pass a "
+                "weights file, or use weights='random'."
+            ) from error
+    else:
+        model = build(weights=None)
+        if weights is not None:
+            _load_weights(model, weights, row)
+
+    def preprocess(x):
+        if not row.preprocess:
+            return x
+        return keras.applications.imagenet_utils.preprocess_input(keras.ops.cast(x, "float32"), mode=row.preprocess)
+
+    return Network(backbone, model, preprocess, row.stages)
+
+
+def _load_weights(model, path, row):
+    try:
+        model.load_weights(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise LabError(
+            f"Expected '{path}' to hold the weights of {row.build} without its top (.weights.h5 or .h5). "
+            f"Received a file that does not load: {first_line(error)}. Use another file, 'imagenet' or 'random'."
+        ) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _saved(backbone, path, changed):
+    """A saved Keras model, loaded without running code from it; where it ends in a softmax, without its head."""
+    if Path(path).suffix != ".keras":
+        raise ArgumentError(
+            f"Expected a backbone saved as .keras. Received: '{path}'. Save it with model.save('name.keras')."
+        )
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # whatever a file of unknown origin makes Keras raise
+        raise LabError(
+            f"Expected '{path}' to be a Keras model of built-in layers. Received a file that does not load: "
+            f"{first_line(error)}. Save the model anew, without code of your own in it."
+        ) from error
+    return Network(Path(backbone).stem.partition("@")[0], _without_head(model, backbone), lambda x: x)
+
+
+def _without_head(model, backbone):
+    """From behind its augmentation, which is this training's own matter, to the features before its classifier."""
+    try:
+        inputs, layers = model.inputs, model.layers
+    except (AttributeError, ValueError):
+        inputs = None
+    if not inputs or len(inputs) > 1 or len(model.outputs) > 1 or len(inputs[0].shape) != 4:
+        raise LabError(
+            f"Expected '{backbone}' to be a functional or sequential model with one image in and one output. "
+            "Received another kind. Save it as such."
+        )
+    layers = [layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)]
+    start = inputs[0]
+    while isinstance(layers[0], keras.layers.Pipeline) or type(layers[0]).__name__.startswith("Random"):
+        start = layers.pop(0).output
+    end = model.outputs[0]
+    if getattr(layers[-1], "activation", None) is keras.activations.softmax:
+        with_places = [layer.output for layer in layers if len(getattr(layer.output, "shape", ())) == 4]
+        if not with_places:
+            raise LabError(f"Expected '{backbone}' to have convolutions below its head. Received: none.")
+        end = with_places[-1]
+    return keras.Model(start, end)
+
+
+@functools.lru_cache(maxsize=2)
+def _hub(backbone):
+    try:
+        import keras_hub
+    except ImportError:
+        raise LabError(
+            f"Expected KerasHub for the backbone '{backbone}'. Received: it is not installed. "
+            "Install it with: pip install 'cnnlab[hub]'."
+        ) from None
+    preset = backbone.removeprefix(HUB)
+    try:
+        with download_timeout():
+            loaded = keras_hub.models.Backbone.from_preset(preset)
+    except Exception as error:  # of KerasHub, its hosts and its files
+        raise LabError(
+            f"Expected '{preset}' to be a KerasHub preset or a folder of one. Received: {first_line(error)}. "
+            "Correct the name, or connect to a network."
+        ) from error
+    try:
+        converter = keras_hub.layers.ImageConverter.from_preset(preset)
+        scale, offset = converter.scale, converter.offset
+    except Exception:  # a preset without one takes pixels as they are
+        scale, offset = None, None
+
+    def preprocess(x):
+        if scale is None and offset is None:
+            return x
+        return keras.layers.Rescaling(1.0 if scale is None else scale, 0.0 if offset is None else offset)(x)
+
+    return Network(Path(preset).name, keras.Model(loaded.inputs, loaded.outputs), preprocess)

@@ -1,0 +1,179 @@
+"""From a recipe to what is really trained: the data, and the recipe with what was left open filled in."""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+
+from cnnlab.data import ImageDataset, load_dataset
+from cnnlab.data.named import NAMED
+from cnnlab.data.sizes import picture_side
+from cnnlab.errors import ArgumentError, LabError
+from cnnlab.models import find_model, own, weights
+from cnnlab.models.backbones import BACKBONES
+from cnnlab.models.transfer import check
+from cnnlab.recipe import Recipe
+from cnnlab.tracking import registry
+from cnnlab.training import build, compute
+
+ENLARGED = 3  # at most as many times, where nobody says how much
+SMALLEST = 32  # pixels a side that pictures are brought to in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A `recipe` with everything in it that is really used, and `tags` on what stands in for something else."""
+
+    recipe: Recipe
+    tags: dict
+
+
+def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
+    """Load the data that recipes ask for, and find out for each what it is really trained with.
+
+    Files get their full paths, so that a run can be repeated from another folder, sizes and precisions their values,
+    and a backbone of the registry its version. ImageNet weights that nobody named and that cannot be downloaded become
+    random ones, with a warning.
+
+    Args:
+        recipes: that agree in their data fields; those of the first are used.
+
+    Raises:
+        ArgumentError: a model cannot be built for these images.
+        LabError: data, weights or a backbone cannot be had.
+    """
+    recipes = [_located(recipe) for recipe in recipes]
+    side = _side(recipes[0].dataset)
+    recipes = [dataclasses.replace(recipe, image_size=_image_size(recipe, side)) for recipe in recipes]
+    # One size for all, so that they are tested on the same images.
+    in_memory = int(max(recipe.picture_size or _picture_size(recipe, side) for recipe in recipes))
+    recipes = [_with_pictures(recipe, in_memory) for recipe in recipes]
+    dataset = load_for(recipes[0])
+    known = {}
+    for recipe in recipes:
+        key = (recipe.model, recipe.backbone, recipe.weights, recipe.image_size, recipe.preprocessing)
+        if key not in known:
+            known[key] = _weights(recipe)
+    prepared = []
+    for recipe in recipes:
+        found, tags = known[recipe.model, recipe.backbone, recipe.weights, recipe.image_size, recipe.preprocessing]
+        prepared.append(Prepared(_precise(dataclasses.replace(recipe, weights=found)), tags))
+    for one in prepared:
+        if one.recipe.image_size > in_memory:
+            print(
+                f"{one.recipe.label}: pictures of {in_memory} pixels a side are enlarged to {one.recipe.image_size} "
+                "inside the model."
+            )
+            break
+    return dataset, prepared
+
+
+def load_for(recipe) -> ImageDataset:
+    """The data set that a recipe asks for."""
+    return load_dataset(
+        recipe.dataset,
+        image_size=recipe.picture_size or recipe.image_size or SMALLEST,
+        val_fraction=recipe.val_fraction,
+        limit=recipe.limit,
+        seed=recipe.split_seed,
+    )
+
+
+def build_model(recipe, dataset):
+    """Build the recipe's model for the dataset's image shape and classes, with the weights seeded, and compile it.
+
+    Returns:
+        A compiled `keras.Model`: `(N, H, W, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities.
+
+    Raises:
+        ArgumentError: there is no such model, or it cannot be built for these images.
+        LabError: its weights cannot be had.
+    """
+    return build.build_model(_located(recipe), dataset)
+
+
+def _located(recipe):
+    """The recipe with files by their full paths, and a model of the registry by its version."""
+    model = own.full_name(recipe.model) if own.is_own(recipe.model) else recipe.model
+    backbone = recipe.backbone
+    if backbone and backbone.startswith(weights.REGISTERED):
+        backbone, weights.FETCHED[backbone] = registry.fetch(backbone)
+        weights.FETCHED[backbone] = weights.FETCHED[recipe.backbone]
+    elif backbone and backbone.startswith(weights.HUB):
+        backbone = weights.HUB + _full_path(backbone.removeprefix(weights.HUB), ())
+    return dataclasses.replace(
+        recipe,
+        model=model,
+        dataset=_full_path(recipe.dataset, NAMED),
+        weights=_full_path(recipe.weights, ("imagenet", "random")),
+        backbone=_full_path(backbone, BACKBONES),
+    )
+
+
+def _full_path(value, names):
+    return value if value is None or value in names or not Path(value).exists() else str(Path(value).resolve())
+
+
+@functools.cache
+def _side(dataset):
+    return picture_side(dataset)
+
+
+def _image_size(recipe, side):
+    if recipe.image_size:
+        return recipe.image_size
+    backbone = recipe.backbone or recipe.model
+    usual = weights.usual_side(backbone)
+    smallest = max(SMALLEST, BACKBONES[backbone].smallest if backbone in BACKBONES else SMALLEST)
+    return max(smallest, min(usual, ENLARGED * side))
+
+
+def _picture_size(recipe, side):
+    # A model that does not resize takes the pictures as they are in memory.
+    resizes = "image_size" in find_model(recipe.model).arguments
+    return min(recipe.image_size, max(SMALLEST, side)) if resizes else recipe.image_size
+
+
+def _with_pictures(recipe, side):
+    """The recipe for pictures of that size in memory; left out where it is the size inside the model."""
+    if "image_size" not in find_model(recipe.model).arguments and side != recipe.image_size:
+        if recipe.said("image_size"):
+            raise ArgumentError(
+                f"Expected image_size {side} for {recipe.label}, which takes pictures as the other models do. "
+                f"Received: {recipe.image_size}. Leave it out, or give all models one --image-size."
+            )
+        recipe = dataclasses.replace(recipe, image_size=side)
+    return dataclasses.replace(recipe, picture_size=None if side == recipe.image_size else side)
+
+
+def _weights(recipe):
+    """`(weights, tags)`: those of a named backbone that can be had, read once for all that use them."""
+    backbone = recipe.backbone or recipe.model
+    if "weights" not in find_model(recipe.model).arguments:
+        return recipe.weights, {}
+    check(backbone, recipe.image_size, recipe.weights, recipe.preprocessing)
+    if backbone not in BACKBONES or recipe.weights == "random":
+        return recipe.weights, {}
+    try:
+        weights.read_network(backbone, recipe.weights or "imagenet", recipe.image_size)
+        return recipe.weights or "imagenet", {}
+    except LabError as error:
+        if recipe.weights is not None or isinstance(error, ArgumentError):
+            raise
+    print(
+        f"warning: {BACKBONES[backbone].build}'s ImageNet weights cannot be downloaded; using random ones, so expect a "
+        "poor score (name --weights to choose).",
+        file=sys.stderr,
+    )
+    return "random", {"weights_stand_in_for": "imagenet"}
+
+
+def _precise(recipe):
+    """The recipe with the precisions that "auto" means on this machine, for this model."""
+    frozen = recipe.frozen_precision
+    if frozen == "auto":
+        slow = not compute.has_gpu() and weights.has_depthwise(recipe.backbone or recipe.model)
+        frozen = "float32" if slow and recipe.precision == "float32" else compute.resolve("auto")
+    elif frozen:
+        frozen = compute.resolve(frozen)
+    return dataclasses.replace(recipe, precision=compute.resolve(recipe.precision), frozen_precision=frozen)

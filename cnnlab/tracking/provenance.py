@@ -1,0 +1,71 @@
+"""What a run has to say of itself to be judged and repeated later: data, versions, code, machine."""
+
+import functools
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from cnnlab.models import own
+
+PACKAGES = ("cnnlab", "keras", "tensorflow", "mlflow", "numpy")
+
+
+def data_tags(dataset) -> dict:
+    """What a run's tags say about its data."""
+    return {
+        "dataset": dataset.name,
+        "dataset_digest": dataset.digest,
+        "dataset_source": dataset.source,
+        "dataset_stands_in_for": dataset.stands_in_for,
+        "validation": "test set" if dataset.val_is_test else "held out from the training set",
+    }
+
+
+def environment_tags() -> dict:
+    """Versions, the commit of a checkout, and the machine."""
+    return {
+        "python": platform.python_version(),
+        **{f"version.{name}": version(name) for name in PACKAGES},
+        **_code_tags(),
+        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+    }
+
+
+def file_tags(recipe) -> dict:
+    """The sha256 of the files of weights, backbone and model, which their paths alone do not pin down."""
+    files = {"weights": recipe.weights, "backbone": recipe.backbone}
+    tags = {}
+    for name, path in files.items():
+        if path and Path(path).is_file():
+            with open(path, "rb") as file:
+                tags[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    if own.is_own(recipe.model):
+        tags["model_sha256"] = hashlib.sha256(own.source_of(recipe.model).encode()).hexdigest()
+    return tags
+
+
+@functools.cache  # the code that runs is the code that was there at the start
+def _code_tags():
+    """The commit and whether the code differs from it; nothing where cnnlab does not run from a checkout."""
+    package = Path(__file__).parent.parent
+
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # another repository may lie around a virtual environment
+        changes = git("status", "--porcelain", "--", ".", "../tuning")
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"

@@ -1,0 +1,192 @@
+"""Runs of the store, read back as what they were when they ended."""
+
+import re
+import tempfile
+from pathlib import Path
+
+import mlflow
+
+from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.recipe import Recipe
+from cnnlab.results.predictions import PREDICTIONS_FILE, load_predictions
+from cnnlab.results.result import RunResult
+from cnnlab.tracking.store import our_experiments
+from cnnlab.tracking.tags import BEST, TAG, our_tags
+
+HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+def find_run(run_id):
+    """The MLflow run with this id, or with this beginning of an id, in the open store.
+
+    Raises:
+        ArgumentError: no run has it, or several have.
+    """
+    if not re.fullmatch(r"[0-9a-f]{4,32}", run_id):
+        raise ArgumentError(
+            f"Expected a run's id, or at least its first 4 characters (0-9, a-f). Received: '{run_id}'. "
+            "'cnnlab ui' shows the runs."
+        )
+    client = mlflow.MlflowClient()
+    runs = client.search_runs(our_experiments(client), f"attributes.run_id LIKE '{run_id}%'", max_results=2)
+    if len(runs) != 1:
+        received = f"'{run_id}', which is that of {'several runs' if runs else 'no run'} in this store"
+        raise ArgumentError(
+            f"Expected the id of a run, or enough of its first characters. Received: {received}. "
+            "'cnnlab ui' shows the runs; the store is the one of the working folder, or MLFLOW_TRACKING_URI's."
+        )
+    return runs[0]
+
+
+def find_finished_run(run_id):
+    """`find_run`, for a finished run of one model.
+
+    Raises:
+        ArgumentError: also when the run failed, or is not the run of a model.
+    """
+    run = find_run(run_id)
+    short = run.info.run_id[:8]
+    kind = run.data.tags.get(TAG + "kind")
+    if kind in ("compare", "search"):
+        raise ArgumentError(
+            f"Expected the run of one model. Received: {short}, a {kind} run. Take one of the runs below it."
+        )
+    if run.info.status != "FINISHED":
+        reason = run.data.tags.get(TAG + "reason")
+        raise ArgumentError(
+            f"Expected a finished run. Received: {short}, which is {run.info.status}{f' ({reason})' if reason else ''}."
+        )
+    return run
+
+
+def best_run(experiment=None):
+    """The finished run with the best validation score of an experiment: by name, or the one that was used last.
+
+    Raises:
+        ArgumentError: no such experiment.
+        LabError: it has no finished run with a model.
+    """
+    client = mlflow.MlflowClient()
+    # A trial of a search has that score too, but no model.
+    finished = f"attributes.status = 'FINISHED' and metrics.{BEST} >= 0 and metrics.test_accuracy >= 0"
+    experiments = our_experiments(client)
+    if experiment:
+        names = {client.get_experiment(number).name: number for number in experiments}
+        if experiment not in names:
+            raise ArgumentError(
+                f"Expected an experiment of this store ({', '.join(names) or 'it has none'}). Received: '{experiment}'."
+            )
+        experiments = [names[experiment]]
+    newest = _first(client, experiments, finished, "attributes.start_time DESC")
+    if newest is None:
+        raise LabError(
+            "Expected a finished run with a model. Received: none in this store. Train one with 'cnnlab compare', "
+            "in this folder."
+        )
+    return _first(client, [newest.info.experiment_id], finished, f"metrics.{BEST} DESC")
+
+
+def read_result(run) -> RunResult:
+    """What `fit_and_evaluate` returned for a run that is finished.
+
+    Raises:
+        LabError: the run has no test predictions (a trial of a search), or they are gone.
+    """
+    metrics = run.data.metrics
+    if not was_tested(run):
+        raise LabError(
+            f"Expected a run with a model and test predictions. Received: {run.info.run_id[:8]}, a "
+            f"{run.data.tags.get(TAG + 'kind')} run without them. Of a search, take the winner."
+        )
+    class_names, parts = read_predictions(run)
+    return RunResult(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        recipe=read_recipe(run),
+        dataset_name=run.data.tags[TAG + "dataset"],
+        class_names=class_names,
+        history=read_history(run),
+        test=parts["test"],
+        validation=parts["val"],
+        params=int(metrics["params"]),
+        trainable_params=int(metrics["trainable_params"]),
+        train_seconds=metrics["train_seconds"],
+        total_seconds=metrics["total_seconds"],
+        model_uri=f"models:/{run.outputs.model_outputs[0].model_id}",
+    )
+
+
+def was_tested(run) -> bool:
+    """Whether a run has a test score and a model; a trial of a search has neither."""
+    return "test_accuracy" in run.data.metrics
+
+
+def read_predictions(run):
+    """`(class_names, parts)` of a run that was tested, as `load_predictions` gives them."""
+    return _artifact(run, PREDICTIONS_FILE, load_predictions)
+
+
+def read_recipe(run) -> Recipe:
+    """The recipe that a run logged."""
+    return Recipe.from_json(read_text(run, "recipe.json"))
+
+
+def read_text(run, name) -> str:
+    """A text artifact of a run."""
+    return _artifact(run, name, lambda path: Path(path).read_text(encoding="utf-8"))
+
+
+def read_history(run) -> dict:
+    """Per-epoch metrics of a run, `{"loss": [...], "val_accuracy": [...], ...}`."""
+    client = mlflow.MlflowClient()
+    history = {name: client.get_metric_history(run.info.run_id, name) for name in HISTORY}
+    return {name: [m.value for m in sorted(values, key=lambda m: m.step)] for name, values in history.items()}
+
+
+def _artifact(run, name, read):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return read(
+                mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=folder)
+            )
+        except (OSError, mlflow.MlflowException) as error:
+            raise LabError(
+                f"Expected run {run.info.run_id[:8]} to have its {name}. Received: {first_line(error)}. "
+                "Restore the store's artifacts, or train again."
+            ) from error
+
+
+def _first(client, experiments, condition, order):
+    runs = client.search_runs(experiments, condition, order_by=[order], max_results=1) if experiments else []
+    return runs[0] if runs else None
+
+
+def children_of(parent_run_id, experiment_id) -> list[dict]:
+    """What the runs below a run say, oldest first: `run_id`, `status`, `seconds`, `metrics`, `params`, our `tags`."""
+    runs = mlflow.MlflowClient().search_runs(
+        [experiment_id],
+        f"tags.mlflow.parentRunId = '{parent_run_id}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=10_000,
+    )
+    return [
+        {
+            "run_id": run.info.run_id,
+            "status": run.info.status,
+            "seconds": ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
+            "metrics": run.data.metrics,
+            "params": run.data.params,
+            "tags": our_tags(run.data.tags),
+        }
+        for run in runs
+    ]
+
+
+def newest_run(experiment_id, running=False, **tags) -> str | None:
+    """The id of the newest run that carries these tags of ours, or `None`; `running` leaves ended runs out."""
+    conditions = [f"tags.`{TAG}{key}` = '{value}'" for key, value in tags.items()]
+    conditions += ["attributes.status = 'RUNNING'"] * running
+    runs = mlflow.MlflowClient().search_runs(
+        [experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return runs[0].info.run_id if runs else None

@@ -1,0 +1,11 @@
+"""Names of the tags and metrics that stored runs carry."""
+
+# Every tag of ours starts with this, so that it stands apart from MLflow's own.
+TAG = "cnnlab."
+BEST = "final_val_accuracy"  # what "the best run" means: of the weights that the model ended with
+MODEL_SOURCE = "model_source.py"  # the artifact with a function of the user's
+
+
+def our_tags(tags) -> dict:
+    """Our own among the tags of a run or a model version, without their prefix."""
+    return {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}

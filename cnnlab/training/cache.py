@@ -1,0 +1,159 @@
+"""The stored features of frozen layers: where they are, what is there, and the pass that makes them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
+
+from cnnlab.signals import signals_held
+
+BATCH = 256  # images a forward pass
+CACHE_VARIABLE = "CNNLAB_CACHE"
+LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
+DEFAULT_LIMIT_GB = 20
+
+
+def cache_folder() -> Path:
+    """Where features are kept: `$CNNLAB_CACHE`, else `cnnlab` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnlab"
+    return Path(os.environ.get(CACHE_VARIABLE) or default) / "features"
+
+
+def cache_entries() -> list[dict]:
+    """What is stored, newest use first: `key`, `shape`, `bytes`, `used` (seconds since the epoch) and `front`."""
+    entries = []
+    for path in cache_folder().glob("*.npy"):
+        with contextlib.suppress(OSError, ValueError):  # cleared or damaged meanwhile
+            about = json.loads(path.with_suffix(".json").read_text())
+            stat = path.stat()
+            entries.append({"key": path.stem, **about, "bytes": stat.st_size, "used": stat.st_mtime})
+    return sorted(entries, key=lambda entry: -entry["used"])
+
+
+def clear_cache() -> int:
+    """Remove every stored file; returns the bytes freed."""
+    freed = 0
+    for path in [path for ending in ("npy", "json", "lock") for path in cache_folder().glob(f"*.{ending}")]:
+        freed += path.stat().st_size
+        path.unlink(missing_ok=True)
+    return freed
+
+
+def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float32"):
+    """The features of images, memory-mapped, from the cache where they are there, else computed and stored.
+
+    Args:
+        front: `keras.Model` from images to features.
+        parts: arrays of images.
+        first: `(M,)` positions of the distinct images in the concatenated parts.
+        unique: `(M,)` their digests, sorted.
+        mirrored: of the mirror images.
+        dtype: to store them in.
+
+    Returns:
+        `(M, ...)` of that dtype, in the order of `unique`.
+    """
+    key = _cache_key(front, unique, mirrored, dtype)
+    path = cache_folder() / f"{key}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # of two processes that need it, one computes and the other waits
+        stored = _load(path)
+        if stored is None:
+            stored = _compute(front, parts, first, mirrored, dtype, path)
+            _remove_oldest(keep=path)
+    return stored
+
+
+def _cache_key(front, unique, mirrored, dtype):
+    """sha256 of the images, the frozen weights, and the layers' configuration (with their precision) and versions."""
+    import keras  # here, so that `cnnlab cache` answers without it
+
+    key = hashlib.sha256(unique.tobytes())
+    for weight in front.get_weights():
+        key.update(np.ascontiguousarray(weight))
+    key.update(_canonical_config(front).encode())
+    key.update(f"{keras.__version__} {keras.backend.backend()} {mirrored} {dtype}".encode())
+    return key.hexdigest()[:40]
+
+
+def _canonical_config(front):
+    """The front's configuration as JSON, without the running numbers that Keras puts into names (`get_item_3`)."""
+    config = json.loads(front.to_json())
+    names = {layer["name"]: f"operation{i}" for i, layer in enumerate(config["config"]["layers"])}
+    names[front.name] = "front"
+
+    def renamed(node):
+        if isinstance(node, dict):
+            return {key: renamed(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [renamed(value) for value in node]
+        return names.get(node, node) if isinstance(node, str) else node
+
+    return json.dumps(renamed(config), sort_keys=True)
+
+
+def _load(path):
+    """The stored features memory-mapped, or `None` where there are none or they are damaged."""
+    about = path.with_suffix(".json")
+    if not path.exists() or not about.exists():
+        return None
+    try:
+        expected = json.loads(about.read_text())["sha256"]
+        with path.open("rb") as file:
+            received = hashlib.file_digest(file, "sha256").hexdigest()
+        if received != expected:
+            raise ValueError("its checksum differs")
+        stored = np.load(path, mmap_mode="r")
+        os.utime(path)  # the oldest out first goes by the last use
+        return stored
+    except (OSError, ValueError, KeyError) as error:
+        print(f"warning: the cached features '{path}' are damaged ({error}); computing them again.", file=sys.stderr)
+        return None
+
+
+def _compute(front, parts, first, mirrored, dtype, path):
+    """One pass over the images at positions `first` of the concatenated parts, written to `path` atomically."""
+    bounds = np.cumsum([0, *map(len, parts)])
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        fresh = Path(folder, path.name)
+        stored = np.lib.format.open_memmap(fresh, "w+", dtype, (len(first), *front.output_shape[1:]))
+        title = f"Frozen layers over {len(first):,} {'mirrored ' if mirrored else ''}images"
+        console = Console(stderr=True)
+        steps = range(0, len(first), BATCH)
+        for i in track(steps, title, console=console, disable=not console.is_terminal):
+            positions = first[i : i + BATCH]
+            owner = np.searchsorted(bounds, positions, side="right") - 1
+            images = np.stack([parts[o][p - bounds[o]] for o, p in zip(owner, positions, strict=True)])
+            if mirrored:
+                images = images[:, :, ::-1]
+            with signals_held():
+                stored[i : i + BATCH] = front.predict_on_batch(images)
+        stored.flush()
+        with fresh.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        about = {"sha256": sha256, "shape": list(stored.shape), "front": f"{front.layers[-1].name}"}
+        Path(folder, "about.json").write_text(json.dumps(about))
+        os.replace(Path(folder, "about.json"), path.with_suffix(".json"))
+        os.replace(fresh, path)
+    return stored
+
+
+def _remove_oldest(keep):
+    limit = float(os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT_GB) * 1e9
+    entries = cache_entries()
+    total = sum(entry["bytes"] for entry in entries)
+    for entry in reversed(entries):
+        if total <= limit:
+            break
+        if entry["key"] != keep.stem:
+            for suffix in (".npy", ".json"):
+                (cache_folder() / f"{entry['key']}{suffix}").unlink(missing_ok=True)
+            total -= entry["bytes"]

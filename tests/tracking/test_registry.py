@@ -1,0 +1,269 @@
+"""pytest tests/tracking/test_registry.py"""
+
+import csv
+import dataclasses
+import io
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+import cnnlab
+from cnnlab import predict, reproduce, serve
+from cnnlab.compare import compare_runs, train_model
+from cnnlab.tracking import read, registry
+
+
+@pytest.fixture
+def poor(small_cnn):
+    """A recipe that learns next to nothing."""
+    return dataclasses.replace(small_cnn, filters=(4,), epochs=1, learning_rate=1e-6)
+
+
+@pytest.fixture
+def good(small_cnn):
+    """One that clearly beats it, on enough validation images to show it."""
+    return dataclasses.replace(small_cnn, epochs=8, learning_rate=1e-2)
+
+
+def test_the_best_run_is_registered_with_its_card(store, small_cnn, poor, good):
+    cnnlab.compare_models([poor, good])
+    version, said = registry.register()
+    result = read.read_result(read.best_run())
+    assert result.recipe == good
+    assert version.run_id == result.run_id
+    assert (version.name, version.number, version.aliases) == ("cnnlab-digits", 1, ())
+    assert f"{result.validation.accuracy:.2%}" in said[0]
+    assert version.tags["test_accuracy"] == f"{result.test_accuracy:.4f}"
+    assert json.loads(version.tags["recipe"])["filters"] == "8,8"
+    card = mlflow.artifacts.load_text("models:/cnnlab-digits/1/model_card.md")
+    for text in ("## Limits", "## Confusion matrix", f"{result.test_accuracy:.2%}", version.tags["dataset_digest"]):
+        assert text in card
+    again, said = registry.register(result.run_id[:8])
+    assert again.number == 1
+    assert "already" in said[-1]
+    assert len(registry.list_versions()) == 1
+
+
+def test_only_a_better_model_on_the_same_images_is_promoted(store, poor, good):
+    weak, strong = (cnnlab.compare_models([recipe]).results[0] for recipe in (poor, good))
+    first, _ = registry.register(weak.run_id)
+    assert registry.promote(first).promoted
+    better, _ = registry.register(strong.run_id)
+    # So wide a margin is not met.
+    assert not registry.promote(better, margin=0.99).promoted
+    assert registry.find_champion("cnnlab-digits").number == 1
+    decision = registry.promote(better)
+    assert decision.promoted, decision.reason
+    assert "15 validation images" in decision.reason
+    aliases = store.get_registered_model("cnnlab-digits").aliases
+    assert {alias: int(number) for alias, number in aliases.items()} == {"champion": 2, "previous": 1}
+    evidence = json.loads(mlflow.artifacts.load_text("models:/cnnlab-digits/2/evidence/v2_against_v1.json"))
+    right = [r.validation.right for r in (strong, weak)]
+    assert evidence["difference"] == pytest.approx(right[0].mean() - right[1].mean())
+    assert evidence["low"] > 0
+    assert evidence["images"]["digest"] == strong.validation.digest
+
+    refused = registry.promote(first)
+    assert not refused.promoted
+    assert "is better than version 1" in refused.reason
+    assert registry.promote(first, force=True).promoted
+    assert registry.rollback("cnnlab-digits")[1].number == 2
+    assert registry.rollback("cnnlab-digits")[1].number == 1
+    with pytest.raises(cnnlab.LabError, match="it was the first"):
+        registry.rollback("cnnlab-digits")
+    assert "previous" not in store.get_registered_model("cnnlab-digits").aliases
+
+
+def test_other_images_are_not_comparable(store, small_cnn, picture_folder):
+    digits = cnnlab.compare_models([small_cnn]).results[0]
+    champion, _ = registry.register(digits.run_id, name="pictures")
+    registry.promote(champion)
+    fewer = train_model(dataclasses.replace(small_cnn, limit=100))
+    challenger, _ = registry.register(fewer.run_id, name="pictures")
+    with pytest.raises(cnnlab.LabError, match=r"not comparable: it was tested on 37 images of digits"):
+        registry.promote(challenger)
+    colours = train_model(dataclasses.replace(small_cnn, dataset=str(picture_folder), limit=None, val_fraction=0.2))
+    challenger, _ = registry.register(colours.run_id, name="pictures")
+    with pytest.raises(cnnlab.LabError, match=r"names the classes 0, 1, 2, 3, ..., and version 3 blue, red"):
+        registry.promote(challenger)
+    assert registry.find_champion("pictures").number == 1
+    assert "not compared" in registry.promote(challenger, force=True).reason
+    with pytest.raises(cnnlab.ArgumentError, match=r"tested on the same images. Received: .* 37 images of digits"):
+        compare_runs([digits.run_id, fewer.run_id])
+
+
+def test_another_validation_split_is_judged_on_the_test_set(store, small_cnn):
+    first = train_model(small_cnn)
+    second = train_model(dataclasses.replace(small_cnn, val_fraction=0.2))
+    registry.promote(registry.register(first.run_id)[0])
+    decision = registry.promote(registry.register(second.run_id)[0])
+    assert "On the same 37 test images (they held out other validation images)" in decision.reason
+
+
+def test_stored_runs_are_compared_on_their_predictions(store, small_cnn, capsys):
+    trained = cnnlab.compare_models([small_cnn, dataclasses.replace(small_cnn, seed=1)])
+    stored = compare_runs([r.run_id[:10] for r in trained.results])
+    assert stored.verdicts == trained.verdicts
+    assert "on average over 2 seeds" in stored.verdicts[0]
+    for before, after in zip(trained.results, stored.results, strict=True):
+        assert after.recipe == before.recipe
+        assert after.history == {name: pytest.approx(values) for name, values in before.history.items()}
+        assert np.array_equal(after.test.probabilities, before.test.probabilities)
+        assert (after.test.digest, after.validation.digest) == (before.test.digest, before.validation.digest)
+    parent = store.get_run(stored.run_id)
+    assert parent.data.tags["cnnlab.runs"] == ",".join(r.run_id for r in trained.results)
+    text = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/comparison.csv")
+    for row, r in zip(csv.DictReader(io.StringIO(text)), trained.results, strict=True):
+        assert float(row["test_accuracy_low"]) < r.test_accuracy < float(row["test_accuracy_high"])
+        assert 0 <= float(row["calibration_error"]) <= 1
+
+
+def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
+    with pytest.raises(cnnlab.LabError, match="none in this store"):
+        registry.register()
+    with pytest.raises(cnnlab.LabError, match="an empty registry"):
+        predict.load_classifier()
+    comparison = cnnlab.compare_models([small_cnn])
+    with pytest.raises(cnnlab.ArgumentError, match="a compare run"):
+        registry.register(comparison.run_id)
+    with pytest.raises(cnnlab.ArgumentError, match="that of no run"):
+        registry.register("0123456789abcdef")
+    with pytest.raises(cnnlab.ArgumentError, match="Expected a run's id"):
+        registry.register("my run")
+    with pytest.raises(cnnlab.ArgumentError, match="two different runs"):
+        compare_runs([comparison.results[0].run_id] * 2)
+    broken = cnnlab.build_model(small_cnn, digits)
+    broken.set_weights([w * np.nan for w in broken.get_weights()])
+    with pytest.raises(cnnlab.LabError):
+        cnnlab.fit_and_evaluate(broken, digits, small_cnn)
+    [failed] = store.search_runs([e.experiment_id for e in store.search_experiments()], "attributes.status = 'FAILED'")
+    with pytest.raises(cnnlab.ArgumentError, match=r"which is FAILED \(LabError: Expected a finite loss"):
+        registry.register(failed.info.run_id)
+    registry.register(comparison.results[0].run_id)
+    with pytest.raises(cnnlab.LabError, match=r"to have a champion. Received: none"):
+        predict.load_classifier()
+    with pytest.raises(cnnlab.LabError, match="to be a model of this store"):
+        predict.load_classifier("models:/cnnlab-digits@nobody")
+    with pytest.raises(cnnlab.LabError, match="to have a champion"):
+        registry.rollback("cnnlab-digits")
+
+
+@pytest.fixture
+def classifier(store, good):
+    """The champion of a small registry, loaded."""
+    registry.promote(registry.register(train_model(good).run_id)[0])
+    return predict.load_classifier()
+
+
+def test_pictures_are_named_as_in_the_test(classifier, good, workplace):
+    dataset = cnnlab.load_dataset("digits", limit=good.limit)
+    result = read.read_result(read.best_run())
+    (workplace / "shots").mkdir()
+    for i, image in enumerate(dataset.test.images):
+        Image.fromarray(image).save(workplace / "shots" / f"{i:02}.png")
+    (workplace / "shots" / "03b.png").write_text("no picture")
+    files = predict.list_pictures([workplace / "shots"])
+    rows = list(predict.classify_files(classifier, files))
+    assert [row[0].name for row in rows if isinstance(row[1], cnnlab.LabError)] == ["03b.png"]
+    probabilities = np.array([row[1] for row in rows if not isinstance(row[1], cnnlab.LabError)])
+    assert probabilities == pytest.approx(result.test.probabilities, abs=1e-5)
+    assert classifier.class_names == dataset.class_names
+    [(name, probability), _] = classifier.top(probabilities[0], 2)
+    assert name == dataset.class_names[probabilities[0].argmax()]
+    assert probability == probabilities[0].max()
+
+
+def test_predictions_are_written_in_three_formats():
+    rows = [("a.png", [("cat", 0.75), ("dog", 0.25)]), ("b, c.png", [("dog", 0.5), ("cat", 0.5)])]
+    table, text, array = ("".join(predict.write_predictions(rows, f, 2, 8)) for f in predict.FORMATS)
+    assert table.splitlines() == ["a.png     cat 75.0%  dog 25.0%", "b, c.png  dog 50.0%  cat 50.0%"]
+    assert text.splitlines()[0].split(",") == ["file", "class_1", "probability_1", "class_2", "probability_2"]
+    assert list(csv.DictReader(io.StringIO(text)))[1]["file"] == "b, c.png"
+    assert json.loads(array)[0]["predictions"][0] == {"class": "cat", "probability": 0.75}
+    assert json.loads("".join(predict.write_predictions([], "json", 2, 8))) == []
+
+
+@pytest.fixture
+def post(classifier):
+    """Send a body to a running server: `post(path, body) -> (status, text)`."""
+    server = uvicorn.Server(uvicorn.Config(serve.make_app(classifier), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+
+    def send(path, body):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    yield send
+    server.should_exit = True
+    thread.join(20)
+
+
+def test_server_takes_pictures_and_arrays_and_refuses_scaled_ones(classifier, good, post):
+    image = cnnlab.load_dataset("digits", limit=good.limit).test.images[0]
+    expected = classifier.probabilities(image[None])[0]
+
+    def invoke(array):
+        return post("invocations", json.dumps({"inputs": array.tolist()}).encode())
+
+    for array in (image[None], image[None].astype(float)):
+        status, text = invoke(array)
+        assert status == 200
+        assert json.loads(text)["predictions"][0] == pytest.approx(expected.tolist(), abs=1e-6)
+    for wrong, message in (
+        (image[None] / 255, "not scaled. Received: values from 0 to 0.984314"),
+        ((image[None] > 128).astype(float), "not scaled"),
+        (image[None].astype(int) + 200, "0 to 255"),
+        (image[None].astype(int) - 300, "0 to 255"),
+        (image[None, :8], "shape"),
+    ):
+        status, text = invoke(wrong)
+        assert status == 400
+        assert message in text
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "png")
+    status, text = post("classify", png.getvalue())
+    assert status == 200
+    assert json.loads(text)["predictions"][0]["class"] == classifier.class_names[expected.argmax()]
+    assert post("classify", b"text")[0] == 400
+
+
+def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):
+    recipe = dataclasses.replace(small_cnn, deterministic=True, dropout=0.2, augment="full")
+    before = train_model(recipe)
+    again = reproduce.reproduce(before.run_id[:8])
+    assert again.verdict == f"All {len(again.figures)} figures are equal bit for bit."
+    assert len(again.figures) == 7
+    assert again.changes == []
+    assert store.get_run(again.run_id).data.tags["cnnlab.reproduces"] == before.run_id
+    other = train_model(dataclasses.replace(recipe, seed=1))
+    store.set_tag(other.run_id, "cnnlab.threads", "64")
+    # As if it had been trained with another seed than it says.
+    artifacts = Path(store.get_run(other.run_id).info.artifact_uri.removeprefix("file://"))
+    (artifacts / "recipe.json").write_text(recipe.to_json())
+    different = reproduce.reproduce(other.run_id)
+    assert "differ, by at most" in different.verdict
+    assert any(change.startswith("threads: 64 then") for change in different.changes)
+
+
+def test_runs_say_what_they_were_made_with(store, small_cnn):
+    tags = store.get_run(train_model(small_cnn).run_id).data.tags
+    for name in ("threads", "machine", "python", "version.tensorflow", "dataset_digest"):
+        assert tags[f"cnnlab.{name}"]
+    assert int(tags["cnnlab.threads"]) >= 1

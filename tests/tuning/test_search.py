@@ -1,0 +1,286 @@
+"""pytest tests/tuning/test_search.py"""
+
+import csv
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+import cnnlab
+from cnnlab.models import Range
+from cnnlab.ports import choose_port
+from cnnlab.training.compute import freed_models
+from tuning.search import run_search
+from tuning.settings import Search
+from tuning.workers import HOST, ID, PORT, role
+
+SPACE = {"learning_rate": Range(1e-3, 1e-2, log=True), "dense_units": (8, 16)}
+
+
+def small_search(**changes):
+    recipe = cnnlab.Recipe(dataset="digits", limit=150, filters=(4,), epochs=1)
+    options = {"space": SPACE, "tuner": "random", "trials": 3, "finalists": 1, "final_seeds": 1, **changes}
+    return Search(options.pop("recipe", recipe), **options)
+
+
+def runs_by_kind(store, view=mlflow.entities.ViewType.ACTIVE_ONLY):
+    experiments = [e.experiment_id for e in store.search_experiments()]
+    kinds = {}
+    for run in store.search_runs(experiments, run_view_type=view):
+        kinds.setdefault(run.data.tags["cnnlab.kind"], []).append(run)
+    return kinds
+
+
+def artifact(store, run_id, path):
+    return Path(store.download_artifacts(run_id, path)).read_text()
+
+
+def test_search_tracks_every_trial_and_tests_only_the_winner(store, capsys):
+    result = run_search(small_search(finalists=2, final_seeds=2))
+    kinds = runs_by_kind(store)
+    assert {kind: len(runs) for kind, runs in kinds.items()} == {"search": 1, "trial": 3, "final": 4, "train": 1}
+    [parent], [winner] = kinds["search"], kinds["train"]
+    assert (parent.info.run_id, winner.info.run_id) == (result.parent_run_id, result.winner_run_id)
+    for run in (*kinds["trial"], *kinds["final"], winner):
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == "FINISHED"
+    for run in (*kinds["trial"], *kinds["final"]):
+        assert not [name for name in run.data.metrics if name.startswith("test")]
+        assert run.data.metrics["score"] == run.data.metrics["final_val_accuracy"]
+        assert run.data.metrics["score"] == pytest.approx(run.data.metrics["val_accuracy"], abs=1e-6)
+        assert 1e-3 <= float(run.data.params["learning_rate"]) <= 1e-2
+        assert run.outputs is None or not run.outputs.model_outputs
+    assert "test_accuracy" in winner.data.metrics
+    assert winner.outputs.model_outputs
+    assert len({run.data.params["seed"] for run in kinds["trial"]}) == 3
+
+    assert parent.data.params["space.learning_rate"] == "0.001:0.01 (log)"
+    assert parent.data.metrics["completed_trials"] == 3
+    rows = list(csv.DictReader(artifact(store, parent.info.run_id, "trials.csv").splitlines()))
+    assert [row["trial"] for row in rows] == ["0", "1", "2"]
+    assert {row["run_id"] for row in rows} == {run.info.run_id for run in kinds["trial"]}
+    paths = {file.path for file in store.list_artifacts(parent.info.run_id)}
+    assert {"best_so_far.png", "scores.png", "parallel_coordinates.png", "finalists.json", "winner.json"} <= paths
+
+    means = json.loads(artifact(store, parent.info.run_id, "finalists.json"))
+    assert len(means) == 2
+    assert parent.data.metrics["best_val_accuracy"] == max(means.values())
+    best = max(means, key=means.get)
+    [trial] = [run for run in kinds["trial"] if run.info.run_name == best]
+    learning_rate = float(trial.data.params["learning_rate"])
+    assert parent.data.tags["cnnlab.best"].startswith(f"{best}: learning_rate {learning_rate:.3g}  dense_units ")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")]
+    assert len(lines) == 3 + 2
+    assert "3 of 3 done" in lines[2]
+
+    # The same again repeats nothing; more trials go on.
+    again = run_search(small_search(finalists=2, final_seeds=2))
+    assert again == result
+    more = run_search(small_search(trials=4, finalists=2, final_seeds=2))
+    assert more.parent_run_id == result.parent_run_id
+    assert len(runs_by_kind(store)["trial"]) == 4
+    # Other settings after the end are a new search.
+    other = run_search(small_search(objective="val_loss", trials=1))
+    assert other.parent_run_id != result.parent_run_id
+
+
+def test_a_trials_recipe_repeats_it(store):
+    run_search(small_search(trials=2))
+    trial = runs_by_kind(store)["trial"][0]
+    recipe = cnnlab.Recipe.from_json(artifact(store, trial.info.run_id, "recipe.json"))
+    dataset = cnnlab.load_dataset("digits", limit=recipe.limit, seed=recipe.split_seed)
+    result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, dataset), dataset, recipe)
+    assert result.history["val_accuracy"][-1] == pytest.approx(trial.data.metrics["val_accuracy"], abs=1e-6)
+    assert result.history["loss"][-1] == pytest.approx(trial.data.metrics["loss"], rel=1e-4)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_search import small_search
+from tuning import search, trials
+fit, calls = trials.fit_and_evaluate, []
+def fit_twice(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 3:
+        import threading, time
+        end = lambda: (time.sleep({delay}), os.kill(os.getpid(), signal.{signal}))
+        threading.Thread(target=end, daemon=True).start()
+        import keras
+        kwargs["callbacks"] = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(5))]
+    return fit(*args, **kwargs)
+trials.fit_and_evaluate = fit_twice
+from cnnlab.job import job
+with job():
+    search.run_search(small_search(trials=4))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_killed_search_goes_on_where_it_was(store, name):
+    program = KILLED.format(tests=str(Path(__file__).parent), delay=3, signal=name)
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert killed.returncode == (-signal.SIGKILL if name == "SIGKILL" else 128 + signal.SIGTERM), killed.stderr
+    before = {run.info.run_id: run.info.status for run in runs_by_kind(store)["trial"]}
+    assert sorted(before.values()) == ["FINISHED", "FINISHED", "RUNNING" if name == "SIGKILL" else "KILLED"]
+
+    with pytest.raises(cnnlab.ArgumentError, match=r"unfinished search 'cnn'.*objective was val_accuracy, is val_loss"):
+        run_search(small_search(trials=4, objective="val_loss"))
+
+    result = run_search(small_search(trials=4))
+    kinds = runs_by_kind(store)
+    assert [row["trial"] for row in result.rows] == [0, 1, 2, 3]
+    assert len(kinds["trial"]) == 4
+    assert len(kinds["search"]) == 1
+    assert {run.info.status for runs in kinds.values() for run in runs} == {"FINISHED"}
+    finished = {run_id for run_id, status in before.items() if status == "FINISHED"}
+    assert finished <= {run.info.run_id for run in kinds["trial"]}
+    for run in kinds["trial"]:
+        assert len(store.get_metric_history(run.info.run_id, "val_accuracy")) == 1
+    assert "cnnlab.reason" not in kinds["search"][0].data.tags
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_three_failures_in_a_row_end_the_search(store, workers):
+    # Three blocks of such kernels do not fit on 32x32 pixels.
+    recipe = cnnlab.Recipe(dataset="digits", limit=150, epochs=1)
+    space = {"kernel_size": (10, 11), "learning_rate": Range(1e-3, 1e-2, log=True)}
+    search = small_search(recipe=recipe, space={**space, "filters": (4,), "blocks": (3,)}, trials=9)
+    with pytest.raises(cnnlab.LabError, match=r"3 failures in a row, the last one: Expected images large enough"):
+        run_search(search, workers=workers)
+    kinds = runs_by_kind(store)
+    statuses = sorted(run.info.status for run in kinds["trial"])
+    assert statuses[:3] == ["FAILED"] * 3
+    assert len(statuses) < 3 + workers  # another worker may have had one under way
+    assert set(statuses) <= {"FAILED", "KILLED"}
+    assert kinds["search"][0].info.status == "FAILED"
+    assert "Expected images large enough" in kinds["trial"][0].data.tags["cnnlab.reason"]
+
+
+def test_a_diverging_trial_fails_and_the_search_goes_on(store, monkeypatch):
+    from tuning import trials
+
+    fit, calls = trials.fit_and_evaluate, []
+
+    def diverge_once(model, dataset, recipe, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            weights = [weight * float("nan") for weight in model.get_weights()]
+            model.set_weights(weights)
+        return fit(model, dataset, recipe, **kwargs)
+
+    monkeypatch.setattr(trials, "fit_and_evaluate", diverge_once)
+    result = run_search(small_search())
+    assert [row["status"] for row in result.rows] == ["COMPLETED", "FAILED", "COMPLETED"]
+    statuses = sorted(run.info.status for run in runs_by_kind(store)["trial"])
+    assert statuses == ["FAILED", "FINISHED", "FINISHED"]
+
+
+def test_damaged_state_is_reported_with_what_to_do(store):
+    run_search(small_search(trials=1))
+    [state] = Path("mlruns/searches/cnn").glob("trial_*/trial.json")
+    state.write_text(state.read_text()[:20])
+    with pytest.raises(cnnlab.LabError, match=r"trial.json' to be a search's state.*--restart"):
+        run_search(small_search(trials=2))
+    result = run_search(small_search(trials=1), restart=True)
+    assert len(result.rows) == 1
+
+
+def test_trials_leave_no_graphs_behind(digits):
+    def graphs():
+        gc.collect()
+        return sum(type(o).__name__ == "FuncGraph" for o in gc.get_objects())
+
+    before = graphs()
+    with freed_models():
+        model = cnnlab.build_model(small_search().recipe, digits)
+        model.fit(digits.train.images, digits.train.labels, verbose=0)
+        assert graphs() > before
+        del model
+    assert graphs() == before
+
+
+def test_search_never_validates_on_the_test_set():
+    with pytest.raises(cnnlab.ArgumentError, match="val_fraction above 0"):
+        small_search(recipe=cnnlab.Recipe(val_fraction=0))
+
+
+@pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
+def test_other_tuners(store, tuner):
+    recipe = cnnlab.Recipe(dataset="digits", limit=150, filters=(4,), epochs=3)
+    result = run_search(small_search(recipe=recipe, tuner=tuner, trials=4))
+    assert [row["status"] for row in result.rows] == ["COMPLETED"] * 4
+    if tuner == "hyperband":
+        assert {row["epochs"] for row in result.rows} > {1}
+
+
+def test_two_workers_share_a_search(store, capfd):
+    space = {"blocks": (1, 2), "filters": (4, 8), **SPACE}
+    result = run_search(small_search(space=space, trials=4), workers=2)
+    printed = capfd.readouterr().out.splitlines()
+    trials = [line for line in printed if " done  " in line]
+    assert len(trials) == 4
+    assert all("  blocks " in line for line in trials)
+    assert printed[:4] == trials  # the workers themselves say nothing
+    assert [row["status"] for row in result.rows] == ["COMPLETED"] * 4
+    kinds = runs_by_kind(store)
+    assert len(kinds["trial"]) == 4
+    assert len({run.data.tags["cnnlab.process"] for run in kinds["trial"]}) == 2
+
+
+def test_workers_started_by_hand(store, monkeypatch, capfd):
+    for variable, value in ((ID, "chief"), (HOST, "127.0.0.1"), (PORT, str(choose_port("127.0.0.1", None, 0)))):
+        monkeypatch.setenv(variable, value)
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_search import small_search\n"
+        "from tuning.search import work_for_chief\n"
+        "work_for_chief(small_search())"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, ID: "worker1"})
+    result = run_search(small_search())
+    assert worker.wait(30) == 0
+    assert [row["status"] for row in result.rows] == ["COMPLETED"] * 3
+    trials = runs_by_kind(store)["trial"]
+    assert {run.data.tags["cnnlab.process"].rpartition("/")[2].partition("-")[0] for run in trials} == {str(worker.pid)}
+    assert "Waiting for trial" not in capfd.readouterr().out
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv(PORT, str(taken.getsockname()[1]))
+        with pytest.raises(cnnlab.LabError, match=f"Expected to listen at 127.0.0.1:{os.environ[PORT]}"):
+            run_search(small_search(trials=4))
+
+
+def test_a_worker_ends_with_its_chief():
+    with socket.create_server(("127.0.0.1", 0)) as chief:
+        program = "import time; from tuning.workers import end_with_chief; end_with_chief(); time.sleep(60)"
+        address = {HOST: "127.0.0.1", PORT: str(chief.getsockname()[1])}
+        worker = subprocess.Popen(
+            [sys.executable, "-c", program], env={**os.environ, **address}, stderr=subprocess.PIPE
+        )
+        chief.accept()
+        assert worker.poll() is None
+    assert b"the chief has ended" in worker.communicate(timeout=20)[1]
+    assert worker.returncode == -signal.SIGTERM
+
+
+def test_variables_of_the_chief_that_do_not_fit(monkeypatch):
+    assert role() is None
+    monkeypatch.setenv(ID, "worker1")
+    with pytest.raises(cnnlab.ArgumentError, match=f"Received: no {HOST} and no {PORT}"):
+        role()
+    monkeypatch.setenv(HOST, "127.0.0.1")
+    monkeypatch.setenv(PORT, "http")
+    with pytest.raises(cnnlab.ArgumentError, match=r"to be a number. Received: 'http'"):
+        role()
+    monkeypatch.setenv(PORT, "8100")
+    assert role() == "worker"
+    monkeypatch.setenv(ID, "chief")
+    assert role() == "chief"

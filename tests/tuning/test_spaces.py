@@ -1,0 +1,134 @@
+"""pytest tests/tuning/test_spaces.py"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import cnnlab
+from cnnlab.models import MODELS, Range
+from tuning.kerastuner import hyperparameters, make_oracle
+from tuning.spaces import check_space, fixed, narrowed, recipe_of
+
+SPACES = {name: model.space for name, model in MODELS.items()}
+
+
+def test_narrowed_takes_ranges_and_choices():
+    space = narrowed(SPACES["cnn"], ["learning_rate=1e-3:1e-2", "filters=8,16,8", "dropout=0.1,0.2", "augment=none"])
+    assert space["learning_rate"] == Range(1e-3, 1e-2, log=True)
+    assert space["filters"] == (8, 16)
+    assert space["dropout"] == (0.1, 0.2)
+    assert space["augment"] == ("none",)
+    assert space["batch_size"] == SPACES["cnn"]["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("learning_rate", "Expected --space as name=low:high"),
+        ("learning_rat=1:2", "Did you mean 'learning_rate'"),
+        ("learning_rate=2:1", "a range from low to high"),
+        ("learning_rate=nan:1", "a range from low to high"),
+        ("learning_rate=0:1", "start above 0"),
+        ("filters=8:16", "Expected choices for filters"),
+        ("augment=a:b", "Expected --space as"),
+        ("augment=1:2", "Expected choices for augment"),
+        ("filters=8,big", "Expected --space as"),
+    ],
+)
+def test_unreadable_spaces_are_one_sentence(option, message):
+    with pytest.raises(cnnlab.ArgumentError, match=message):
+        narrowed(SPACES["cnn"], [option])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("learning_rate=1:20", "learning_rate to be above 0 and at most 10. Received: 20"),
+        ("dropout=0:1", "dropout"),
+        ("augment=none,flop", "Did you mean 'flip'"),
+        ("blocks=0,2", "blocks"),
+        ("filters=0,8", "filters"),
+    ],
+)
+def test_values_out_of_bounds_are_found_before_the_search(option, message):
+    with pytest.raises(cnnlab.ArgumentError, match=message):
+        check_space(narrowed(SPACES["cnn"], [option]), cnnlab.Recipe())
+
+
+@pytest.mark.parametrize("model", ["cnn", "vgg16"])
+def test_default_spaces_are_in_bounds(model):
+    check_space(SPACES[model], cnnlab.Recipe(model=model))
+
+
+def test_given_options_leave_the_space():
+    assert "batch_size" not in fixed(SPACES["cnn"], ["batch_size"])
+    assert not {"filters", "blocks"} & set(fixed(SPACES["cnn"], ["filters"]))
+
+
+def test_filters_of_a_block_are_active_only_where_there_are_as_many():
+    hp = hyperparameters(narrowed(SPACES["cnn"], ["blocks=1,3"]), cnnlab.Recipe())
+    hp.values["blocks"] = 1
+    active = {parameter.name for parameter in hp.space if hp.is_active(parameter)}
+    assert {name for name in active if name.startswith("filters")} == {"filters_1"}
+    hp.values["blocks"] = 3
+    active = {parameter.name for parameter in hp.space if hp.is_active(parameter)}
+    assert {name for name in active if name.startswith("filters")} == {"filters_1", "filters_2", "filters_3"}
+
+
+def test_recipe_of_a_trial():
+    base = cnnlab.Recipe(epochs=9, batch_size=16)
+    values = {"blocks": 2, "filters_1": 8, "filters_2": 16, "filters_3": 64, "learning_rate": 0.01, "tuner/epochs": 3}
+    recipe = recipe_of(values, base)
+    assert (recipe.filters, recipe.learning_rate, recipe.epochs, recipe.batch_size) == ((8, 16), 0.01, 3, 16)
+
+
+def test_values_of_the_gaussian_process_are_numpys():
+    recipe = recipe_of({"dropout": np.float64(0.25), "batch_size": np.int64(64)}, cnnlab.Recipe())
+    assert (recipe.dropout, recipe.batch_size) == (0.25, 64)
+    assert type(recipe.batch_size) is int
+
+
+def test_integers_stay_integers_in_a_range():
+    hp = hyperparameters(narrowed(SPACES["cnn"], ["dense_units=16:64"]), cnnlab.Recipe())
+    [dense] = [parameter for parameter in hp.space if parameter.name == "dense_units"]
+    values = {dense.random_sample(seed) for seed in range(50)}
+    assert all(isinstance(value, int) and 16 <= value <= 64 for value in values)
+    assert len(values) > 10
+
+
+def test_the_first_trial_is_the_recipe_that_the_search_starts_from():
+    base = cnnlab.Recipe(filters=(32, 32, 64), batch_size=64, seed=1)
+    for tuner in ("bayesian", "random", "hyperband"):
+        space = hyperparameters(SPACES["cnn"], base)
+        oracle = make_oracle(tuner, space=space, objective="val_accuracy", trials=5, epochs=5, seed=1)
+        first = oracle._random_values()
+        assert dataclasses.replace(recipe_of(first, base), padding="valid") == base
+        oracle.trials["0"] = None
+        assert oracle._random_values() != first
+
+
+@pytest.mark.parametrize("last", ["COMPLETED", "FAILED"])
+def test_a_trial_under_way_at_the_failure_limit_does_not_lift_it(tmp_path, last):
+    space = hyperparameters({"learning_rate": Range(1e-4, 1e-2, log=True)}, cnnlab.Recipe())
+    oracle = make_oracle("random", space=space, objective="val_accuracy", trials=9, epochs=1, seed=1)
+    oracle._set_project_dir(str(tmp_path), "search")
+
+    def end(trial, status):
+        oracle.update_trial(trial.trial_id, {"val_accuracy": 0.5})
+        trial.status = status
+        oracle.end_trial(trial)
+
+    end(oracle.create_trial("a"), "FAILED")
+    end(oracle.create_trial("a"), "COMPLETED")
+    under_way = oracle.create_trial("b")
+    failed = [oracle.create_trial("a")]
+    for _ in range(2):
+        end(failed[-1], "FAILED")
+        assert not oracle.gave_up()
+        failed.append(oracle.create_trial("a"))
+    end(failed[-1], "FAILED")
+    end(under_way, last)
+    assert oracle.gave_up()
+    assert [trial.trial_id for trial in oracle.failures] == [trial.trial_id for trial in failed]
+    assert oracle.create_trial("a").status == oracle.create_trial("b").status == "STOPPED"

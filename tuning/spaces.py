@@ -1,0 +1,155 @@
+"""What a search varies: narrowing a model's space, and turning a trial's values into a recipe.
+
+A hyperparameter is a field of the recipe or an argument of a function of the user's. A field of several numbers, such
+as the CNN's `filters`, is varied number by number (`filters_1`, ...), and how many there are by a name of its own
+(`blocks`).
+"""
+
+import dataclasses
+import math
+
+from cnnlab.errors import ArgumentError, expect_one_of
+from cnnlab.models import Range, find_model
+from cnnlab.recipe import Recipe, own_arguments
+
+LENGTHS = {"blocks": "filters"}  # what says how many numbers a field has
+
+
+def narrowed_space(recipe, given, options) -> dict:
+    """The space of a recipe's model, without the fields that were given, narrowed by `--space` options.
+
+    Raises:
+        ArgumentError: an unknown hyperparameter, or values that do not parse or are out of bounds.
+    """
+    model = find_model(recipe.model)
+    further = {name: () for name in model.arguments if model.own}
+    said = {pair.partition("=")[0] for pair in recipe.arguments}
+    space = narrowed(fixed(model.space, given), options, recipe, set(further) - said)
+    check_space(space, recipe)
+    return space
+
+
+def narrowed(space, options, recipe=None, further=()) -> dict:
+    """A space with some hyperparameters replaced, as `--space` gives them.
+
+    Args:
+        space: name to a tuple of choices or a `Range`.
+        options: texts such as "learning_rate=1e-4:1e-2" (a range, for numbers) or "filters=16,32,64" (choices).
+        recipe: says which types the arguments of a function of the user's have.
+        further: names that may be added.
+
+    Raises:
+        ArgumentError: an unknown hyperparameter, or values that do not parse.
+    """
+    space = dict(space)
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or not text:
+            raise _unreadable(option)
+        expect_one_of("the hyperparameter of --space", name, [*space, *further])
+        kind = kind_of(name, recipe)
+        space[name] = _range(name, space.get(name), kind, text) if ":" in text else _choices(kind, text, option)
+    return space
+
+
+def fixed(space, recipe_fields) -> dict:
+    """The space without what the user gave a value of its own."""
+    lengths = {length for length, field in LENGTHS.items() if field in recipe_fields}
+    return {name: values for name, values in space.items() if name not in {*recipe_fields, *lengths}}
+
+
+def check_space(space, recipe) -> None:
+    """Raise `ArgumentError` where a value of the space is out of its field's bounds."""
+    for name, values in space.items():
+        for value in (values.low, values.high) if isinstance(values, Range) else values:
+            if name in LENGTHS:
+                if not 1 <= value <= 8:
+                    raise ArgumentError(f"Expected {name} to be at least 1 and at most 8. Received: {value}.")
+            else:
+                _changed(recipe, {name: (value,) if name in LENGTHS.values() else value})
+
+
+def space_text(values) -> str:
+    """A hyperparameter's values as `--space` takes them."""
+    return str(values) if isinstance(values, Range) else ",".join(map(str, values))
+
+
+def recipe_of(values, base) -> Recipe:
+    """The base recipe with a trial's values in it.
+
+    Args:
+        values: the tuner's, name to value; its own (`tuner/epochs`) shorten the training.
+        base: the recipe that everything else comes from.
+    """
+    # The Gaussian process's are NumPy's.
+    values = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+    names = {f.name for f in dataclasses.fields(Recipe)} | set(own_arguments(base.model))
+    changes = {name: value for name, value in values.items() if name in names}
+    for length, field in LENGTHS.items():
+        if length in values:
+            changes[field] = tuple(values[f"{field}_{i}"] for i in range(1, values[length] + 1))
+    if "tuner/epochs" in values:  # hyperband; trained from the start, so that the recipe alone repeats the trial
+        changes["epochs"] = values["tuner/epochs"]
+    return _changed(base, changes)
+
+
+def kind_of(name, recipe=None) -> type:
+    """The type of a hyperparameter's values: `int`, `float` or `str`."""
+    further = own_arguments(recipe.model) if recipe else {}
+    if name in further:
+        return next((kind for kind in (bool, int, float) if isinstance(further[name], kind)), str)
+    if name in LENGTHS or name in LENGTHS.values():
+        return int
+    annotations = {f.name: f.type for f in dataclasses.fields(Recipe)}
+    return next((kind for kind in (int, float) if annotations[name] in (kind, kind | None)), str)
+
+
+def value_of(name, recipe):
+    """The recipe's own value of a hyperparameter."""
+    return getattr(recipe, name) if hasattr(recipe, name) else recipe.params()[name]
+
+
+def _changed(recipe, values):
+    """The recipe with other values of its fields, or of its function's arguments."""
+    further = {name: value for name, value in values.items() if name in own_arguments(recipe.model)}
+    kept = tuple(pair for pair in recipe.arguments if pair.partition("=")[0] not in further)
+    fields = {name: value for name, value in values.items() if name not in further}
+    return dataclasses.replace(
+        recipe, **fields, arguments=(*kept, *(f"{name}={value}" for name, value in further.items()))
+    )
+
+
+def _range(name, before, kind, text):
+    low, _, high = text.partition(":")
+    try:
+        low, high = float(low), float(high)
+    except ValueError:
+        raise _unreadable(f"{name}={text}") from None
+    if kind not in (int, float):
+        example = before[0] if before else "a"
+        raise ArgumentError(f"Expected choices for {name}, such as {name}={example}. Received: the range {text}.")
+    choices = name in LENGTHS or name in LENGTHS.values()
+    if choices or not low < high < math.inf:  # NaN fails too
+        raise ArgumentError(
+            f"Expected {'choices' if choices else 'a range from low to high'} for {name}. Received: {text}."
+        )
+    log = before.log if isinstance(before, Range) else bool(before) or low > 0
+    if log and low <= 0:
+        raise ArgumentError(f"Expected the range of {name} to start above 0, as it is searched by its logarithm.")
+    return Range(low, high, log)
+
+
+def _choices(kind, text, option):
+    try:
+        if kind is bool:
+            return tuple(dict.fromkeys({"true": True, "false": False}[part.lower()] for part in text.split(",")))
+        return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
+    except (ValueError, KeyError):
+        raise _unreadable(option) from None
+
+
+def _unreadable(option):
+    return ArgumentError(
+        f"Expected --space as name=low:high or name=value,value,... Received: '{option}'. "
+        "For example: --space learning_rate=1e-4:1e-2 --space filters=16,32,64."
+    )
