@@ -25,7 +25,7 @@ RECIPES = 10
 # In one process, as a user's own loop would.
 TEN_RECIPES = """
 import sys
-from cnnlab.cli import job
+from cnnlab.job import job
 with job():
     import cnnlab
     options = dict(option.split("=", 1) for option in sys.argv[1:])

@@ -16,7 +16,6 @@ from cnnlab.signals import signals_held
 from cnnlab.tracking import registry, store
 
 BATCH = 256  # pictures in memory at a time
-FORMATS = ("table", "csv", "json")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def write_predictions(rows, file_format, count, width):
 
     Args:
         rows: iterable of `(file, [(class name, probability), ...])`.
-        file_format: one of `FORMATS`; "json" is one array.
+        file_format: "table", "csv" or "json", which is one array.
         count: classes a picture.
         width: of the longest file name, for the table.
 

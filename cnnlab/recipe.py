@@ -59,6 +59,9 @@ class Recipe:
     epochs: int = _field(5, "Passes over the training set.", low=1, high=10_000)
     batch_size: int = _field(32, "Images per optimizer step.", low=1, high=65_536)
     learning_rate: float | None = _field(None, "Adam's learning rate.", above=0, high=10)
+    schedule: str | None = _field(
+        None, "Of the learning rate; cosine falls to 0 by the last epoch.", choices=("constant", "cosine")
+    )
     weight_decay: float | None = _field(None, "Adam's decoupled weight decay.", low=0, high=1)
     augment: str = _field("none", "Augmentation while training.", choices=AUGMENTATIONS)
     patience: int | None = _field(

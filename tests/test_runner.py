@@ -166,6 +166,25 @@ def test_same_seed_same_figures_other_seed_others(store, small_cnn, digits):
     assert losses(1) != pytest.approx(losses(2), rel=1e-3)
 
 
+def test_a_callback_sees_the_logs_that_keras_gives(store, small_cnn, digits):
+    seen = {}
+    names = ("on_epoch_end", "on_test_end", "on_train_end", "on_train_batch_end")
+    callback = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.setdefault("on_epoch_end", []).append(logs),
+        on_train_batch_end=lambda batch, logs: seen.setdefault("on_train_batch_end", []).append(logs),
+        on_test_end=lambda logs: seen.setdefault("on_test_end", []).append(logs),
+        on_train_end=lambda logs: seen.setdefault("on_train_end", []).append(logs),
+    )
+    result = cnnlab.fit_and_evaluate(
+        cnnlab.build_model(small_cnn, digits), digits, small_cnn, callbacks=[callback], parts=("val",)
+    )
+    assert set(seen) == set(names)
+    assert [logs["val_loss"] for logs in seen["on_epoch_end"]] == result.history["val_loss"]
+    assert [logs["loss"] for logs in seen["on_test_end"]] == result.history["val_loss"]
+    assert all({"loss", "accuracy"} <= logs.keys() for logs in seen["on_train_batch_end"])
+    assert not [name for name in store.get_run(result.run_id).data.metrics if name.startswith("validation_")]
+
+
 def test_second_run_in_a_process_has_its_own_params_and_steps(store, small_cnn, digits):
     """Autologging keeps one set of params a run, and a callbacks list that was used before logs to the old run."""
     callbacks = [keras.callbacks.TerminateOnNaN()]

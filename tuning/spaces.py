@@ -61,7 +61,8 @@ def fixed(space, recipe_fields) -> dict:
 def check_space(space, recipe) -> None:
     """Raise `ArgumentError` where a value of the space is out of its field's bounds."""
     for name, values in space.items():
-        for value in (values.low, values.high) if isinstance(values, Range) else values:
+        kind = kind_of(name, recipe)
+        for value in (kind(values.low), kind(values.high)) if isinstance(values, Range) else values:
             if name in LENGTHS:
                 if not 1 <= value <= 8:
                     raise ArgumentError(f"Expected {name} to be at least 1 and at most 8. Received: {value}.")

@@ -14,11 +14,8 @@ import time
 import psutil
 
 from cnnlab.errors import ArgumentError, LabError, first_line
-from cnnlab.job import job
 from cnnlab.models import Range
 from cnnlab.ports import choose_port
-from cnnlab.recipe import Recipe
-from tuning.settings import Search
 
 RESTARTS = 3  # of a worker that dies; then the others do its trials
 CHIEF_TIMEOUT = 120  # seconds that a worker waits for its chief to appear
@@ -90,7 +87,7 @@ def _start(search, name, variables, count):
         for key, values in search.space.items()
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "tuning.workers", name, json.dumps(settings)],
+        [sys.executable, "-m", "tuning.worker", name, json.dumps(settings)],
         env={**os.environ, **threads, **variables, "no_grpc_proxy": "127.0.0.1"},
         start_new_session=True,  # Ctrl-C reaches this process only, which then ends them
     )
@@ -167,23 +164,3 @@ def _answers(attempts):
             socket.create_connection(address, timeout=5).close()
             return True
     return False
-
-
-def main(name, settings) -> None:
-    """A worker: run trials for the chief until it says to stop."""
-    settings = json.loads(settings)
-    settings["recipe"] = Recipe(**settings["recipe"])
-    settings["space"] = {
-        key: Range(**values) if isinstance(values, dict) else tuple(values) for key, values in settings["space"].items()
-    }
-    with job():
-        from tuning.search import work_for_chief
-
-        work_for_chief(Search(**settings), name)
-
-
-if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except LabError as error:
-        sys.exit(f"error: {error}")

@@ -7,6 +7,8 @@ import click
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.job import job
 
+FORMATS = ("table", "csv", "json")  # of predictions
+
 
 @click.command()
 @click.argument("run_id", required=False)
@@ -86,15 +88,15 @@ def predict(paths, model, top, file_format):
     Pictures may be of any size and format; folders are searched with their subfolders. What cannot be read is reported
     and skipped, and the exit status is then 1.
     """
-    from cnnlab.predict import FORMATS, classify_files, list_pictures, load_classifier, write_predictions
-
     expect_one_of("format", file_format, FORMATS)
-    files = list_pictures(paths)
     unreadable = []
     with job():
         from rich.console import Console
         from rich.progress import track
 
+        from cnnlab.predict import classify_files, list_pictures, load_classifier, write_predictions
+
+        files = list_pictures(paths)
         classifier = load_classifier(model)
         top = min(top, len(classifier.class_names))
         console = Console(stderr=True)

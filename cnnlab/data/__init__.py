@@ -81,17 +81,16 @@ def load_dataset(name_or_folder=None, *, image_size=32, val_fraction=0.1, limit=
         LabError: a corrupt image, or data that was named and cannot be downloaded.
     """
     from cnnlab.data import folders, named
-    from cnnlab.data.splits import split_parts
 
     if not 0 <= val_fraction < 1:
         raise ArgumentError(f"Expected val_fraction to be at least 0 and below 1. Received: {val_fraction}.")
     if name_or_folder is not None and named.is_folder(str(name_or_folder)):
         name, source, class_names, train, test = folders.load_folder(name_or_folder, image_size, limit=limit, seed=seed)
-        return split_parts(name, source, class_names, train, test, val_fraction, seed)
+        return _in_parts(name, source, class_names, train, test, val_fraction, seed)
 
     name = name_or_folder or named.DEFAULT_DATASET
     try:
-        return split_parts(*named.load_named(name, image_size, limit=limit, seed=seed), val_fraction, seed)
+        return _in_parts(*named.load_named(name, image_size, limit=limit, seed=seed), val_fraction, seed)
     except LabError as error:
         if name_or_folder is not None or isinstance(error, ArgumentError):
             raise
@@ -100,5 +99,24 @@ def load_dataset(name_or_folder=None, *, image_size=32, val_fraction=0.1, limit=
         "(name --dataset to choose).",
         file=sys.stderr,
     )
-    stand_in = split_parts(*named.load_named(named.STAND_IN, image_size, limit=limit, seed=seed), val_fraction, seed)
+    stand_in = _in_parts(*named.load_named(named.STAND_IN, image_size, limit=limit, seed=seed), val_fraction, seed)
     return replace(stand_in, stands_in_for=name)
+
+
+def _in_parts(name, source, class_names, train, test, val_fraction, seed):
+    """The data set of `(images, labels)` for training and test, with a share of the training set held out."""
+    from cnnlab.data.splits import digest_of, stratified_split
+
+    class_names = tuple(class_names)
+    digest = digest_of(class_names, *train, *test)
+
+    def part(images, labels):
+        return ImagePart(images, labels, digest_of(class_names, images, labels))
+
+    tested = part(*test)
+    if not val_fraction:
+        return ImageDataset(name, source, class_names, part(*train), tested, tested, digest)
+    images, labels = train
+    rest, held_out = stratified_split(labels, float(val_fraction), class_names, seed, "validation split")
+    parts = (part(images[index], labels[index]) for index in (rest, held_out))
+    return ImageDataset(name, source, class_names, *parts, tested, digest)

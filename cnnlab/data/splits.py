@@ -5,7 +5,6 @@ import hashlib
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from cnnlab.data import ImageDataset, ImagePart
 from cnnlab.errors import ArgumentError
 
 
@@ -56,20 +55,3 @@ def digest_of(class_names, *arrays) -> str:
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
-
-
-def split_parts(name, source, class_names, train, test, val_fraction, seed) -> ImageDataset:
-    """The data set of `(images, labels)` for training and test, with a share of the training set held out."""
-    class_names = tuple(class_names)
-    digest = digest_of(class_names, *train, *test)
-
-    def part(images, labels):
-        return ImagePart(images, labels, digest_of(class_names, images, labels))
-
-    tested = part(*test)
-    if not val_fraction:
-        return ImageDataset(name, source, class_names, part(*train), tested, tested, digest)
-    images, labels = train
-    rest, held_out = stratified_split(labels, float(val_fraction), class_names, seed, "validation split")
-    parts = (part(images[index], labels[index]) for index in (rest, held_out))
-    return ImageDataset(name, source, class_names, *parts, tested, digest)

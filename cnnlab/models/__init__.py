@@ -60,7 +60,9 @@ class Model:
         return {**self.arguments, **self.defaults}
 
 
-TRAINING = {"learning_rate": 1e-3, "weight_decay": 0.0}
+TRAINING = {"learning_rate": 1e-3, "weight_decay": 0.0, "schedule": "constant"}
+# Found on 17 flowers at 224 pixels and CIFAR-10 at 96, 979 and 45,000 images, with an EfficientNet-Lite0 of ImageNet.
+HEAD = {**TRAINING, "learning_rate": 2e-3, "schedule": "cosine", "dense_units": 256, "dropout": 0.2}
 FROZEN = {"frozen_precision": "auto", "feature_dtype": "float16"}
 RATES = {"learning_rate": Range(1e-4, 1e-2, log=True)}
 HEAD_SPACE = {
@@ -94,7 +96,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         "vgg16": Model(
             partial(transfer, backbone="vgg16"),
             {
-                **{"learning_rate": 1e-4, "weight_decay": 0.0, "image_size": 32, **FROZEN},
+                **{**TRAINING, "learning_rate": 1e-4, "image_size": 32, **FROZEN},
                 **{"pooling": "flatten", "dense_units": 256, "preprocessing": "vgg16"},
             },
             {
@@ -107,9 +109,9 @@ MODELS: Mapping[str, Model] = MappingProxyType(
             },
         ),
         # Any backbone: --backbone says which.
-        "transfer": Model(transfer, {**TRAINING, **FROZEN}, HEAD_SPACE),
+        "transfer": Model(transfer, {**HEAD, **FROZEN}, HEAD_SPACE),
         **{
-            name: Model(partial(transfer, backbone=name), {**TRAINING, **FROZEN}, HEAD_SPACE)
+            name: Model(partial(transfer, backbone=name), {**HEAD, **FROZEN}, HEAD_SPACE)
             for name in BACKBONES
             if name != "vgg16"
         },

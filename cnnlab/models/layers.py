@@ -36,8 +36,10 @@ def image_input(input_shape, augment, image_size=None):
     if image_size and tuple(input_shape[:2]) != (image_size, image_size):
         smaller = image_size < min(input_shape[:2])
         how = {"interpolation": "bilinear", "antialias": True} if smaller else {"interpolation": "bicubic"}
-        # float32 under any policy: bfloat16 has not the digits for pixels.
-        x = layers.Resizing(image_size, image_size, name="resize", dtype="float32", **how)(x)
+        # float32 under any policy, as bfloat16 has not the digits for pixels; and cast before, since Keras gives back
+        # uint8 for uint8 outside a graph, float32 inside one.
+        x = layers.Resizing(image_size, image_size, name="resize", dtype="float32", **how)(keras.ops.cast(x, "float32"))
+        x = keras.ops.clip(x, 0, 255)  # bicubic goes beyond
     return images, x
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
+from cnnlab.job import load_tensorflow
 
 # Sources that stand in for a file, by its name: what a run stored, when it is repeated.
 STORED_SOURCES = {}
@@ -60,6 +61,7 @@ def _load(name, source):
     module_name = f"cnnlab_own_{Path(file).stem}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, loader=None, origin=file))
     module.__file__ = file
+    load_tensorflow()  # which the file will import, with all that it prints
     sys.modules[module_name] = module
     sys.path.insert(0, str(Path(file).parent))  # it may import its neighbours
     try:
@@ -99,7 +101,7 @@ def parse_arguments(pairs, defaults) -> dict:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ArgumentError(f"Expected --arg as name=value. Received: '{pair}'.")
-        expect_one_of("the argument", name, defaults)
+        expect_one_of("an argument of the function that is no option", name, defaults)
         values[name] = parse_value(name, text, defaults[name])
     return values
 

@@ -133,6 +133,8 @@ def graft(network, x, trained, frozen_precision):
 def _cloned(layer, trained, frozen_precision):
     if isinstance(layer, keras.Model):  # a model within the network
         return keras.models.clone_model(layer, clone_function=lambda part: _cloned(part, trained, frozen_precision))
+    if not isinstance(layer, keras.layers.Layer):  # an operation, such as ConvNeXt's `+`
+        return type(layer).from_config(layer.get_config())
     config = {**layer.get_config(), "trainable": trained}
     if isinstance(layer, PIXELS):
         config["dtype"] = "float32"  # bfloat16 has not the digits for pixels
@@ -284,9 +286,9 @@ def _without_head(model, backbone):
 def _hub(backbone):
     try:
         import keras_hub
-    except ImportError:
+    except ImportError as error:
         raise LabError(
-            f"Expected KerasHub for the backbone '{backbone}'. Received: it is not installed. "
+            f"Expected KerasHub for the backbone '{backbone}'. Received: {first_line(error)}. "
             "Install it with: pip install 'cnnlab[hub]'."
         ) from None
     preset = backbone.removeprefix(HUB)
@@ -309,4 +311,4 @@ def _hub(backbone):
             return x
         return keras.layers.Rescaling(1.0 if scale is None else scale, 0.0 if offset is None else offset)(x)
 
-    return Network(Path(preset).name, keras.Model(loaded.inputs, loaded.outputs), preprocess)
+    return Network(Path(preset).name, keras.Model(loaded.inputs[0], loaded.outputs[0]), preprocess)

@@ -1,4 +1,7 @@
-"""What we reach for inside MLflow, where it has no public way; seen in MLflow 3.17.2."""
+"""What we reach for inside MLflow, where it has no public way; seen in MLflow 3.17.2.
+
+What loads Keras or a server is imported in functions: the UI and the registry's lists answer without.
+"""
 
 import contextlib
 import json
@@ -6,13 +9,10 @@ import sqlite3
 from contextlib import contextmanager
 from unittest import mock
 
-import keras
-import mlflow.keras
+import mlflow
 import numpy as np
-from mlflow import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from mlflow.pyfunc import scoring_server
 from mlflow.types import Schema, TensorSpec
 
 from cnnlab.errors import ArgumentError
@@ -48,6 +48,8 @@ def no_validation_copies():
 
     Its callback does so after every validation, and has no option against it.
     """
+    import keras
+
     with mock.patch.object(mlflow.keras.MlflowCallback, "on_test_end", keras.callbacks.Callback.on_test_end):
         yield
 
@@ -81,6 +83,7 @@ def scoring_app(predict, image_shape, num_classes):
     Args:
         predict: `(N, *image_shape)` to `(N, num_classes)`; an `ArgumentError` is an answer of status 400.
     """
+    from mlflow.pyfunc import scoring_server
 
     class Scorer:
         metadata = Model(
@@ -94,6 +97,6 @@ def scoring_app(predict, image_shape, num_classes):
             try:
                 return predict(np.asarray(data))
             except ArgumentError as error:
-                raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
+                raise mlflow.MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
 
     return scoring_server.init(Scorer())

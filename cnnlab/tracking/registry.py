@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import mlflow.keras
+import mlflow
 
 from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.results import evidence

@@ -1,5 +1,7 @@
 """A recipe's model, built with seeded weights and compiled."""
 
+import math
+
 import keras
 
 from cnnlab.errors import ArgumentError, LabError, first_line
@@ -30,8 +32,11 @@ def build_model(recipe, dataset):
         else:
             network = _call_own(model.factory, recipe.model, dataset, arguments)
     if not network.compiled:
-        compile_model(network, recipe.learning_rate, recipe.weight_decay)
-    elif said := [name for name in ("learning_rate", "weight_decay") if recipe.said(name) and name not in arguments]:
+        steps = math.ceil(len(dataset.train) / recipe.batch_size) * recipe.epochs
+        compile_model(network, recipe.learning_rate, recipe.weight_decay, recipe.schedule, steps)
+    elif said := [
+        name for name in ("learning_rate", "weight_decay", "schedule") if recipe.said(name) and name not in arguments
+    ]:
         raise ArgumentError(
             f"Expected no {said[0]} with a model that its function compiles. Received: {getattr(recipe, said[0])}. "
             f"Leave it out, give the function an argument '{said[0]}', or return the model without compiling it."
@@ -39,11 +44,21 @@ def build_model(recipe, dataset):
     return network
 
 
-def compile_model(model, learning_rate, weight_decay=0.0) -> None:
-    """Adam, sparse categorical crossentropy and accuracy."""
+def compile_model(model, learning_rate, weight_decay=0.0, schedule="constant", steps=None) -> None:
+    """Adam, sparse categorical crossentropy and accuracy.
+
+    Args:
+        learning_rate: Adam's, at the start.
+        weight_decay: decoupled (AdamW, arXiv:1711.05101).
+        schedule: "constant", or "cosine" for a fall to 0 (arXiv:1608.03983, without restarts).
+        steps: of the whole training, for the schedule.
+    """
+    rate = float(learning_rate)
+    if schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(
         # Named, or Keras numbers it within the process and autologging shows equal runs as different.
-        optimizer=keras.optimizers.Adam(float(learning_rate), weight_decay=weight_decay or None, name="adam"),
+        optimizer=keras.optimizers.Adam(rate, weight_decay=weight_decay or None, name="adam"),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=STEPS_PER_EXECUTION,

@@ -62,7 +62,8 @@ def test_help_and_wrong_arguments_load_no_heavy_package(workplace):
         "from cnnlab.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print(sorted({'tensorflow', 'keras', 'mlflow', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+        "heavy = {'tensorflow', 'keras', 'mlflow', 'numpy', 'matplotlib', 'sklearn', 'scipy', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     for arguments in (["--help"], ["compare", "--help"], ["train", "cnn", "--epochs", "0"], ["train", "nn"]):
         done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)

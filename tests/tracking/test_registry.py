@@ -184,7 +184,7 @@ def test_pictures_are_named_as_in_the_test(classifier, good, workplace):
 
 def test_predictions_are_written_in_three_formats():
     rows = [("a.png", [("cat", 0.75), ("dog", 0.25)]), ("b, c.png", [("dog", 0.5), ("cat", 0.5)])]
-    table, text, array = ("".join(predict.write_predictions(rows, f, 2, 8)) for f in predict.FORMATS)
+    table, text, array = ("".join(predict.write_predictions(rows, f, 2, 8)) for f in ("table", "csv", "json"))
     assert table.splitlines() == ["a.png     cat 75.0%  dog 25.0%", "b, c.png  dog 50.0%  cat 50.0%"]
     assert text.splitlines()[0].split(",") == ["file", "class_1", "probability_1", "class_2", "probability_2"]
     assert list(csv.DictReader(io.StringIO(text)))[1]["file"] == "b, c.png"
