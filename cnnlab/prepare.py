@@ -96,9 +96,9 @@ def _located(recipe):
     """The recipe with files by their full paths, and a model of the registry by its version."""
     model = own.full_name(recipe.model) if own.is_own(recipe.model) else recipe.model
     backbone = recipe.backbone
-    if backbone and backbone.startswith(weights.REGISTERED):
-        backbone, weights.FETCHED[backbone] = registry.fetch(backbone)
-        weights.FETCHED[backbone] = weights.FETCHED[recipe.backbone]
+    if backbone and backbone.startswith(weights.REGISTERED) and backbone not in weights.FETCHED:
+        backbone, file = registry.fetch(backbone)
+        weights.FETCHED[backbone] = file
     elif backbone and backbone.startswith(weights.HUB):
         backbone = weights.HUB + _full_path(backbone.removeprefix(weights.HUB), ())
     return dataclasses.replace(

@@ -186,7 +186,7 @@ def find_stages(model, side) -> tuple[str, ...]:
         for stage, end in zip(stages, ends, strict=True)
         if weighted.intersection(order[order.index(stage) + 1 : order.index(end) + 1])
     ]
-    return tuple(dict.fromkeys(reversed(kept)))
+    return (*dict.fromkeys(reversed(kept[1:])), "")  # the lowest starts at the image
 
 
 def _is_cut(layer, model):

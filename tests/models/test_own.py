@@ -1,0 +1,129 @@
+"""pytest tests/models/test_own.py"""
+
+import dataclasses
+import json
+
+import mlflow
+import pytest
+
+import cnnlab
+from cnnlab import reproduce
+from cnnlab.compare import train_model
+from cnnlab.tracking import registry
+from tuning.search import run_search
+from tuning.settings import Search
+from tuning.spaces import narrowed_space
+
+MY_MODELS = """
+import keras
+from keras import layers
+
+def build_net(input_shape, num_classes, width=4, wide=False, dropout=0.1):
+    images = keras.Input(input_shape)
+    x = layers.Conv2D(width * (2 if wide else 1), 3, strides=2, activation="relu")(layers.Rescaling(1 / 255)(images))
+    x = layers.Dropout(dropout)(layers.Flatten()(x))
+    return keras.Model(images, layers.Dense(num_classes, activation="softmax")(x))
+
+def compiled(input_shape, num_classes):
+    model = build_net(input_shape, num_classes)
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+def logits(input_shape, num_classes):
+    images = keras.Input(input_shape)
+    return keras.Model(images, layers.Dense(num_classes)(layers.Flatten()(images)))
+
+def broken(input_shape, num_classes):
+    return keras.Model(1)
+
+def nothing(input_shape, num_classes):
+    pass
+
+def needs(input_shape, num_classes, *, depth):
+    return build_net(input_shape, num_classes, width=depth)
+
+def alone():
+    pass
+"""
+
+
+@pytest.fixture
+def recipe(workplace):
+    (workplace / "my_models.py").write_text(MY_MODELS)
+    return cnnlab.Recipe(model="my_models.py:build_net", dataset="digits", limit=150, epochs=2, arguments=("width=3",))
+
+
+def test_its_arguments_are_params_and_options(recipe):
+    assert recipe.label == "build_net"
+    assert recipe.dropout == 0.1  # an option of ours by name and type
+    assert recipe.params()["width"] == 3
+    assert recipe.params()["wide"] is False
+    assert "filters" not in recipe.params()
+    other = dataclasses.replace(recipe, dropout=0.5, arguments=("wide=true",))
+    assert other.factory_arguments() == {"dropout": 0.5, "wide": True}
+    assert cnnlab.Recipe.from_json(other.to_json()) == other
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("my_models.py:build_ne", (), "Did you mean 'build_net'"),
+        ("other.py:build_net", (), "file to exist. Received: 'other.py'"),
+        ("my_models.py:alone", (), r"\(input_shape, num_classes, \*\*arguments\)"),
+        ("my_models.py:build_net", ("widht=3",), "Did you mean 'width'"),
+        ("my_models.py:build_net", ("width=many",), "width to be of type int. Received: 'many'"),
+        ("my_models.py:build_net", ("width",), "--arg as name=value"),
+        ("my_models.py:needs", (), "Received none for: depth"),
+        ("my_models.py:logits", (), "End it with a softmax"),
+        ("my_models.py:broken", (), "Expected broken to build a model"),
+        ("my_models.py:nothing", (), "to return a keras.Model. Received: NoneType"),
+        ("syntax.py:build_net", (), "Python file that can be imported. Received SyntaxError"),
+    ],
+)
+def test_what_is_wrong_with_it_is_one_sentence(recipe, store, workplace, model, arguments, message):
+    (workplace / "syntax.py").write_text("def build_net(:")
+    with pytest.raises(cnnlab.LabError, match=message) as caught:
+        train_model(cnnlab.Recipe(model=model, arguments=arguments, dataset="digits", limit=150, epochs=1))
+    assert "\n" not in str(caught.value)
+    assert len(store.search_experiments()) == 1
+
+
+def test_a_compiled_model_keeps_its_optimizer(recipe, store):
+    compiled = dataclasses.replace(recipe, model="my_models.py:compiled", arguments=())
+    result = train_model(compiled)
+    assert store.get_run(result.run_id).data.params["optimizer_name"] == "sgd"
+    with pytest.raises(cnnlab.ArgumentError, match="Expected no learning_rate with a model that its function compiles"):
+        train_model(dataclasses.replace(compiled, learning_rate=0.01))
+
+
+def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, store, workplace):
+    before = train_model(dataclasses.replace(recipe, deterministic=True))
+    run = store.get_run(before.run_id)
+    assert run.data.params["width"] == "3"
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/model_source.py") == MY_MODELS
+    version, _ = registry.register()
+    assert json.loads(version.tags["recipe"])["model"] == str(workplace / "my_models.py:build_net")
+    model, class_names = registry.load("models:/cnnlab-digits/1")
+    assert model.predict(cnnlab.load_dataset("digits", limit=150).test.images, verbose=0) == pytest.approx(
+        before.test.probabilities, abs=1e-6
+    )
+    assert len(class_names) == 10
+    (workplace / "my_models.py").write_text(MY_MODELS.replace("strides=2", "strides=4"))
+    again = reproduce.reproduce(before.run_id)
+    assert again.verdict == f"All {len(again.figures)} figures are equal bit for bit."
+    assert again.changes == []
+    (workplace / "my_models.py").unlink()
+    assert reproduce.reproduce(again.run_id).verdict == again.verdict
+
+
+def test_its_own_arguments_are_searched(recipe, store):
+    base = dataclasses.replace(recipe, arguments=())
+    space = narrowed_space(base, ["epochs"], ["width=2:4", "wide=true,false", "learning_rate=1e-3,1e-2"])
+    result = run_search(Search(base, space, "random", trials=3, finalists=1, final_seeds=1))
+    assert [row["status"] for row in result.rows] == ["COMPLETED"] * 3
+    params = store.get_run(result.winner_run_id).data.params
+    assert 2 <= int(params["width"]) <= 4
+    assert params["wide"] in ("True", "False")
+    assert float(params["learning_rate"]) in (1e-3, 1e-2)
+    with pytest.raises(cnnlab.ArgumentError, match="Did you mean 'width'"):
+        narrowed_space(base, [], ["widths=2:4"])

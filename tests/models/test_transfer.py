@@ -1,0 +1,221 @@
+"""pytest tests/models/test_transfer.py"""
+
+import dataclasses
+import inspect
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+import cnnlab
+from cnnlab.compare import train_model
+from cnnlab.models import BACKBONES, MODELS, weights
+from cnnlab.prepare import prepare
+from cnnlab.tracking import registry
+from cnnlab.training import build, cache
+from cnnlab.training.frozen import split_at_frozen_front
+
+SMALL = {"dataset": "digits", "limit": 150, "epochs": 1}
+
+
+def features_model(model):
+    """From pixels to the features below the head."""
+    pool = next(layer for layer in model.layers if layer.name in ("average_pool", "flatten"))
+    return keras.Model(model.input, pool.input)
+
+
+def test_every_network_of_keras_has_a_row():
+    networks = {
+        name
+        for name, function in vars(keras.applications).items()
+        if inspect.isfunction(function) and "include_top" in inspect.signature(function).parameters
+    }
+    assert {row.build for row in BACKBONES.values()} == networks
+    assert set(BACKBONES) <= set(MODELS)
+    assert len(networks) >= 38
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnetv2b0", "densenet121"])
+def test_families_train_on_stored_features_and_reload_equally(name, store):
+    result = train_model(cnnlab.Recipe(model=name, weights="random", **SMALL))
+    [entry] = cache.cache_entries()
+    assert entry["shape"][1:] == [keras.models.load_model(_file(result)).get_layer("average_pool").output.shape[1]]
+    reloaded = mlflow.pyfunc.load_model(result.model_uri)
+    dataset = cnnlab.load_dataset("digits", limit=150)
+    assert reloaded.predict(dataset.test.images) == pytest.approx(result.test.probabilities, abs=2e-3)
+    assert result.trainable_params < result.params / 2
+
+
+def _file(result):
+    return mlflow.artifacts.download_artifacts(result.model_uri) + "/data/model.keras"
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2", "resnet50", "densenet121", "efficientnetb0"])
+def test_features_are_the_networks_own_on_its_own_preprocessing(name, digits, workplace):
+    row = BACKBONES[name]
+    keras.utils.set_random_seed(1)
+    network = getattr(keras.applications, row.build)(include_top=False, weights=None, input_shape=(32, 32, 3))
+    assert network.count_params() == row.parameters
+    # BatchNormalization as after training, or its statistics could be left out unseen.
+    rng = np.random.default_rng(0)
+    network.set_weights([w if w.ndim > 1 else w + rng.uniform(0.1, 0.5, w.shape) for w in network.get_weights()])
+    network.save_weights("own.weights.h5")
+    model = cnnlab.build_model(
+        cnnlab.Recipe(model=name, weights="own.weights.h5", image_size=32, frozen_precision="float32"), digits
+    )
+    preprocess = inspect.getmodule(getattr(keras.applications, row.build)).preprocess_input
+    images = digits.test.images[:4]
+    expected = network.predict(preprocess(images.astype("float32")), verbose=0)
+    received = features_model(model).predict(images, verbose=0)
+    assert received == pytest.approx(expected, rel=1e-3, abs=1e-3 * float(np.abs(expected).max()))
+
+
+def test_frozen_layers_stay_in_inference_mode(digits):
+    """EfficientNet has BatchNormalization and dropout."""
+    recipe = cnnlab.Recipe(model="efficientnetb0", weights="random", image_size=32, frozen_precision="float32")
+    features = features_model(cnnlab.build_model(recipe, digits))
+    images = digits.test.images[:4]
+    trained = keras.ops.convert_to_numpy(features(images, training=True))
+    assert (trained == keras.ops.convert_to_numpy(features(images, training=False))).all()
+
+
+@pytest.mark.parametrize("name", ["vgg16", "mobilenetv2", "resnet50", "efficientnetv2b0"])
+def test_the_topmost_stage_is_trained_on_stored_features_of_the_rest(name, digits):
+    recipe = cnnlab.Recipe(model=name, weights="random", image_size=32, train_blocks=1)
+    model = cnnlab.build_model(recipe, digits)
+    split = split_at_frozen_front(model)
+    layers = [layer.name for layer in model.layers]
+    border = layers.index(BACKBONES[name].stages[0])
+    assert layers.index(split.front.layers[-1].name) >= border
+    assert not any(layer.trainable_weights for layer in model.layers[: border + 1])
+    assert any(layer.trainable_weights for layer in model.layers[border + 1 : -4])
+    beyond = len(BACKBONES[name].stages) + 1
+    with pytest.raises(cnnlab.ArgumentError, match=f"at most {beyond - 1}, the stages of {name}"):
+        cnnlab.build_model(dataclasses.replace(recipe, train_blocks=beyond), digits)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "mobilenetv2"])
+def test_stages_of_an_unknown_network_are_found_where_it_halves_the_features(name):
+    network = getattr(keras.applications, BACKBONES[name].build)(
+        include_top=False, weights=None, input_shape=(64, 64, 3)
+    )
+    found = weights.find_stages(network, 64)
+    assert found[-1] == ""
+    assert len(found) == len(BACKBONES[name].stages)
+    names = [layer.name for layer in network.layers]
+    for stage, row in zip(found[:-1], BACKBONES[name].stages[:-1], strict=True):
+        assert abs(names.index(stage) - names.index(row)) <= 4, (stage, row)
+
+
+def test_small_pictures_stay_small_and_are_enlarged_inside(store, digits):
+    recipe = cnnlab.Recipe(model="mobilenetv2", weights="random", image_size=64, **SMALL)
+    dataset, [prepared] = prepare([recipe])
+    assert dataset.image_shape == (32, 32, 3)
+    assert prepared.recipe.picture_size == 32
+    model = cnnlab.build_model(prepared.recipe, dataset)
+    assert model.input_shape == (None, 32, 32, 3)
+    resized = model.get_layer("resize").output
+    assert resized.shape == (None, 64, 64, 3)
+    # In and outside a graph alike; Keras's layer is not, for uint8.
+    images = dataset.test.images[:4]
+    assert model.predict(images, verbose=0) == pytest.approx(np.asarray(model(images)), abs=1e-3)
+    [unsaid] = prepare([cnnlab.Recipe(model="mobilenetv2", weights="random", dataset="digits")])[1]
+    assert unsaid.recipe.image_size == 32  # 3 times 8 pixels, but at least what the network takes
+
+
+def test_a_comparison_has_one_picture_size(picture_folder):
+    recipes = [
+        cnnlab.Recipe(model="cnn", dataset=str(picture_folder), image_size=24),
+        cnnlab.Recipe(model="mobilenetv2", dataset=str(picture_folder), image_size=48, weights="random"),
+    ]
+    dataset, prepared = prepare(recipes)
+    assert dataset.image_shape == (32, 32, 3)
+    assert [one.recipe.picture_size for one in prepared] == [32, 32]
+    shapes = [cnnlab.build_model(one.recipe, dataset).get_layer("resize").output.shape[1] for one in prepared]
+    assert shapes == [24, 48]
+
+
+def test_a_saved_model_is_a_backbone_without_its_head(store, digits, workplace):
+    network = cnnlab.build_cnn((32, 32, 3), 5, filters=(8, 16), augment="full")
+    network.save("mine.keras")
+    recipe = cnnlab.Recipe(model="transfer", backbone="mine.keras", frozen_precision="float32", **SMALL)
+    dataset, [prepared] = prepare([recipe])
+    assert prepared.recipe.backbone == str(workplace / "mine.keras")
+    model = cnnlab.build_model(prepared.recipe, dataset)
+    assert model.output_shape == (None, 10)
+    assert split_at_frozen_front(model) is not None
+    images = dataset.test.images[:4]
+    expected = keras.Model(network.input, network.get_layer("pool2").output).predict(images, verbose=0)
+    assert features_model(model).predict(images, verbose=0) == pytest.approx(expected, abs=1e-4)
+    result = train_model(recipe)
+    assert result.name == "mine on digits"
+    assert len(store.get_run(result.run_id).data.tags["cnnlab.backbone_sha256"]) == 64
+    again = mlflow.pyfunc.load_model(result.model_uri).predict(dataset.test.images)
+    assert again == pytest.approx(result.test.probabilities, abs=2e-3)
+
+
+def test_a_registered_model_is_a_backbone_by_its_version(store, small_cnn):
+    champion, _ = registry.register(train_model(small_cnn).run_id, name="shapes")
+    registry.promote(champion)
+    result = train_model(cnnlab.Recipe(model="transfer", backbone="models:/shapes@champion", **SMALL))
+    assert result.recipe.backbone == "models:/shapes/1"
+    assert store.get_run(result.run_id).data.params["backbone"] == "models:/shapes/1"
+    model = keras.models.load_model(_file(result))
+    trained = keras.models.load_model(mlflow.artifacts.download_artifacts("models:/shapes/1") + "/data/model.keras")
+    assert (model.get_layer("conv1").get_weights()[0] == trained.get_layer("conv1").get_weights()[0]).all()
+    with pytest.raises(cnnlab.LabError, match="to be a model of this store"):
+        train_model(cnnlab.Recipe(model="transfer", backbone="models:/nobody@champion", **SMALL))
+
+
+def test_weights_are_read_once_a_process_and_no_model_is_built_twice(store, workplace, monkeypatch):
+    keras.utils.set_random_seed(1)
+    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights(
+        "m.weights.h5"
+    )
+    reads, builds = [], []
+    read, built = weights._load_weights, build.compile_model
+    monkeypatch.setattr(weights, "_load_weights", lambda *a: reads.append(a) or read(*a))
+    monkeypatch.setattr(build, "compile_model", lambda *a: builds.append(a) or built(*a))
+    recipe = cnnlab.Recipe(model="mobilenetv2", weights="m.weights.h5", image_size=32, **SMALL)
+    results = cnnlab.compare_models([recipe, dataclasses.replace(recipe, seed=1)]).results
+    assert len(reads) == 1
+    assert len(builds) == 2
+    again = train_model(recipe)
+    assert len(reads) == 1
+    # Whether the weights were read in this process before does not change the head's seeds.
+    assert again.history["loss"] == pytest.approx(results[0].history["loss"], rel=1e-5)
+
+
+def test_what_is_no_backbone_gets_a_sentence(store, workplace, digits):
+    images = keras.Input((32, 32, 3))
+    x = keras.layers.Lambda(lambda x: x / 255)(images)
+    keras.Model(images, keras.layers.Conv2D(4, 3)(x)).save("code.keras")
+    (workplace / "text.keras").write_text("no model")
+    (workplace / "old.h5").write_bytes(b"")
+    for backbone, message in (
+        ("code.keras", "Keras model of built-in layers"),
+        ("text.keras", "Keras model of built-in layers"),
+        ("old.h5", "saved as .keras"),
+        ("missing.keras", "Received: 'missing.keras'"),
+        ("mobilnetv2", "Did you mean 'mobilenetv2'"),
+        ("hub:some_preset", r"pip install 'cnnlab\[hub\]'"),
+    ):
+        with pytest.raises(cnnlab.LabError, match=message) as caught:
+            train_model(cnnlab.Recipe(model="transfer", backbone=backbone, **SMALL))
+        assert "\n" not in str(caught.value)
+    keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 3)]).save("plain.keras")
+    with pytest.raises(cnnlab.ArgumentError, match="brings its own"):
+        train_model(cnnlab.Recipe(model="transfer", backbone="plain.keras", weights="random", **SMALL))
+
+
+def test_a_changed_model_has_its_own_defaults():
+    cnn = cnnlab.Recipe(dataset="digits", epochs=3)
+    vgg16 = dataclasses.replace(cnn, model="vgg16")
+    assert vgg16 == cnnlab.Recipe(model="vgg16", dataset="digits", epochs=3)
+    assert (vgg16.learning_rate, vgg16.dense_units, vgg16.pooling) == (1e-4, 256, "flatten")
+    assert dataclasses.replace(vgg16, model="mobilenetv2").pooling == "average"
+    # What was given stays, also where it is another model's default.
+    assert dataclasses.replace(cnn, model="vgg16", dense_units=128).dense_units == 128
+    assert dataclasses.replace(dataclasses.replace(cnn, learning_rate=0.01), model="vgg16").learning_rate == 0.01
+    assert cnnlab.Recipe(model="vgg16", learning_rate=cnn.learning_rate).learning_rate == cnn.learning_rate == 1e-3
