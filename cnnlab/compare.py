@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.models import own
 from cnnlab.prepare import build_model, load_for, prepare
 from cnnlab.results import report
 from cnnlab.results.result import RunResult
@@ -26,9 +27,10 @@ class Comparison:
 def train_model(recipe) -> RunResult:
     """Load the data, build the model and run it, as one recipe says."""
     store.expect_usable_store()
-    dataset, [prepared] = prepare([recipe])
-    model = build_model(prepared.recipe, dataset)
-    return fit_and_evaluate(model, dataset, prepared.recipe, tags=prepared.tags)
+    with own.pinned([recipe.model]):
+        dataset, [prepared] = prepare([recipe])
+        model = build_model(prepared.recipe, dataset)
+        return fit_and_evaluate(model, dataset, prepared.recipe, tags=prepared.tags)
 
 
 def compare_models(recipes) -> Comparison:
@@ -38,6 +40,11 @@ def compare_models(recipes) -> Comparison:
         recipes: `Recipe`s that agree in their data fields (those of the first are used).
     """
     store.expect_usable_store()
+    with own.pinned([recipe.model for recipe in recipes]):
+        return _compare_models(recipes)
+
+
+def _compare_models(recipes):
     dataset, prepared = prepare(recipes)
     store.open_store()
     names = " and ".join(dict.fromkeys(recipe.label for recipe in recipes))

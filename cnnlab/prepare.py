@@ -11,8 +11,7 @@ from cnnlab.data.sizes import picture_side
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import find_model, own, weights
 from cnnlab.models.backbones import BACKBONES
-from cnnlab.models.transfer import check
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import Recipe, own_arguments
 from cnnlab.tracking import registry
 from cnnlab.training import build, compute
 
@@ -43,28 +42,24 @@ def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
         LabError: data, weights or a backbone cannot be had.
     """
     recipes = [_located(recipe) for recipe in recipes]
-    side = _side(recipes[0].dataset)
+    side = functools.cache(lambda: picture_side(recipes[0].dataset))  # looked at where it matters
     recipes = [dataclasses.replace(recipe, image_size=_image_size(recipe, side)) for recipe in recipes]
     # One size for all, so that they are tested on the same images.
     in_memory = int(max(recipe.picture_size or _picture_size(recipe, side) for recipe in recipes))
     recipes = [_with_pictures(recipe, in_memory) for recipe in recipes]
-    dataset = load_for(recipes[0])
-    known = {}
     for recipe in recipes:
-        key = (recipe.model, recipe.backbone, recipe.weights, recipe.image_size, recipe.preprocessing)
-        if key not in known:
-            known[key] = _weights(recipe)
+        find_model(recipe.model).check(recipe.image_size, **recipe.factory_arguments())
+    dataset = load_for(recipes[0])
+    found = functools.cache(_weights)  # of several seeds once
     prepared = []
     for recipe in recipes:
-        found, tags = known[recipe.model, recipe.backbone, recipe.weights, recipe.image_size, recipe.preprocessing]
-        prepared.append(Prepared(_precise(dataclasses.replace(recipe, weights=found)), tags))
-    for one in prepared:
-        if one.recipe.image_size > in_memory:
-            print(
-                f"{one.recipe.label}: pictures of {in_memory} pixels a side are enlarged to {one.recipe.image_size} "
-                "inside the model."
-            )
-            break
+        named = (recipe.backbone or recipe.model) if _takes(recipe, "weights") else None
+        used, tags = found(named, recipe.weights, recipe.image_size)
+        prepared.append(Prepared(_precise(dataclasses.replace(recipe, weights=used)), tags))
+    for label, size in dict.fromkeys((recipe.label, recipe.image_size) for recipe in recipes):
+        if size != in_memory:
+            done = "enlarged" if size > in_memory else "shrunk"
+            print(f"{label}: pictures of {in_memory} pixels a side are {done} to {size} inside the model.")
     return dataset, prepared
 
 
@@ -104,39 +99,47 @@ def _located(recipe):
     return dataclasses.replace(
         recipe,
         model=model,
+        arguments=_arguments(recipe),
         dataset=_full_path(recipe.dataset, NAMED),
         weights=_full_path(recipe.weights, ("imagenet", "random")),
         backbone=_full_path(backbone, BACKBONES),
     )
 
 
+def _arguments(recipe):
+    """All arguments of a function of the user's, also those left to its defaults, so that the run holds them."""
+    given = recipe.factory_arguments()
+    further = own_arguments(recipe.model)
+    values = {name: given.get(name, default) for name, default in further.items()}
+    return tuple(f"{name}={value}" for name, value in values.items() if value is not None)
+
+
 def _full_path(value, names):
     return value if value is None or value in names or not Path(value).exists() else str(Path(value).resolve())
 
 
-@functools.cache
-def _side(dataset):
-    return picture_side(dataset)
+def _takes(recipe, argument):
+    return argument in find_model(recipe.model).arguments
 
 
 def _image_size(recipe, side):
     if recipe.image_size:
         return recipe.image_size
     backbone = recipe.backbone or recipe.model
-    usual = weights.usual_side(backbone)
-    smallest = max(SMALLEST, BACKBONES[backbone].smallest if backbone in BACKBONES else SMALLEST)
-    return max(smallest, min(usual, ENLARGED * side))
+    smallest = BACKBONES[backbone].smallest if backbone in BACKBONES else SMALLEST
+    return max(smallest, min(weights.usual_side(backbone), ENLARGED * side()))
 
 
 def _picture_size(recipe, side):
     # A model that does not resize takes the pictures as they are in memory.
-    resizes = "image_size" in find_model(recipe.model).arguments
-    return min(recipe.image_size, max(SMALLEST, side)) if resizes else recipe.image_size
+    if not _takes(recipe, "image_size") or recipe.image_size <= SMALLEST:
+        return recipe.image_size
+    return min(recipe.image_size, max(SMALLEST, side()))
 
 
 def _with_pictures(recipe, side):
     """The recipe for pictures of that size in memory; left out where it is the size inside the model."""
-    if "image_size" not in find_model(recipe.model).arguments and side != recipe.image_size:
+    if not _takes(recipe, "image_size") and side != recipe.image_size:
         if recipe.said("image_size"):
             raise ArgumentError(
                 f"Expected image_size {side} for {recipe.label}, which takes pictures as the other models do. "
@@ -146,19 +149,15 @@ def _with_pictures(recipe, side):
     return dataclasses.replace(recipe, picture_size=None if side == recipe.image_size else side)
 
 
-def _weights(recipe):
-    """`(weights, tags)`: those of a named backbone that can be had, read once for all that use them."""
-    backbone = recipe.backbone or recipe.model
-    if "weights" not in find_model(recipe.model).arguments:
-        return recipe.weights, {}
-    check(backbone, recipe.image_size, recipe.weights, recipe.preprocessing)
-    if backbone not in BACKBONES or recipe.weights == "random":
-        return recipe.weights, {}
+def _weights(backbone, named, side):
+    """`(weights, tags)`: those of a backbone by name that can be had, read once for all that use them."""
+    if backbone not in BACKBONES or named == "random":
+        return named, {}
     try:
-        weights.read_network(backbone, recipe.weights or "imagenet", recipe.image_size)
-        return recipe.weights or "imagenet", {}
+        weights.read_network(backbone, named or "imagenet", side)
+        return named or "imagenet", {}
     except LabError as error:
-        if recipe.weights is not None or isinstance(error, ArgumentError):
+        if named is not None or isinstance(error, ArgumentError):
             raise
     print(
         f"warning: {BACKBONES[backbone].build}'s ImageNet weights cannot be downloaded; using random ones, so expect a "

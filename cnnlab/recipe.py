@@ -100,36 +100,42 @@ class Recipe:
     padding: str | None = _field(None, "Padding of the convolutions.", choices=("valid", "same"))
     arguments: tuple[str, ...] = _field((), "name=value of a function of your own.")
 
-    # No field: `dataclasses.replace` hands it on from the recipe that it changes, nobody else gives it.
+    # No fields. `dataclasses.replace` hands on from the recipe that it changes whether it is one of those, and
+    # whether it was read back, so that the file of a function of the user's may be gone or another by now.
     replaced: dataclasses.InitVar[bool] = False
+    read_back: dataclasses.InitVar[bool] = False
 
-    def __post_init__(self, replaced):
+    def __post_init__(self, replaced, read_back):
         object.__setattr__(self, "replaced", True)
+        object.__setattr__(self, "read_back", read_back)
         for name in ("filters", "arguments"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        model = find_model(self.model)
         for f in dataclasses.fields(self):
             if isinstance(value := getattr(self, f.name), _Unsaid):
                 # Of the model that was there before `replace`; given by anybody else it is a value like others.
                 object.__setattr__(self, f.name, None if replaced else _plain(value))
-        further = own_arguments(self.model)
-        for name, default in model.recipe_defaults.items():
-            if name not in further and getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
-                object.__setattr__(self, name, _unsaid(default))
+        if not (read_back and own.is_own(self.model)):
+            self._fill_in(find_model(self.model))
         for f in dataclasses.fields(self):
             _check(f.name, getattr(self, f.name), f.metadata)
-        if model.own:
-            self.factory_arguments()  # finds what does not parse
-        if "backbone" in model.arguments and not self.backbone:
-            raise ArgumentError(
-                "Expected a backbone with the model 'transfer'. Received: none. Name one with --backbone: a name of "
-                "'cnnlab models --available', a .keras file, models:/NAME@ALIAS or hub:PRESET."
-            )
         if self.patience and not self.val_fraction:
             raise ArgumentError(
                 "Expected val_fraction above 0 with patience, since stopping early on the test set would choose by it. "
                 "Received: val_fraction=0. Leave patience out or hold out a validation set."
+            )
+
+    def _fill_in(self, model):
+        further = own_arguments(self.model)
+        for name, default in model.recipe_defaults.items():
+            if name not in further and getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
+                object.__setattr__(self, name, _unsaid(default))
+        if model.own:
+            self.factory_arguments()  # finds what does not parse
+        elif "backbone" in model.arguments and not self.backbone:
+            raise ArgumentError(
+                "Expected a backbone with the model 'transfer'. Received: none. Name one with --backbone: a name of "
+                "'cnnlab models --available', a .keras file, models:/NAME@ALIAS or hub:PRESET."
             )
 
     @property
@@ -163,11 +169,12 @@ class Recipe:
         values = {
             f.name: ",".join(map(str, value)) if isinstance(value, tuple) else _plain(value)
             for f in dataclasses.fields(self)
-            if applies(f, self.model) and f.name != "arguments" and (value := getattr(self, f.name)) is not None
+            if f.name != "arguments"
+            and (value := getattr(self, f.name)) is not None
+            # What a function of the user's does not take has no value.
+            and (own.is_own(self.model) or applies(f, self.model))
         }
-        # Those of a function of the user's each by its own name, given or not.
-        further = own_arguments(self.model)
-        return values | further | {name: v for name, v in self.factory_arguments().items() if name in further}
+        return values | dict(pair.split("=", 1) for pair in self.arguments)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -179,7 +186,7 @@ class Recipe:
         stored.setdefault("picture_size", stored["image_size"])
         stored.setdefault("frozen_precision", stored["precision"])
         stored.setdefault("feature_dtype", "float32")
-        return cls(**stored)
+        return cls(**stored, read_back=True)
 
 
 class _Unsaid:

@@ -1,7 +1,6 @@
 """Repeat a run from what it logged, and say what came out equal."""
 
 import dataclasses
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +54,8 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbo
     store.open_store()
     before = read.find_finished_run(run_id)
     # All that is needed of it is read now, so that what is gone is found before an hour of training.
-    with _stored_source(before):
+    name = before.data.params["model"]
+    with own.pinned([name], read.read_text(before, MODEL_SOURCE) if own.is_own(name) else None):
         stored, history = read.read_recipe(before), read.read_history(before)
         tested = read.was_tested(before)  # a trial of a search was not
         test = read.read_predictions(before)[1]["test"] if tested else None
@@ -83,20 +83,6 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbo
         difference = _largest_difference(test.probabilities, result.test.probabilities)
         figures.append(Figure("test probabilities", None, None, difference))
     return Reproduction(result.run_id, figures, _changes(before, after), _verdict(figures))
-
-
-@contextmanager
-def _stored_source(run):
-    """The run's model is built by its stored source, whatever its file holds now."""
-    name = run.data.params.get("model", "")
-    if not own.is_own(name):
-        yield
-        return
-    own.STORED_SOURCES[name] = read.read_text(run, MODEL_SOURCE)
-    try:
-        yield
-    finally:
-        del own.STORED_SOURCES[name]
 
 
 def _largest_difference(then, now):

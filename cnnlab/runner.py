@@ -43,6 +43,9 @@ def fit_and_evaluate(
     if parent_run_id is None:
         store.open_store()
     tested = "test" in parts
+    source = (
+        own.source_of(recipe.model) if own.is_own(recipe.model) else None
+    )  # before a training in which it may change
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
     run_name = run_name or f"{recipe.label} on {dataset.name}"
     params = model.count_params()
@@ -69,8 +72,8 @@ def fit_and_evaluate(
         figures = {"curves.png": plots.curves({recipe.label: trained.history})}
         # The summary in place of autologging's, which is of the head alone where features were cached.
         texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
-        if own.is_own(recipe.model):
-            texts[MODEL_SOURCE] = own.source_of(recipe.model)
+        if source:
+            texts[MODEL_SOURCE] = source
         files, model_uri = {}, None
         if tested:
             print(f"{run_name}: test_accuracy {test.accuracy:.4f}, test_loss {test.loss:.4f}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.models import own
 from cnnlab.prepare import prepare
 from cnnlab.tracking import read, store
 from cnnlab.tracking import run as tracking
@@ -51,7 +52,11 @@ def run_search(search, *, name=None, workers=1, restart=False) -> SearchResult:
         ArgumentError: the space is out of bounds, or an unfinished search of that name has other settings or data.
         LabError: several trials failed in a row, none succeeded, the state is damaged, or the search runs already.
     """
-    name = name or search.recipe.label
+    with own.pinned([search.recipe.model]):  # all trials are of one source
+        return _run_search(search, name or search.recipe.label, workers, restart)
+
+
+def _run_search(search, name, workers, restart):
     check_space(search.space, search.recipe)
     search, dataset, tags = _load(search)
     folder = search_folder(name)
@@ -173,7 +178,11 @@ def work_for_chief(search, name=None) -> None:
     Raises:
         LabError: no search with the same settings and data is in the store.
     """
-    name = name or search.recipe.label
+    with own.pinned([search.recipe.model]):
+        _work_for_chief(search, name or search.recipe.label)
+
+
+def _work_for_chief(search, name):
     search, dataset, tags = _load(search)
     experiment_id = tracking.experiment_for(dataset)
     key = search_key(search.settings(dataset), name)

@@ -1,8 +1,10 @@
 """What a search is asked to do. Light, for the command line."""
 
+import hashlib
 from dataclasses import dataclass
 
 from cnnlab.errors import ArgumentError
+from cnnlab.models import own
 from cnnlab.recipe import Recipe
 from tuning.spaces import space_text
 
@@ -46,7 +48,11 @@ class Search:
         left_out = {*self.space, "dataset"}
         recipe = {name: value for name, value in self.recipe.params().items() if name not in left_out}
         rest = {name: getattr(self, name) for name in ("tuner", "objective", "finalists", "final_seeds")}
-        return {name: str(value) for name, value in {**recipe, **rest, **space, "data": dataset.digest}.items()}
+        source = {}
+        if own.is_own(self.recipe.model):
+            source = {"model_source": hashlib.sha256(own.source_of(self.recipe.model).encode()).hexdigest()}
+        settings = {**recipe, **source, **rest, **space, "data": dataset.digest}
+        return {name: str(value) for name, value in settings.items()}
 
     def seed(self, *path) -> int:
         """A seed derived from the search's and from what it is for."""

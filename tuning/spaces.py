@@ -107,7 +107,8 @@ def kind_of(name, recipe=None) -> type:
 
 def value_of(name, recipe):
     """The recipe's own value of a hyperparameter."""
-    return getattr(recipe, name) if hasattr(recipe, name) else recipe.params()[name]
+    further = own_arguments(recipe.model)
+    return recipe.factory_arguments().get(name, further[name]) if name in further else getattr(recipe, name)
 
 
 def _changed(recipe, values):

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from cnnlab.errors import expect_one_of
 from cnnlab.models import own
 from cnnlab.models.backbones import BACKBONES
-from cnnlab.models.cnn import cnn
-from cnnlab.models.transfer import transfer
+from cnnlab.models.cnn import check_cnn, cnn
+from cnnlab.models.transfer import check_transfer, transfer
 
 AUGMENTATIONS = ("none", "flip", "full")
 
@@ -35,11 +35,13 @@ class Model:
         factory: `(input_shape, num_classes, **arguments) -> keras.Model` from raw `(N, H, W, 3) uint8` images to
             `(N, num_classes) float32` probabilities.
         defaults: of fields of the recipe that are not the factory's, or that it has other defaults for.
+        check: `(side, **arguments)`, raises `ArgumentError` where the model cannot be built for images of that size.
         space: what a search varies, hyperparameter to a tuple of choices or a `Range`.
         own: whether it is a function of the user's, whose further arguments are given as `arguments`.
     """
 
     factory: Callable
+    check: Callable = lambda side, **arguments: None
     defaults: Mapping = field(default_factory=dict)
     space: Mapping = field(default_factory=dict)
     own: bool = False
@@ -78,6 +80,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
     {
         "cnn": Model(
             cnn,
+            check_cnn,
             {**TRAINING, "image_size": 32},
             {
                 "blocks": (2, 3, 4),
@@ -95,6 +98,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         # The seed's VGG16: Flatten and a dense layer, at the pictures' usual 32 pixels.
         "vgg16": Model(
             partial(transfer, backbone="vgg16"),
+            partial(check_transfer, backbone="vgg16"),
             {
                 **{**TRAINING, "learning_rate": 1e-4, "image_size": 32, **FROZEN},
                 **{"pooling": "flatten", "dense_units": 256, "preprocessing": "vgg16"},
@@ -109,9 +113,14 @@ MODELS: Mapping[str, Model] = MappingProxyType(
             },
         ),
         # Any backbone: --backbone says which.
-        "transfer": Model(transfer, {**HEAD, **FROZEN}, HEAD_SPACE),
+        "transfer": Model(transfer, check_transfer, {**HEAD, **FROZEN}, HEAD_SPACE),
         **{
-            name: Model(partial(transfer, backbone=name), {**HEAD, **FROZEN}, HEAD_SPACE)
+            name: Model(
+                partial(transfer, backbone=name),
+                partial(check_transfer, backbone=name),
+                {**HEAD, **FROZEN},
+                HEAD_SPACE,
+            )
             for name in BACKBONES
             if name != "vgg16"
         },
@@ -126,7 +135,8 @@ def find_model(name) -> Model:
         ArgumentError: no model has that name, or the file has no such function.
     """
     if own.is_own(name):
-        return Model(own.load(name), {**TRAINING, "image_size": 32, "feature_dtype": "float16"}, RATES, own=True)
+        defaults = {**TRAINING, "image_size": 32, "feature_dtype": "float16"}
+        return Model(own.load(name), defaults=defaults, space=RATES, own=True)
     if name not in MODELS:
         usual = ("cnn", "vgg16", "transfer")
         near = [*usual, *sorted(set(MODELS) - set(usual))]

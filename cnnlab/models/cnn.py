@@ -39,17 +39,23 @@ def cnn(
 
     from cnnlab.models.layers import dense_head, image_input
 
+    check_cnn(image_size or min(input_shape[:2]), filters=filters, kernel_size=kernel_size, padding=padding)
     images, x = image_input(input_shape, augment, image_size)
     x = layers.Rescaling(1 / 255, name="scale")(x)
-    side = min(x.shape[1:3])
-    smallest = 2 if padding == "same" else kernel_size + 1
     for i, count in enumerate(filters, start=1):
-        if min(x.shape[1:3]) < smallest:
+        x = layers.Conv2D(count, kernel_size, padding=padding, activation="relu", name=f"conv{i}")(x)
+        x = layers.MaxPooling2D(2, name=f"pool{i}")(x)
+    return keras.Model(images, dense_head(x, num_classes, "flatten", dense_units, dropout), name="cnn")
+
+
+def check_cnn(side, *, filters, kernel_size, padding, **_) -> None:
+    """Raise `ArgumentError` where images of that many pixels a side are too small for that many blocks."""
+    left = side
+    for i in range(1, len(filters) + 1):
+        if left < (2 if padding == "same" else kernel_size + 1):
             raise ArgumentError(
                 f"Expected images large enough for {len(filters)} blocks of {kernel_size}x{kernel_size} convolutions "
                 f"and pooling. Received: {side}x{side} pixels, used up before block {i}. "
                 "Raise image_size or use fewer filters."
             )
-        x = layers.Conv2D(count, kernel_size, padding=padding, activation="relu", name=f"conv{i}")(x)
-        x = layers.MaxPooling2D(2, name=f"pool{i}")(x)
-    return keras.Model(images, dense_head(x, num_classes, "flatten", dense_units, dropout), name="cnn")
+        left = (left if padding == "same" else left - kernel_size + 1) // 2

@@ -6,13 +6,13 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.job import load_tensorflow
 
-# Sources that stand in for a file, by its name: what a run stored, when it is repeated.
-STORED_SOURCES = {}
+PINNED = {}  # texts that stand for a function's file, by its full name
 
 
 def is_own(name) -> bool:
@@ -38,11 +38,28 @@ def source_of(name) -> str:
         ArgumentError: there is no such file.
     """
     file = name.rpartition(":")[0]
-    if full_name(name) in STORED_SOURCES:
-        return STORED_SOURCES[full_name(name)]
+    if full_name(name) in PINNED:
+        return PINNED[full_name(name)]
     if not Path(file).is_file():
         raise ArgumentError(f"Expected the model's file to exist. Received: '{file}', which does not.")
     return Path(file).read_text(encoding="utf-8")
+
+
+@contextmanager
+def pinned(names, text=None):
+    """Inside, functions are what they are now, whatever becomes of their files, or what `text` says.
+
+    Args:
+        names: of models, of whatever kind.
+        text: of the file of the only one.
+    """
+    before = dict(PINNED)
+    PINNED.update({full_name(name): text or source_of(name) for name in names if is_own(name)})
+    try:
+        yield
+    finally:
+        PINNED.clear()
+        PINNED.update(before)
 
 
 def load(name):

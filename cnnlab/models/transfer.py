@@ -49,7 +49,7 @@ def transfer(
     from cnnlab.models.weights import graft, read_network, trained_layers
 
     side = image_size or min(input_shape[:2])
-    check(backbone, side, weights, preprocessing)
+    check_transfer(side, backbone=backbone, weights=weights, preprocessing=preprocessing, train_blocks=train_blocks)
     network = read_network(backbone, weights or "imagenet", side)
     trained = trained_layers(network, train_blocks, side)
     images, x = image_input(input_shape, augment, image_size)
@@ -59,7 +59,7 @@ def transfer(
     return keras.Model(images, outputs, name=network.name)
 
 
-def check(backbone, side, weights, preprocessing) -> None:
+def check_transfer(side, *, backbone, weights=None, preprocessing="own", train_blocks=0, **_) -> None:
     """What can be said before anything is read.
 
     Raises:
@@ -77,6 +77,11 @@ def check(backbone, side, weights, preprocessing) -> None:
         raise ArgumentError(
             f"Expected images of at least {row.smallest}x{row.smallest} pixels for {backbone}. Received: "
             f"{side}x{side}. Raise image_size."
+        )
+    if train_blocks > len(row.stages):
+        raise ArgumentError(
+            f"Expected train_blocks to be at most {len(row.stages)}, the stages of {backbone}. "
+            f"Received: {train_blocks}."
         )
     # "vgg16" is what runs of earlier versions call VGG16's own.
     own = ("vgg16", "own") if backbone == "vgg16" else ("own",)

@@ -135,7 +135,14 @@ def _compute(front, parts, first, mirrored, dtype, path):
             if mirrored:
                 images = images[:, :, ::-1]
             with signals_held():
-                stored[i : i + BATCH] = front.predict_on_batch(images)
+                features = front.predict_on_batch(images)
+            if np.abs(features).max(initial=0) > np.finfo(dtype).max:
+                print(
+                    f"warning: features of the frozen layers are too large for {dtype}; storing them in float32.",
+                    file=sys.stderr,
+                )
+                return _compute(front, parts, first, mirrored, "float32", path)
+            stored[i : i + BATCH] = features
         stored.flush()
         with fresh.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

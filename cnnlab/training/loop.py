@@ -80,7 +80,8 @@ def train(model, dataset, recipe, *, callbacks=(), parts=("val", "test"), quiet=
         same = name == "val" and dataset.val_is_test and "test" in predictions
         predictions[name] = predictions["test"] if same else _predict(trained, inputs[name], used[name])
     if split and parts:
-        _expect_same(model, used[parts[0]].images[:16], predictions[parts[0]].probabilities[:16])
+        rounded = "mixed_bfloat16" in (recipe.precision, recipe.frozen_precision)
+        _expect_same(model, used[parts[0]].images[:16], predictions[parts[0]].probabilities[:16], rounded)
     return Trained(history, seconds, predictions)
 
 
@@ -106,14 +107,15 @@ def _validation(x, labels):
     return {"validation_data": (data["x"], data["y"]), "validation_batch_size": PREDICT_BATCH}
 
 
-def _expect_same(model, images, probabilities):
+def _expect_same(model, images, probabilities, rounded):
     """The head on stored features and the full model on the images must agree; a stale or wrong file would show here.
 
-    bfloat16 keeps 8 bits, so the pass in other batches may differ by that much.
+    bfloat16 keeps 8 bits, so that single images may differ by more in another pass, but not most of them.
     """
     # Called, not predicted: compiling the full model for a few images would take longer than running it.
     with signals_held():
         full = np.asarray(model(images, training=False))
-    difference = float(np.abs(full - probabilities).max())
+    by_image = np.abs(full - probabilities).max(axis=1)
+    difference = float(by_image.mean() if rounded else by_image.max())
     if difference > 0.05:
         raise RuntimeError(f"The full model and its head on cached features differ by {difference} in a probability.")

@@ -8,7 +8,7 @@ import pytest
 
 import cnnlab
 from cnnlab import reproduce
-from cnnlab.compare import train_model
+from cnnlab.compare import compare_runs, train_model
 from cnnlab.tracking import registry
 from tuning.search import run_search
 from tuning.settings import Search
@@ -56,8 +56,7 @@ def recipe(workplace):
 def test_its_arguments_are_params_and_options(recipe):
     assert recipe.label == "build_net"
     assert recipe.dropout == 0.1  # an option of ours by name and type
-    assert recipe.params()["width"] == 3
-    assert recipe.params()["wide"] is False
+    assert recipe.params()["width"] == "3"
     assert "filters" not in recipe.params()
     other = dataclasses.replace(recipe, dropout=0.5, arguments=("wide=true",))
     assert other.factory_arguments() == {"dropout": 0.5, "wide": True}
@@ -99,7 +98,7 @@ def test_a_compiled_model_keeps_its_optimizer(recipe, store):
 def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, store, workplace):
     before = train_model(dataclasses.replace(recipe, deterministic=True))
     run = store.get_run(before.run_id)
-    assert run.data.params["width"] == "3"
+    assert (run.data.params["width"], run.data.params["wide"]) == ("3", "False")
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/model_source.py") == MY_MODELS
     version, _ = registry.register()
     assert json.loads(version.tags["recipe"])["model"] == str(workplace / "my_models.py:build_net")
@@ -114,6 +113,9 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     assert again.changes == []
     (workplace / "my_models.py").unlink()
     assert reproduce.reproduce(again.run_id).verdict == again.verdict
+    # Without the file, or with another in its place, the runs are still compared, registered and used.
+    assert len(compare_runs([before.run_id, again.run_id]).results) == 2
+    registry.promote(registry.register(again.run_id)[0])
 
 
 def test_its_own_arguments_are_searched(recipe, store):

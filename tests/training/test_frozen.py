@@ -179,3 +179,32 @@ def test_large_features_are_read_batch_by_batch(digits, store, monkeypatch):
     data = Batches(mapped[0], digits.train.labels, 32, shuffle=True)
     order = np.concatenate([data[i][1] for i in range(len(data))])
     assert np.bincount(order).tolist() == np.bincount(digits.train.labels).tolist()
+
+
+def test_half_precision_is_kept_and_what_does_not_fit_is_said(digits, capsys):
+    split = split_at_frozen_front(half_frozen())
+    [whole] = features_of(split, digits.test.images)
+    [half] = features_of(split, digits.test.images, dtype="float16")
+    assert half.dtype == np.float16
+    assert half == pytest.approx(whole, rel=1e-3, abs=1e-5)
+    assert len(cache_entries()) == 2
+    assert capsys.readouterr().err == ""
+    large = split_at_frozen_front(half_frozen(scale=1e4))
+    [kept] = features_of(large, digits.test.images, dtype="float16")
+    assert kept.dtype == np.float32
+    assert np.abs(kept).max() > 65504
+    assert "too large for float16" in capsys.readouterr().err
+    assert (features_of(large, digits.test.images, dtype="float16")[0] == kept).all()
+
+
+def test_a_front_in_bfloat16_feeds_a_trained_stage_in_float32(digits, store):
+    recipe = cnnlab.Recipe(
+        model="vgg16", weights="random", train_blocks=1, frozen_precision="mixed_bfloat16", epochs=1, dataset="digits"
+    )
+    model = cnnlab.build_model(recipe, digits)
+    assert model.get_layer("block4_conv3").compute_dtype == "bfloat16"
+    assert model.get_layer("block5_conv1").compute_dtype == "float32"
+    trained = loop.train(model, digits, recipe)
+    assert np.isfinite(trained.history["loss"]).all()
+    [entry] = cache_entries()
+    assert entry["shape"][1:] == [2, 2, 512]
