@@ -24,8 +24,6 @@ def job(trains=True):
 
 def load_tensorflow():
     """Import it with file descriptor 2 sent nowhere: it prints `I0000 ...` lines, whatever its log level."""
-    if "tensorflow" in sys.modules:
-        return
     # Its errors too: what goes wrong is raised, while a deterministic training logs "errors" about its own graphs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()

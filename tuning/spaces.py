@@ -113,7 +113,13 @@ def value_of(name, recipe):
 
 def _changed(recipe, values):
     """The recipe with other values of its fields, or of its function's arguments."""
-    further = {name: value for name, value in values.items() if name in own_arguments(recipe.model)}
+    defaults = own_arguments(recipe.model)
+    # The tuner makes 0 and 1 of false and true.
+    further = {
+        name: bool(value) if isinstance(defaults[name], bool) else value
+        for name, value in values.items()
+        if name in defaults
+    }
     kept = tuple(pair for pair in recipe.arguments if pair.partition("=")[0] not in further)
     fields = {name: value for name, value in values.items() if name not in further}
     return dataclasses.replace(

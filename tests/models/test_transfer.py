@@ -36,7 +36,7 @@ def test_every_network_of_keras_has_a_row():
     assert len(networks) >= 38
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnetv2b0", "densenet121"])
+@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnetv2b0", "resnet50"])
 def test_families_train_on_stored_features_and_reload_equally(name, store):
     result = train_model(cnnlab.Recipe(model=name, weights="random", **SMALL))
     [entry] = cache.cache_entries()
@@ -51,7 +51,7 @@ def _file(result):
     return mlflow.artifacts.download_artifacts(result.model_uri) + "/data/model.keras"
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "resnet50", "densenet121", "efficientnetb0"])
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "efficientnetb0"])
 def test_features_are_the_networks_own_on_its_own_preprocessing(name, digits, workplace):
     row = BACKBONES[name]
     keras.utils.set_random_seed(1)
@@ -80,7 +80,7 @@ def test_frozen_layers_stay_in_inference_mode(digits):
     assert (trained == keras.ops.convert_to_numpy(features(images, training=False))).all()
 
 
-@pytest.mark.parametrize("name", ["vgg16", "mobilenetv2", "resnet50", "efficientnetv2b0"])
+@pytest.mark.parametrize("name", ["vgg16", "mobilenetv2", "efficientnetv2b0"])
 def test_the_topmost_stage_is_trained_on_stored_features_of_the_rest(name, digits):
     recipe = cnnlab.Recipe(model=name, weights="random", image_size=32, train_blocks=1)
     model = cnnlab.build_model(recipe, digits)
