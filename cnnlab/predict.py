@@ -13,6 +13,7 @@ from cnnlab.data import folders
 from cnnlab.data.images import decode_image
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.signals import signals_held
+from cnnlab.tracking import models as stored_models
 from cnnlab.tracking import registry, store
 
 BATCH = 256  # pictures in memory at a time
@@ -53,7 +54,7 @@ def load_classifier(model=None) -> Classifier:
     """
     store.open_store()
     uri = model if model and ":/" in model else registry.champion_uri(model)
-    loaded, class_names = registry.load(uri)
+    loaded, class_names = stored_models.load(uri)
     return Classifier(uri, loaded, class_names, loaded.input_shape[1])
 
 

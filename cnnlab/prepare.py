@@ -12,7 +12,7 @@ from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import find_model, own, weights
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.recipe import Recipe, own_arguments
-from cnnlab.tracking import registry
+from cnnlab.tracking import models as stored_models
 from cnnlab.training import build, compute
 
 ENLARGED = 3  # at most as many times, where nobody says how much
@@ -92,7 +92,7 @@ def _located(recipe):
     model = own.full_name(recipe.model) if own.is_own(recipe.model) else recipe.model
     backbone = recipe.backbone
     if backbone and backbone.startswith(weights.REGISTERED) and backbone not in weights.FETCHED:
-        backbone, file = registry.fetch(backbone)
+        backbone, file = stored_models.fetch(backbone)
         weights.FETCHED[backbone] = file
     elif backbone and backbone.startswith(weights.HUB):
         backbone = weights.HUB + _full_path(backbone.removeprefix(weights.HUB), ())

@@ -237,36 +237,11 @@ def _plain(value):
     return next((kind(value) for kind, marked in _KINDS.items() if isinstance(value, marked)), value)
 
 
-def default_text(recipe_field) -> str:
-    """A field's default in words, for `--help`: its own, or those of the models that take it."""
-    if unsaid := recipe_field.metadata["unsaid"]:
-        return unsaid
-    if recipe_field.default not in (None, ()):
-        return str(recipe_field.default)
-    texts = {}  # default to the models that have it
-    for name in ("cnn", "vgg16", "transfer"):
-        default = MODELS[name].recipe_defaults.get(recipe_field.name)
-        if default not in (None, inspect.Parameter.empty):
-            text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            texts.setdefault(text, []).append("other backbones" if name == "transfer" else name)
-    if len(texts) == 1:
-        return next(iter(texts))
-    return ", ".join(f"{text} for {' and '.join(models)}" for text, models in texts.items())
-
-
 def applies(recipe_field: dataclasses.Field, model: str) -> bool:
     """Whether a field of the recipe says anything about this model: read off the factory's signature."""
     if recipe_field.name == "arguments":
         return own.is_own(model)
     return recipe_field.name not in _OF_MODELS or recipe_field.name in find_model(model).recipe_defaults
-
-
-def models_text(recipe_field) -> str:
-    """The models that a field says something about, in words; empty where it is all of them."""
-    taking = [name for name in ("cnn", "vgg16", "transfer") if applies(recipe_field, name)]
-    if recipe_field.name == "arguments":
-        return "FILE.py:FUNCTION"
-    return "" if len(taking) == 3 else {"vgg16": "backbones"}.get(taking[0], taking[0])
 
 
 def bounds_text(metadata) -> str:

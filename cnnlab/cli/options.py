@@ -1,12 +1,13 @@
 """The recipe as options of the command line: one for each of its fields, with its help, default and bounds."""
 
 import dataclasses
+import inspect
 
 import click
 
 from cnnlab.errors import ArgumentError
-from cnnlab.models import find_model
-from cnnlab.recipe import Recipe, applies, bounds_text, default_text, models_text
+from cnnlab.models import MODELS, find_model
+from cnnlab.recipe import Recipe, applies, bounds_text
 
 METAVARS = {"dataset": "NAME_OR_FOLDER", "arguments": "NAME=VALUE", "backbone": "NAME_OR_FILE"}
 
@@ -17,8 +18,8 @@ def recipe_options(command):
         if f.name == "model":
             continue
         flag = f.type is bool
-        bounds, default = bounds_text(f.metadata), "" if flag else default_text(f)
-        models = models_text(f)
+        bounds, default = bounds_text(f.metadata), "" if flag else _default_text(f)
+        models = _models_text(f)
         parts = [
             f.metadata["help"],
             f"({bounds})" if bounds else "",
@@ -51,7 +52,7 @@ def recipes_of(models, options) -> list[Recipe]:
         if f.name in given and not any(applies(f, model) for model in models):
             raise ArgumentError(
                 f"Expected options that apply to {' and '.join(models)}. "
-                f"Received: {option_name(f.name)}, which is for {models_text(f)}. Leave it out."
+                f"Received: {option_name(f.name)}, which is for {_models_text(f)}. Leave it out."
             )
     if "dataset" in given:
         from cnnlab.data.named import is_folder
@@ -92,3 +93,28 @@ class _Integers(click.ParamType):
             return tuple(int(part) for part in value.split(","))
         except ValueError:
             self.fail(f"Expected integers separated by commas, such as 32,64,128. Received: '{value}'.", param, ctx)
+
+
+def _default_text(recipe_field) -> str:
+    """A field's default in words, for `--help`: its own, or those of the models that take it."""
+    if unsaid := recipe_field.metadata["unsaid"]:
+        return unsaid
+    if recipe_field.default not in (None, ()):
+        return str(recipe_field.default)
+    texts = {}  # default to the models that have it
+    for name in ("cnn", "vgg16", "transfer"):
+        default = MODELS[name].recipe_defaults.get(recipe_field.name)
+        if default not in (None, inspect.Parameter.empty):
+            text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            texts.setdefault(text, []).append("other backbones" if name == "transfer" else name)
+    if len(texts) == 1:
+        return next(iter(texts))
+    return ", ".join(f"{text} for {' and '.join(models)}" for text, models in texts.items())
+
+
+def _models_text(recipe_field) -> str:
+    """The models that a field says something about, in words; empty where it is all of them."""
+    taking = [name for name in ("cnn", "vgg16", "transfer") if applies(recipe_field, name)]
+    if recipe_field.name == "arguments":
+        return "FILE.py:FUNCTION"
+    return "" if len(taking) == 3 else {"vgg16": "backbones"}.get(taking[0], taking[0])

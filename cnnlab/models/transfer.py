@@ -45,8 +45,9 @@ def transfer(
     """
     import keras
 
+    from cnnlab.models.graft import graft, trained_layers
     from cnnlab.models.layers import dense_head, image_input
-    from cnnlab.models.weights import graft, read_network, trained_layers
+    from cnnlab.models.weights import read_network
 
     side = image_size or min(input_shape[:2])
     check_transfer(side, backbone=backbone, weights=weights, preprocessing=preprocessing, train_blocks=train_blocks)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from rich.progress import track
 
 from cnnlab.signals import signals_held
 
-BATCH = 256  # images a forward pass
+BATCH, BATCH_BYTES = 256, 2**28  # images a forward pass at most, and bytes of its largest layer's output
 CACHE_VARIABLE = "CNNLAB_CACHE"
 LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
 DEFAULT_LIMIT_GB = 20
@@ -127,9 +128,10 @@ def _compute(front, parts, first, mirrored, dtype, path):
         stored = np.lib.format.open_memmap(fresh, "w+", dtype, (len(first), *front.output_shape[1:]))
         title = f"Frozen layers over {len(first):,} {'mirrored ' if mirrored else ''}images"
         console = Console(stderr=True)
-        steps = range(0, len(first), BATCH)
+        batch = _batch_size(front)
+        steps = range(0, len(first), batch)
         for i in track(steps, title, console=console, disable=not console.is_terminal):
-            positions = first[i : i + BATCH]
+            positions = first[i : i + batch]
             owner = np.searchsorted(bounds, positions, side="right") - 1
             images = np.stack([parts[o][p - bounds[o]] for o, p in zip(owner, positions, strict=True)])
             if mirrored:
@@ -142,7 +144,7 @@ def _compute(front, parts, first, mirrored, dtype, path):
                     file=sys.stderr,
                 )
                 return _compute(front, parts, first, mirrored, "float32", path)
-            stored[i : i + BATCH] = features
+            stored[i : i + batch] = features
         stored.flush()
         with fresh.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -151,6 +153,13 @@ def _compute(front, parts, first, mirrored, dtype, path):
         os.replace(Path(folder, "about.json"), path.with_suffix(".json"))
         os.replace(fresh, path)
     return stored
+
+
+def _batch_size(front):
+    """As many images as a pass has memory for: at 224 pixels a side there are fifty times as many values as at 32."""
+    shapes = [shape for layer in front.layers if len(shape := getattr(layer.output, "shape", ())) == 4]
+    largest = max((math.prod(side or 1 for side in shape[1:]) for shape in shapes), default=1)
+    return max(8, min(BATCH, BATCH_BYTES // (4 * largest)))
 
 
 def _remove_oldest(keep):

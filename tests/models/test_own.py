@@ -9,7 +9,7 @@ import pytest
 import cnnlab
 from cnnlab import reproduce
 from cnnlab.compare import compare_runs, train_model
-from cnnlab.tracking import registry
+from cnnlab.tracking import models, registry
 from tuning.search import run_search
 from tuning.settings import Search
 from tuning.spaces import narrowed_space
@@ -102,7 +102,7 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/model_source.py") == MY_MODELS
     version, _ = registry.register()
     assert json.loads(version.tags["recipe"])["model"] == str(workplace / "my_models.py:build_net")
-    model, class_names = registry.load("models:/cnnlab-digits/1")
+    model, class_names = models.load("models:/cnnlab-digits/1")
     assert model.predict(cnnlab.load_dataset("digits", limit=150).test.images, verbose=0) == pytest.approx(
         before.test.probabilities, abs=1e-6
     )

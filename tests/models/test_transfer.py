@@ -10,7 +10,7 @@ import pytest
 
 import cnnlab
 from cnnlab.compare import train_model
-from cnnlab.models import BACKBONES, MODELS, weights
+from cnnlab.models import BACKBONES, MODELS, graft, weights
 from cnnlab.prepare import prepare
 from cnnlab.tracking import registry
 from cnnlab.training import build, cache
@@ -100,7 +100,7 @@ def test_stages_of_an_unknown_network_are_found_where_it_halves_the_features(nam
     network = getattr(keras.applications, BACKBONES[name].build)(
         include_top=False, weights=None, input_shape=(64, 64, 3)
     )
-    found = weights.find_stages(network, 64)
+    found = graft.find_stages(network, 64)
     assert found[-1] == ""
     assert len(found) == len(BACKBONES[name].stages)
     names = [layer.name for layer in network.layers]

@@ -1,0 +1,101 @@
+"""Making a network part of a model: its layers copied, frozen or trained, and the stages in which they are."""
+
+import keras
+
+from cnnlab.errors import ArgumentError
+
+PIXELS = (keras.layers.Rescaling, keras.layers.Normalization)
+OUR_NAMES = ("images", "resize", "scale", "flatten", "average_pool", "max_pool", "dense", "dropout", "probabilities")
+
+
+def graft(network, x, trained, frozen_precision):
+    """The network's features of `x`, by layers of its own with its weights.
+
+    Args:
+        network: a `Network`.
+        x: Keras tensor `(N, H, W, C) float32`, preprocessed.
+        trained: names of the layers that are trained; the others are frozen, with their dropout switched off.
+        frozen_precision: dtype policy of the frozen layers; the others follow the global policy.
+    """
+    copy = keras.models.clone_model(
+        network.model,
+        input_tensors=keras.Input(x.shape[1:], dtype="float32"),
+        clone_function=lambda layer: _cloned(layer, layer.name in trained, frozen_precision),
+    )
+    copy.set_weights(network.model.get_weights())
+    for layer in copy.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # takes over the mean and variance that were set
+    # The copy's own graph is forgotten, so that each layer has one input and one output, and the frozen front of the
+    # new model can end at any of them. Private, but of a throwaway model; seen in Keras 3.15.1.
+    for operation in copy.operations:
+        operation._inbound_nodes.clear()
+        operation._outbound_nodes.clear()
+    return copy.call(x)
+
+
+def _cloned(layer, trained, frozen_precision):
+    if isinstance(layer, keras.Model):  # a model within the network
+        return keras.models.clone_model(layer, clone_function=lambda part: _cloned(part, trained, frozen_precision))
+    if not isinstance(layer, keras.layers.Layer):  # an operation, such as ConvNeXt's `+`
+        return type(layer).from_config(layer.get_config())
+    config = {**layer.get_config(), "trainable": trained}
+    if isinstance(layer, PIXELS):
+        config["dtype"] = "float32"  # bfloat16 has not the digits for pixels
+    else:
+        config["dtype"] = keras.config.dtype_policy().name if trained else frozen_precision
+    if not trained and "rate" in config:  # dropout is for training
+        config["rate"] = 0.0
+    if config["name"] in OUR_NAMES or config["name"].startswith("random_"):
+        config["name"] = f"backbone_{config['name']}"
+    return type(layer).from_config(config)
+
+
+def trained_layers(network, count, side) -> set[str]:
+    """Names of the layers in the topmost `count` stages.
+
+    Raises:
+        ArgumentError: it has not as many.
+    """
+    if not count:
+        return set()
+    stages = network.stages if network.stages is not None else find_stages(network.model, side)
+    if count > len(stages):
+        raise ArgumentError(
+            f"Expected train_blocks to be at most {len(stages)}, the stages of {network.name}. Received: {count}."
+        )
+    names = [layer.name for layer in network.model.layers]
+    behind = stages[count - 1]
+    return set(names[names.index(behind) + 1 :] if behind else names)
+
+
+def find_stages(model, side) -> tuple[str, ...]:
+    """Names of the layers that a network's stages start behind, top first: where the features lose half their size.
+
+    A stage can only start where a single tensor holds all that the rest needs.
+    """
+    sized = keras.models.clone_model(model, input_tensors=keras.Input((side, side, model.inputs[0].shape[-1])))
+    places = [layer for layer in sized.layers if len(getattr(layer.output, "shape", ())) == 4]
+    start, stages = places[0].output.shape[1], [""]
+    for i, layer in enumerate(places):
+        if layer.output.shape[1] <= 0.6 * start:
+            start = layer.output.shape[1]
+            before = places[max(1, i - 10) : i]
+            stages += [next((place.name for place in reversed(before) if _is_cut(place, sized)), "")]
+    order = ["", *(layer.name for layer in sized.layers)]
+    ends = [*stages[1:], order[-1]]
+    weighted = {layer.name for layer in sized.layers if layer.weights}
+    kept = [
+        stage
+        for stage, end in zip(stages, ends, strict=True)
+        if weighted.intersection(order[order.index(stage) + 1 : order.index(end) + 1])
+    ]
+    return (*dict.fromkeys(reversed(kept[1:])), "")  # the lowest starts at the image
+
+
+def _is_cut(layer, model):
+    try:
+        keras.Model(layer.output, model.outputs[0])
+    except ValueError:
+        return False
+    return True
