@@ -175,4 +175,7 @@ def _precise(recipe):
         frozen = "float32" if slow and recipe.precision == "float32" else compute.resolve("auto")
     elif frozen:
         frozen = compute.resolve(frozen)
-    return dataclasses.replace(recipe, precision=compute.resolve(recipe.precision), frozen_precision=frozen)
+    precision, stored = compute.resolve(recipe.precision), recipe.feature_dtype
+    if stored == "auto":
+        stored = "float16" if (frozen or precision) == "mixed_bfloat16" else "float32"
+    return dataclasses.replace(recipe, precision=precision, frozen_precision=frozen, feature_dtype=stored)

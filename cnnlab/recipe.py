@@ -93,7 +93,9 @@ class Recipe:
         choices=PRECISIONS,
     )
     feature_dtype: str | None = _field(
-        None, "What the output of frozen layers is stored in.", choices=("float16", "float32")
+        None,
+        "What the output of frozen layers is stored in; auto is float16 where they compute in bfloat16, which loses nothing.",
+        choices=("float16", "float32", "auto"),
     )
     filters: tuple[int, ...] | None = _field(None, "Filters of each convolution block.", low=1, high=4096)
     kernel_size: int | None = _field(None, "Side of the convolution kernels.", low=1, high=11)

@@ -65,7 +65,7 @@ class Model:
 TRAINING = {"learning_rate": 1e-3, "weight_decay": 0.0, "schedule": "constant"}
 # Found on 17 flowers at 224 pixels and CIFAR-10 at 96, 979 and 45,000 images, with an EfficientNet-Lite0 of ImageNet.
 HEAD = {**TRAINING, "learning_rate": 2e-3, "schedule": "cosine", "dense_units": 256, "dropout": 0.2}
-FROZEN = {"frozen_precision": "auto", "feature_dtype": "float16"}
+FROZEN = {"frozen_precision": "auto", "feature_dtype": "auto"}
 RATES = {"learning_rate": Range(1e-4, 1e-2, log=True)}
 HEAD_SPACE = {
     **RATES,
@@ -135,7 +135,7 @@ def find_model(name) -> Model:
         ArgumentError: no model has that name, or the file has no such function.
     """
     if own.is_own(name):
-        defaults = {**TRAINING, "image_size": 32, "feature_dtype": "float16"}
+        defaults = {**TRAINING, "image_size": 32, "feature_dtype": "auto"}
         return Model(own.load(name), defaults=defaults, space=RATES, own=True)
     if name not in MODELS:
         usual = ("cnn", "vgg16", "transfer")

@@ -56,7 +56,9 @@ def train(model, dataset, recipe, *, callbacks=(), parts=("val", "test"), quiet=
     trained, inputs = model, {name: part.images for name, part in used.items()}
     split = split_at_frozen_front(model)
     if split:
-        features = features_of(split, *inputs.values(), dtype=recipe.feature_dtype or "float32")
+        features = features_of(
+            split, *inputs.values(), dtype="float16" if recipe.feature_dtype == "float16" else "float32"
+        )
         trained, inputs = split.head, dict(zip(inputs, features, strict=True))
     # The moving bar on a terminal, a line an epoch in a file.
     verbose = 0 if quiet else 1 if sys.stdout.isatty() else 2
