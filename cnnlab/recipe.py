@@ -94,7 +94,7 @@ class Recipe:
     )
     feature_dtype: str | None = _field(
         None,
-        "What the output of frozen layers is stored in; auto is float16 where they compute in bfloat16, which loses nothing.",
+        "What the output of frozen layers is stored in; auto is float16 where that loses nothing, after bfloat16.",
         choices=("float16", "float32", "auto"),
     )
     filters: tuple[int, ...] | None = _field(None, "Filters of each convolution block.", low=1, high=4096)
