@@ -47,6 +47,8 @@ def fit_and_evaluate(
         own.source_of(recipe.model) if own.is_own(recipe.model) else None
     )  # before a training in which it may change
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
+    if source and recipe.learning_rate is None and (rate := float(model.optimizer.learning_rate)) > 0:
+        recipe = dataclasses.replace(recipe, learning_rate=rate)
     run_name = run_name or f"{recipe.label} on {dataset.name}"
     params = model.count_params()
     trainable_params = int(sum(np.prod(w.shape) for w in model.trainable_weights))

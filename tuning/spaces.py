@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 from cnnlab.errors import ArgumentError, expect_one_of
-from cnnlab.models import Range, find_model
+from cnnlab.models import TRAINING, Range, find_model
 from cnnlab.recipe import Recipe, own_arguments
 
 LENGTHS = {"blocks": "filters"}  # what says how many numbers a field has
@@ -108,7 +108,9 @@ def kind_of(name, recipe=None) -> type:
 def value_of(name, recipe):
     """The recipe's own value of a hyperparameter."""
     further = own_arguments(recipe.model)
-    return recipe.factory_arguments().get(name, further[name]) if name in further else getattr(recipe, name)
+    if name in further:
+        return recipe.factory_arguments().get(name, further[name])
+    return TRAINING.get(name) if getattr(recipe, name) is None else getattr(recipe, name)
 
 
 def _changed(recipe, values):

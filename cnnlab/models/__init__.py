@@ -135,7 +135,8 @@ def find_model(name) -> Model:
         ArgumentError: no model has that name, or the file has no such function.
     """
     if own.is_own(name):
-        defaults = {**TRAINING, "image_size": 32, "feature_dtype": "auto"}
+        # Its optimizer is its own where it compiles itself, so that a default of ours would say what is not so.
+        defaults = {**dict.fromkeys(TRAINING), "image_size": 32, "feature_dtype": "auto"}
         return Model(own.load(name), defaults=defaults, space=RATES, own=True)
     if name not in MODELS:
         usual = ("cnn", "vgg16", "transfer")

@@ -5,7 +5,7 @@ import math
 import keras
 
 from cnnlab.errors import ArgumentError, LabError, first_line
-from cnnlab.models import cnn, find_model, own, transfer
+from cnnlab.models import TRAINING, cnn, find_model, own, transfer
 from cnnlab.signals import signals_held
 from cnnlab.training import compute
 
@@ -33,14 +33,17 @@ def build_model(recipe, dataset):
             network = _call_own(model.factory, recipe.model, dataset, arguments)
     if not network.compiled:
         steps = math.ceil(len(dataset.train) / recipe.batch_size) * recipe.epochs
-        compile_model(network, recipe.learning_rate, recipe.weight_decay, recipe.schedule, steps)
-    elif said := [
-        name for name in ("learning_rate", "weight_decay", "schedule") if recipe.said(name) and name not in arguments
-    ]:
-        raise ArgumentError(
-            f"Expected no {said[0]} with a model that its function compiles. Received: {getattr(recipe, said[0])}. "
-            f"Leave it out, give the function an argument '{said[0]}', or return the model without compiling it."
-        )
+        given = {name: getattr(recipe, name) for name in TRAINING}
+        compile_model(network, **{name: TRAINING[name] if v is None else v for name, v in given.items()}, steps=steps)
+        return network
+    rate = float(network.optimizer.learning_rate)
+    same = recipe.learning_rate is not None and math.isclose(recipe.learning_rate, rate, rel_tol=1e-6)
+    for name in TRAINING:
+        if recipe.said(name) and name not in arguments and not (name == "learning_rate" and same):
+            raise ArgumentError(
+                f"Expected no {name} with a model that its function compiles. Received: {getattr(recipe, name)}. "
+                f"Leave it out, give the function an argument '{name}', or return the model without compiling it."
+            )
     return network
 
 

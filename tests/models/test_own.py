@@ -90,7 +90,9 @@ def test_what_is_wrong_with_it_is_one_sentence(recipe, store, workplace, model, 
 def test_a_compiled_model_keeps_its_optimizer(recipe, store):
     compiled = dataclasses.replace(recipe, model="my_models.py:compiled", arguments=())
     result = train_model(compiled)
-    assert store.get_run(result.run_id).data.params["optimizer_name"] == "sgd"
+    params = store.get_run(result.run_id).data.params
+    assert (params["optimizer_name"], float(params["learning_rate"])) == ("sgd", pytest.approx(0.1))
+    assert reproduce.reproduce(result.run_id).figures[0].difference < 1e-3
     with pytest.raises(cnnlab.ArgumentError, match="Expected no learning_rate with a model that its function compiles"):
         train_model(dataclasses.replace(compiled, learning_rate=0.01))
 
