@@ -55,7 +55,12 @@ def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
     for recipe in recipes:
         named = (recipe.backbone or recipe.model) if _takes(recipe, "weights") else None
         used, tags = found(named, recipe.weights, recipe.image_size)
+        if named and named not in BACKBONES:
+            tags = {**tags, "features": weights.features_text(named)}
         prepared.append(Prepared(_precise(dataclasses.replace(recipe, weights=used)), tags))
+    for label, features in dict.fromkeys((one.recipe.label, one.tags.get("features")) for one in prepared):
+        if features:
+            print(f"{label}: features are {features}.")
     for label, size in dict.fromkeys((recipe.label, recipe.image_size) for recipe in recipes):
         if size != in_memory:
             done = "enlarged" if size > in_memory else "shrunk"

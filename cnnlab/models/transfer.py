@@ -1,6 +1,6 @@
 """A pre-trained network, frozen or partly frozen, under a new head."""
 
-from cnnlab.errors import ArgumentError, expect_one_of
+from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.models.backbones import BACKBONES
 
 
@@ -55,8 +55,16 @@ def transfer(
     trained = trained_layers(network, train_blocks, side)
     images, x = image_input(input_shape, augment, image_size)
     x = keras.layers.Rescaling(1 / 255, name="scale")(x) if preprocessing == "scale" else network.preprocess(x)
-    features = graft(network, x, trained, frozen_precision)
-    outputs = dense_head(features, num_classes, pooling, dense_units, dropout)
+    try:
+        features = graft(network, x, trained, frozen_precision)
+        outputs = dense_head(features, num_classes, pooling, dense_units, dropout)
+    except (ValueError, TypeError, AttributeError) as error:
+        if backbone in BACKBONES:
+            raise
+        raise LabError(  # a network of unknown origin
+            f"Expected '{backbone}' to give features of images of {side}x{side} pixels, (H, W, C) or (C,). "
+            f"Received: {first_line(error)}. Use another image_size or another model."
+        ) from error
     return keras.Model(images, outputs, name=network.name)
 
 

@@ -84,6 +84,13 @@ def read_network(backbone, weights, side) -> Network:
         random.setstate(state)
 
 
+def features_text(backbone) -> str:
+    """Which features of a network from elsewhere are used, in words."""
+    model = read_network(backbone, None, None).model
+    shape = ", ".join("any" if side is None else str(side) for side in model.output_shape[1:])
+    return f"the output of its layer '{model.layers[-1].name}', ({shape})"
+
+
 def has_depthwise(backbone) -> bool:
     """Whether it convolves each channel by itself, which bfloat16 makes no faster on a processor."""
     if backbone in BACKBONES:
@@ -166,25 +173,38 @@ def _saved(backbone, path, changed):
 def _without_head(model, backbone):
     """From behind its augmentation, which is this training's own matter, to the features before its classifier."""
     try:
-        inputs, layers = model.inputs, model.layers
-    except (AttributeError, ValueError):
-        inputs = None
-    if not inputs or len(inputs) > 1 or len(model.outputs) > 1 or len(inputs[0].shape) != 4:
+        functional = keras.Model(model.inputs[0], model.outputs[0])
+        alone = len(model.inputs) == len(model.outputs) == 1
+    except (AttributeError, ValueError, IndexError, TypeError):
+        alone = False
+    if not alone or len(model.inputs[0].shape) != 4:
         raise LabError(
             f"Expected '{backbone}' to be a functional or sequential model with one image in and one output. "
             "Received another kind. Save it as such."
         )
-    layers = [layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)]
-    start = inputs[0]
+    if model.inputs[0].shape[-1] not in (3, None):
+        raise LabError(
+            f"Expected '{backbone}' to take images (H, W, 3). Received a model of {model.inputs[0].shape[1:]}. "
+            "Use one that was trained on RGB pictures."
+        )
+    # A copy, as the layers of a sequential model may be part of another graph as well.
+    copy = keras.models.clone_model(functional)
+    copy.set_weights(functional.get_weights())
+    start, layers = copy.inputs[0], copy.layers[1:]
     while isinstance(layers[0], keras.layers.Pipeline) or type(layers[0]).__name__.startswith("Random"):
         start = layers.pop(0).output
-    end = model.outputs[0]
-    if getattr(layers[-1], "activation", None) is keras.activations.softmax:
-        with_places = [layer.output for layer in layers if len(getattr(layer.output, "shape", ())) == 4]
-        if not with_places:
-            raise LabError(f"Expected '{backbone}' to have convolutions below its head. Received: none.")
-        end = with_places[-1]
-    return keras.Model(start, end)
+    if not _classifies(layers[-1]):
+        return keras.Model(start, copy.outputs[0])
+    with_places = [layer.output for layer in layers if len(getattr(layer.output, "shape", ())) == 4]
+    if not with_places:
+        raise LabError(f"Expected '{backbone}' to have convolutions below its head. Received: none.")
+    return keras.Model(start, with_places[-1])
+
+
+def _classifies(layer):
+    """Whether a model's last layer makes probabilities."""
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in probabilities
 
 
 @functools.lru_cache(maxsize=2)

@@ -187,15 +187,38 @@ def test_weights_are_read_once_a_process_and_no_model_is_built_twice(store, work
     assert again.history["loss"] == pytest.approx(results[0].history["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("top", "augmented", "ends_at"),
+    [
+        ([keras.layers.Dense(5, activation="softmax")], True, "conv"),
+        ([keras.layers.Dense(5), keras.layers.Softmax()], False, "conv"),
+        ([keras.layers.Dense(1, activation="sigmoid")], False, "conv"),
+        ([], True, "pool"),
+    ],
+)
+def test_sequential_models_lose_what_classifies_and_say_what_is_left(store, capsys, top, augmented, ends_at):
+    augmentation = [keras.layers.RandomFlip(), keras.layers.RandomRotation(0.2)] if augmented else []
+    body = [keras.layers.Conv2D(4, 3, name="conv"), keras.layers.GlobalAveragePooling2D(name="pool")]
+    keras.Sequential([keras.Input((32, 32, 3)), *augmentation, *body, *top]).save("seq.keras")
+    result = train_model(cnnlab.Recipe(model="transfer", backbone="seq.keras", **SMALL))
+    assert f"seq: features are the output of its layer '{ends_at}'" in capsys.readouterr().out
+    assert f"'{ends_at}'" in store.get_run(result.run_id).data.tags["cnnlab.features"]
+    assert len(cache.cache_entries()) == 1
+
+
 def test_what_is_no_backbone_gets_a_sentence(store, workplace, digits):
     images = keras.Input((32, 32, 3))
     x = keras.layers.Lambda(lambda x: x / 255)(images)
     keras.Model(images, keras.layers.Conv2D(4, 3)(x)).save("code.keras")
     (workplace / "text.keras").write_text("no model")
+    keras.Sequential([keras.Input((32, 32, 1)), keras.layers.Conv2D(4, 3)]).save("grey.keras")
+    keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Reshape((-1, 3))]).save("rows.keras")
     (workplace / "old.h5").write_bytes(b"")
     for backbone, message in (
         ("code.keras", "Keras model of built-in layers"),
         ("text.keras", "Keras model of built-in layers"),
+        ("grey.keras", r"images \(H, W, 3\)"),
+        ("rows.keras", "to give features of images of 32x32 pixels"),
         ("old.h5", "saved as .keras"),
         ("missing.keras", "Received: 'missing.keras'"),
         ("mobilnetv2", "Did you mean 'mobilenetv2'"),
