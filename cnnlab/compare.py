@@ -39,6 +39,8 @@ def compare_models(recipes) -> Comparison:
     Args:
         recipes: `Recipe`s that agree in their data fields (those of the first are used).
     """
+    if len(set(recipes)) < len(recipes):
+        raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
     store.expect_usable_store()
     with own.pinned([recipe.model for recipe in recipes]):
         return _compare_models(recipes)

@@ -124,7 +124,7 @@ def _full_path(value, names):
 
 
 def _takes(recipe, argument):
-    return argument in find_model(recipe.model).arguments
+    return not own.is_own(recipe.model) and argument in find_model(recipe.model).arguments
 
 
 def _image_size(recipe, side):

@@ -118,7 +118,7 @@ class Recipe:
                 # Of the model that was there before `replace`; given by anybody else it is a value like others.
                 object.__setattr__(self, f.name, None if replaced else _plain(value))
         if not (read_back and own.is_own(self.model)):
-            self._fill_in(find_model(self.model))
+            self._fill_in(find_model(self.model), replaced)
         for f in dataclasses.fields(self):
             _check(f.name, getattr(self, f.name), f.metadata)
         if self.patience and not self.val_fraction:
@@ -127,11 +127,18 @@ class Recipe:
                 "Received: val_fraction=0. Leave patience out or hold out a validation set."
             )
 
-    def _fill_in(self, model):
+    def _fill_in(self, model, replaced):
         further = own_arguments(self.model)
-        for name, default in model.recipe_defaults.items():
-            if name not in further and getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
+        taken = {name: default for name, default in model.arguments.items() if name not in further}
+        for name, default in ({**model.defaults, **taken} if model.own else model.recipe_defaults).items():
+            if getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
                 object.__setattr__(self, name, _unsaid(default))
+        if self.arguments and not model.own:
+            if not replaced:
+                raise ArgumentError(
+                    f"Expected no arguments with {self.model}. Received: {self.arguments[0]}. Leave them out."
+                )
+            object.__setattr__(self, "arguments", ())
         if model.own:
             self.factory_arguments()  # finds what does not parse
         elif "backbone" in model.arguments and not self.backbone:
@@ -145,7 +152,11 @@ class Recipe:
         """The model's name for people: a function's without its file, a backbone's without its folder."""
         if own.is_own(self.model):
             return own.function_name(self.model)
-        return Path(self.backbone).name.removesuffix(".keras") if self.model == "transfer" else self.model
+        if self.model != "transfer":
+            return self.model
+        if self.backbone.startswith("models:/"):
+            return self.backbone.removeprefix("models:/").replace("/", "-v").replace("@", "-")
+        return Path(self.backbone).name.removesuffix(".keras")
 
     def said(self, name) -> bool:
         """Whether a field was given, and does not hold the model's own default."""
@@ -176,7 +187,8 @@ class Recipe:
             # What a function of the user's does not take has no value.
             and (own.is_own(self.model) or applies(f, self.model))
         }
-        return values | dict(pair.split("=", 1) for pair in self.arguments)
+        given = dict(pair.split("=", 1) for pair in self.arguments)
+        return values | {f"arg.{name}" if name in _FIELDS else name: value for name, value in given.items()}
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -189,6 +201,10 @@ class Recipe:
         stored.setdefault("frozen_precision", stored["precision"])
         stored.setdefault("feature_dtype", "float32")
         return cls(**stored, read_back=True)
+
+
+# Options that a function of the user's may take by their names.
+SHARED = ("learning_rate", "weight_decay", "dropout", "dense_units", "filters", "kernel_size", "padding", "pooling")
 
 
 class _Unsaid:
@@ -224,7 +240,7 @@ def own_arguments(model) -> dict:
 
 
 def _is_field(name, default):
-    if name not in _FIELDS:
+    if name not in SHARED:
         return False
     kind = next((k for k in (bool, int, float, str) if _FIELDS[name].type in (k, k | None)), tuple)
     return default in (None, inspect.Parameter.empty) or isinstance(default, (int, float) if kind is float else kind)
@@ -243,7 +259,11 @@ def applies(recipe_field: dataclasses.Field, model: str) -> bool:
     """Whether a field of the recipe says anything about this model: read off the factory's signature."""
     if recipe_field.name == "arguments":
         return own.is_own(model)
-    return recipe_field.name not in _OF_MODELS or recipe_field.name in find_model(model).recipe_defaults
+    if recipe_field.name not in _OF_MODELS:
+        return True
+    found = find_model(model)
+    # An argument of a function of the user's that only shares the name of an option is given as its own.
+    return recipe_field.name in found.defaults or recipe_field.name in set(found.arguments) - set(own_arguments(model))
 
 
 def bounds_text(metadata) -> str:

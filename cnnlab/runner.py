@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from cnnlab.errors import ArgumentError
 from cnnlab.models import own
 from cnnlab.results import plots
 from cnnlab.results.predictions import PREDICTIONS_FILE, describe, save_predictions
@@ -39,6 +40,8 @@ def fit_and_evaluate(
     Raises:
         LabError: the store cannot be opened, or the loss is not a finite number.
     """
+    if not {"val"} <= set(parts) <= {"val", "test"} or isinstance(parts, str):
+        raise ArgumentError(f"Expected parts to be ('val',) or ('val', 'test'). Received: {parts!r}.")
     started = time.perf_counter()
     if parent_run_id is None:
         store.open_store()

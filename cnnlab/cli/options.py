@@ -52,7 +52,7 @@ def recipes_of(models, options) -> list[Recipe]:
         if f.name in given and not any(applies(f, model) for model in models):
             raise ArgumentError(
                 f"Expected options that apply to {' and '.join(models)}. "
-                f"Received: {option_name(f.name)}, which is for {_models_text(f)}. Leave it out."
+                f"Received: {option_name(f.name)}, {_for_whom(f)}. Leave it out."
             )
     if "dataset" in given:
         from cnnlab.data.named import is_folder
@@ -118,3 +118,8 @@ def _models_text(recipe_field) -> str:
     if recipe_field.name == "arguments":
         return "FILE.py:FUNCTION"
     return "" if len(taking) == 3 else {"vgg16": "backbones"}.get(taking[0], taking[0])
+
+
+def _for_whom(recipe_field):
+    models = _models_text(recipe_field)
+    return f"which is for {models}" if models else "which the function has no argument for"

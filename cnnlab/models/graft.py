@@ -1,8 +1,9 @@
 """Making a network part of a model: its layers copied, frozen or trained, and the stages in which they are."""
 
 import keras
+import numpy as np
 
-from cnnlab.errors import ArgumentError
+from cnnlab.errors import ArgumentError, LabError
 
 PIXELS = (keras.layers.Rescaling, keras.layers.Normalization)
 OUR_NAMES = ("images", "resize", "scale", "flatten", "average_pool", "max_pool", "dense", "dropout", "probabilities")
@@ -22,7 +23,12 @@ def graft(network, x, trained, frozen_precision):
         input_tensors=keras.Input(x.shape[1:], dtype="float32"),
         clone_function=lambda layer: _cloned(layer, layer.name in trained, frozen_precision),
     )
-    copy.set_weights(network.model.get_weights())
+    values = network.model.get_weights()
+    if not all(np.isfinite(value).all() for value in values):
+        raise LabError(
+            f"Expected the weights of {network.name} to be finite numbers. Received others. Use another file."
+        )
+    copy.set_weights(values)
     for layer in copy.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # takes over the mean and variance that were set

@@ -42,7 +42,10 @@ def source_of(name) -> str:
         return PINNED[full_name(name)]
     if not Path(file).is_file():
         raise ArgumentError(f"Expected the model's file to exist. Received: '{file}', which does not.")
-    return Path(file).read_text(encoding="utf-8")
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"Expected '{file}' to be a Python file. Received: {first_line(error)}. Correct it.") from error
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def _load(name, source):
     sys.path.insert(0, str(Path(file).parent))  # it may import its neighbours
     try:
         exec(compile(source, file, "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(module_name)
         raise LabError(
             f"Expected '{file}' to be a Python file that can be imported. Received {type(error).__name__}: "
@@ -92,6 +95,8 @@ def _load(name, source):
     finally:
         sys.path.remove(str(Path(file).parent))
     functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+    if not functions:
+        raise ArgumentError(f"Expected '{file}' to have a function '{function}'. Received a file without functions.")
     if function not in functions:
         expect_one_of(f"the function in '{file}'", function, functions)
     parameters = list(inspect.signature(getattr(module, function)).parameters.values())
@@ -119,6 +124,8 @@ def parse_arguments(pairs, defaults) -> dict:
         if not equals:
             raise ArgumentError(f"Expected --arg as name=value. Received: '{pair}'.")
         expect_one_of("an argument of the function that is no option", name, defaults)
+        if name in values:
+            raise ArgumentError(f"Expected one value for {name}. Received: several. Leave the others out.")
         values[name] = parse_value(name, text, defaults[name])
     return values
 
@@ -136,6 +143,9 @@ def parse_value(name, text, default):
     if kind is str:
         return text
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text
+        value = text
+    if kind in (tuple, list) and not isinstance(value, (tuple, list)):
+        raise ArgumentError(f"Expected {name} to be several values, such as {name}=1,2. Received: '{text}'.")
+    return kind(value) if kind in (tuple, list) else value

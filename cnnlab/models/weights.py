@@ -187,6 +187,11 @@ def _without_head(model, backbone):
             f"Expected '{backbone}' to take images (H, W, 3). Received a model of {model.inputs[0].shape[1:]}. "
             "Use one that was trained on RGB pictures."
         )
+    if len({None, *model.inputs[0].shape[1:3]}) > 2:
+        raise LabError(
+            f"Expected '{backbone}' to take square images. Received a model of {model.inputs[0].shape[1:]}. "
+            "Use another."
+        )
     # A copy, as the layers of a sequential model may be part of another graph as well.
     copy = keras.models.clone_model(functional)
     copy.set_weights(functional.get_weights())
@@ -195,7 +200,8 @@ def _without_head(model, backbone):
         start = layers.pop(0).output
     if not _classifies(layers[-1]):
         return keras.Model(start, copy.outputs[0])
-    with_places = [layer.output for layer in layers if len(getattr(layer.output, "shape", ())) == 4]
+    first = next((i for i, layer in enumerate(layers) if layer.weights), len(layers))
+    with_places = [layer.output for layer in layers[first:] if len(getattr(layer.output, "shape", ())) == 4]
     if not with_places:
         raise LabError(f"Expected '{backbone}' to have convolutions below its head. Received: none.")
     return keras.Model(start, with_places[-1])

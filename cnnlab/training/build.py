@@ -1,8 +1,10 @@
 """A recipe's model, built with seeded weights and compiled."""
 
 import math
+import sys
 
 import keras
+import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.models import TRAINING, cnn, find_model, own, transfer
@@ -118,7 +120,7 @@ def _call_own(factory, name, dataset, arguments):
         model = factory(dataset.image_shape, len(dataset.class_names), **arguments)
     except LabError:
         raise
-    except Exception as error:  # code of the user's
+    except (Exception, SystemExit) as error:  # code of the user's
         raise LabError(
             f"Expected {function} to build a model for {dataset.image_shape}. Received {type(error).__name__}: "
             f"{first_line(error)}. Correct it in '{name.rpartition(':')[0]}'."
@@ -135,9 +137,48 @@ def _call_own(factory, name, dataset, arguments):
         ) from error
     if probabilities.ndim != 2 or probabilities.shape[1] != len(dataset.class_names):
         raise LabError(f"Expected the model of {function} to give {expected}. Received: shape {probabilities.shape}.")
-    if abs(probabilities.astype("float64").sum(axis=1) - 1).max() > 0.02 or probabilities.min() < 0:
+    # Written so that NaN fails.
+    if not all(np.isfinite(value).all() for value in model.get_weights()):
+        raise LabError(f"Expected the model of {function} to start with finite weights. Received others. Correct it.")
+    if not (abs(probabilities.astype("float64").sum(axis=1) - 1).max() <= 0.02 and probabilities.min() >= 0):
         raise LabError(
             f"Expected the model of {function} to give {expected}, which sum to 1. Received: others. "
             "End it with a softmax."
         )
+    if model.compiled:
+        _expect_loss(model, function, dataset)
+    _expect_saveable(model, function)
     return model
+
+
+def _expect_loss(model, function, dataset):
+    try:
+        model.test_on_batch(dataset.train.images[:3], dataset.train.labels[:3])
+        model.reset_metrics()
+    except Exception as error:  # of whatever the function compiled with
+        raise LabError(
+            f"Expected the loss and metrics that {function} compiles with to take labels that are integers. Received "
+            f"{type(error).__name__}. Use sparse ones, such as sparse_categorical_crossentropy."
+        ) from error
+
+
+def _expect_saveable(model, function):
+    """Found before the training, not after it."""
+    try:
+        keras.models.model_from_json(model.to_json())
+    except Exception as error:  # of layers of the user's own
+        raise LabError(
+            f"Expected the model of {function} to be saved and loaded again. Received {type(error).__name__}: "
+            f"{first_line(error)}. Use Keras's own layers, or give yours get_config() and "
+            "@keras.saving.register_keras_serializable()."
+        ) from error
+    if foreign := sorted({type(layer).__name__ for layer in model.layers if not _is_kerass(layer)}):
+        print(
+            f"warning: {', '.join(foreign)} is no layer of Keras: the logged model loads only where its file is "
+            "imported first, so not in 'cnnlab predict' and 'cnnlab serve'.",
+            file=sys.stderr,
+        )
+
+
+def _is_kerass(layer):
+    return type(layer).__module__.partition(".")[0] == "keras"

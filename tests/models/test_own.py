@@ -44,6 +44,31 @@ def needs(input_shape, num_classes, *, depth):
 
 def alone():
     pass
+
+def one_hot(input_shape, num_classes):
+    model = build_net(input_shape, num_classes)
+    model.compile("adam", "categorical_crossentropy")
+    return model
+
+def secret(input_shape, num_classes):
+    images = keras.Input(input_shape)
+    x = layers.Lambda(lambda x: x / 255)(images)
+    return keras.Model(images, layers.Dense(num_classes, activation="softmax")(layers.Flatten()(x)))
+
+def leaves(input_shape, num_classes):
+    raise SystemExit(3)
+
+def nan(input_shape, num_classes):
+    model = build_net(input_shape, num_classes)
+    model.set_weights([w * float("nan") for w in model.get_weights()])
+    return model
+
+def sizes(input_shape, num_classes, *, sizes=(1, 2)):
+    return build_net(input_shape, num_classes)
+
+def names(input_shape, num_classes, learning_rate=0.05, augment="lots", seed=7, weights="mine", image_size=48):
+    assert (learning_rate, augment, seed, weights, image_size) == (0.05, "lots", 7, "mine", 48)
+    return build_net(input_shape, num_classes)
 """
 
 
@@ -76,15 +101,34 @@ def test_its_arguments_are_params_and_options(recipe):
         ("my_models.py:logits", (), "End it with a softmax"),
         ("my_models.py:broken", (), "Expected broken to build a model"),
         ("my_models.py:nothing", (), "to return a keras.Model. Received: NoneType"),
+        ("my_models.py:one_hot", (), "take labels that are integers"),
+        ("my_models.py:secret", (), "to be saved and loaded again"),
+        ("my_models.py:leaves", (), "Received SystemExit: 3"),
+        ("my_models.py:nan", (), "to start with finite weights"),
+        ("my_models.py:sizes", ("sizes=many",), "several values, such as sizes=1,2"),
+        ("my_models.py:build_net", ("width=1", "width=2"), "one value for width"),
+        ("binary.py:build_net", (), "to be a Python file"),
+        ("empty.py:build_net", (), "a file without functions"),
         ("syntax.py:build_net", (), "Python file that can be imported. Received SyntaxError"),
     ],
 )
 def test_what_is_wrong_with_it_is_one_sentence(recipe, store, workplace, model, arguments, message):
     (workplace / "syntax.py").write_text("def build_net(:")
+    (workplace / "binary.py").write_bytes(b"\xff\x00")
+    (workplace / "empty.py").write_text("")
     with pytest.raises(cnnlab.LabError, match=message) as caught:
         train_model(cnnlab.Recipe(model=model, arguments=arguments, dataset="digits", limit=150, epochs=1))
     assert "\n" not in str(caught.value)
     assert len(store.search_experiments()) == 1
+
+
+def test_its_own_defaults_stay_where_its_arguments_have_names_of_ours(recipe, store):
+    result = train_model(dataclasses.replace(recipe, model="my_models.py:names", arguments=()))
+    params = store.get_run(result.run_id).data.params
+    assert (params["learning_rate"], params["seed"], params["arg.seed"]) == ("0.05", "0", "7")
+    assert (params["augment"], params["arg.augment"], params["arg.weights"]) == ("none", "lots", "mine")
+    with pytest.raises(cnnlab.ArgumentError, match="Received one twice"):
+        cnnlab.compare_models([recipe, recipe])
 
 
 def test_a_compiled_model_keeps_its_optimizer(recipe, store):

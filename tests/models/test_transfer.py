@@ -176,7 +176,7 @@ def test_weights_are_read_once_a_process_and_no_model_is_built_twice(store, work
     reads, builds = [], []
     read, built = weights._load_weights, build.compile_model
     monkeypatch.setattr(weights, "_load_weights", lambda *a: reads.append(a) or read(*a))
-    monkeypatch.setattr(build, "compile_model", lambda *a: builds.append(a) or built(*a))
+    monkeypatch.setattr(build, "compile_model", lambda *a, **k: builds.append(a) or built(*a, **k))
     recipe = cnnlab.Recipe(model="mobilenetv2", weights="m.weights.h5", image_size=32, **SMALL)
     results = cnnlab.compare_models([recipe, dataclasses.replace(recipe, seed=1)]).results
     assert len(reads) == 1
@@ -192,7 +192,6 @@ def test_weights_are_read_once_a_process_and_no_model_is_built_twice(store, work
     [
         ([keras.layers.Dense(5, activation="softmax")], True, "conv"),
         ([keras.layers.Dense(5), keras.layers.Softmax()], False, "conv"),
-        ([keras.layers.Dense(1, activation="sigmoid")], False, "conv"),
         ([], True, "pool"),
     ],
 )
@@ -213,11 +212,14 @@ def test_what_is_no_backbone_gets_a_sentence(store, workplace, digits):
     (workplace / "text.keras").write_text("no model")
     keras.Sequential([keras.Input((32, 32, 1)), keras.layers.Conv2D(4, 3)]).save("grey.keras")
     keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Reshape((-1, 3))]).save("rows.keras")
+    dense = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(5, activation="softmax")]
+    keras.Sequential([keras.Input((32, 32, 3)), *dense]).save("dense.keras")
     (workplace / "old.h5").write_bytes(b"")
     for backbone, message in (
         ("code.keras", "Keras model of built-in layers"),
         ("text.keras", "Keras model of built-in layers"),
         ("grey.keras", r"images \(H, W, 3\)"),
+        ("dense.keras", "convolutions below its head"),
         ("rows.keras", "to give features of images of 32x32 pixels"),
         ("old.h5", "saved as .keras"),
         ("missing.keras", "Received: 'missing.keras'"),
