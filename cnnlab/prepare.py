@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from cnnlab.data import ImageDataset, load_dataset
+from cnnlab.data.class_weights import read_class_weights
 from cnnlab.data.named import NAMED
 from cnnlab.data.sizes import picture_side
 from cnnlab.errors import ArgumentError, LabError
@@ -50,6 +51,10 @@ def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
     for recipe in recipes:
         find_model(recipe.model).check(recipe.image_size, **recipe.factory_arguments())
     dataset = load_for(recipes[0])
+    recipes = [
+        dataclasses.replace(recipe, class_weights=read_class_weights(recipe.class_weights, dataset.class_names))
+        for recipe in recipes
+    ]
     found = functools.cache(_weights)  # of several seeds once
     prepared = []
     for recipe in recipes:

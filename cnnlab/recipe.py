@@ -8,15 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnnlab.errors import ArgumentError, expect_one_of
-from cnnlab.models import AUGMENTATIONS, MODELS, find_model, own
+from cnnlab.models import COMMON, MODELS, Range, find_model, own
+from cnnlab.models.augment import parse_augment
 
 PRECISIONS = ("float32", "mixed_bfloat16", "auto")
+OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
+SCHEDULES = ("constant", "cosine", "one-cycle", "plateau")
+ADAMW_DECAY = 0.004  # Keras's default of AdamW and Muon
 
 
-def _field(default, help, *, low=None, above=None, high=None, choices=None, unsaid=None):
-    """A field with its help text, bounds (`low` inclusive, `above` exclusive), and what `None` means, in words."""
+def _field(default, help, *, low=None, above=None, high=None, choices=None, unsaid=None, space=None):
+    """A field with its help text, bounds (`low` inclusive, `above` exclusive), what `None` means, in words, and what a
+    search varies it over where only its name is given.
+    """
     bounds = {"low": low, "above": above, "high": high, "choices": choices}
-    return field(default=default, metadata={"help": help, **bounds, "unsaid": unsaid})
+    return field(default=default, metadata={"help": help, **bounds, "unsaid": unsaid, "space": space})
 
 
 @dataclass(frozen=True)
@@ -56,19 +62,73 @@ class Recipe:
     limit: int | None = _field(None, "Use at most this many training images (stratified), tests in proportion.", low=1)
     split_seed: int = _field(0, "Seed of the splits and of the choice that limit makes.", low=0, high=2**31 - 1)
     seed: int = _field(0, "Seed of the initial weights and the shuffling.", low=0, high=2**31 - 1)
-    epochs: int = _field(5, "Passes over the training set.", low=1, high=10_000)
-    batch_size: int = _field(32, "Images per optimizer step.", low=1, high=65_536)
-    learning_rate: float | None = _field(None, "Adam's learning rate.", above=0, high=10)
-    schedule: str | None = _field(
-        None, "Of the learning rate; cosine falls to 0 by the last epoch.", choices=("constant", "cosine")
+    epochs: int | None = _field(
+        None, "Passes over the training set, before any fine-tuning.", low=1, high=10_000, space=(5, 10, 20)
     )
-    weight_decay: float | None = _field(None, "Adam's decoupled weight decay.", low=0, high=1)
-    augment: str = _field("none", "Augmentation while training.", choices=AUGMENTATIONS)
+    batch_size: int | None = _field(None, "Images per optimizer step.", low=1, high=65_536, space=(32, 64, 128, 256))
+    optimizer: str | None = _field(
+        None,
+        "Of the weights; sgd has Nesterov momentum, muon orthogonalises dense layers only, as Keras's does.",
+        choices=OPTIMIZERS,
+        space=OPTIMIZERS,
+    )
+    learning_rate: float | None = _field(
+        None, "The optimizer's, at its highest.", above=0, high=10, space=Range(1e-4, 1e-2, log=True)
+    )
+    momentum: float | None = _field(
+        None, "Nesterov momentum of sgd.", low=0, high=0.999, unsaid="0.9 with sgd", space=Range(0.8, 0.95)
+    )
+    weight_decay: float | None = _field(
+        None, "Decoupled weight decay.", low=0, high=1, space=Range(1e-5, 1e-1, log=True)
+    )
+    schedule: str | None = _field(
+        None,
+        "Of the learning rate; cosine falls to 0 by the last epoch, one-cycle rises before it falls, plateau halves it "
+        "after 2 epochs without a lower val_loss.",
+        choices=SCHEDULES,
+        space=("constant", "cosine", "one-cycle"),
+    )
+    warmup: float | None = _field(
+        None,
+        "Share of the training in which the learning rate rises.",
+        low=0,
+        high=0.9,
+        unsaid="0.3 with one-cycle, else 0",
+        space=(0.0, 0.1, 0.3),
+    )
+    label_smoothing: float | None = _field(
+        None,
+        "Share of each label that is spread over all classes (arXiv:1512.00567).",
+        low=0,
+        high=0.9,
+        space=Range(0, 0.2),
+    )
+    class_weights: str | None = _field(
+        None,
+        "Of each class in the loss: none, balanced, or a JSON file of class names and numbers.",
+        space=("none", "balanced"),
+    )
+    augment: str | None = _field(
+        None,
+        "Augmentation while training: none, full (flip,shift,rotate,zoom), or any of flip, shift, crop, rotate, zoom, "
+        "color, randaugment, cutout, mixup, cutmix, separated by commas, each with a strength if wished (crop:0.06).",
+        space=("none", "flip", "flip+crop", "flip+crop+cutout", "full"),
+    )
+    ema: float | None = _field(
+        None,
+        "Decay of the average of the weights that is validated and kept; 0 for none, 0.99 is usual.",
+        low=0,
+        high=0.9999,
+        space=(0.0, 0.98, 0.99, 0.995),
+    )
+    clip_norm: float | None = _field(
+        None, "Highest norm of all gradients together.", above=0, high=1e6, space=Range(0.5, 5, log=True)
+    )
     patience: int | None = _field(
         None, "Stop after this many epochs without a lower val_loss and keep the best weights.", low=1
     )
-    precision: str = _field(
-        "float32", "Arithmetic; auto is mixed_bfloat16 where the processor has it in hardware.", choices=PRECISIONS
+    precision: str | None = _field(
+        None, "Arithmetic; auto is mixed_bfloat16 where the processor has it in hardware.", choices=PRECISIONS
     )
     deterministic: bool = _field(False, "Only operations that repeat bit for bit on the same machine.")
     backbone: str | None = _field(
@@ -87,6 +147,36 @@ class Recipe:
     train_blocks: int | None = _field(
         None, "Stages of the backbone that are trained too, counted from the top.", low=0, high=16
     )
+    fine_tune: int | None = _field(
+        None,
+        "Epochs of a second stage, after the head's, that trains upper layers of the backbone too.",
+        low=0,
+        high=10_000,
+        space=(0, 2, 5),
+    )
+    fine_tune_from: str | None = _field(
+        None,
+        "Where fine-tuning starts: top (the topmost stage), a number of stages from the top, the beginning of a "
+        "layer's name, or all.",
+        unsaid="top",
+        space=("top", "2", "all"),
+    )
+    fine_tune_learning_rate: float | None = _field(
+        None,
+        "The optimizer's while fine-tuning.",
+        above=0,
+        high=10,
+        unsaid="a tenth of learning_rate",
+        space=Range(1e-5, 1e-3, log=True),
+    )
+    layer_decay: float | None = _field(
+        None,
+        "Factor of the learning rate from one stage of the backbone to the one below it while fine-tuning.",
+        above=0,
+        high=1,
+        unsaid="1",
+        space=Range(0.5, 1),
+    )
     frozen_precision: str | None = _field(
         None,
         "Arithmetic of frozen layers; auto is mixed_bfloat16 where that is faster.",
@@ -98,6 +188,9 @@ class Recipe:
         choices=("float16", "float32", "auto"),
     )
     filters: tuple[int, ...] | None = _field(None, "Filters of each convolution block.", low=1, high=4096)
+    test_views: int | None = _field(
+        None, "Views of a picture that an answer is averaged over: 1, or 2 with its mirror image.", low=1, high=2
+    )
     kernel_size: int | None = _field(None, "Side of the convolution kernels.", low=1, high=11)
     padding: str | None = _field(None, "Padding of the convolutions.", choices=("valid", "same"))
     arguments: tuple[str, ...] = _field((), "name=value of a function of your own.")
@@ -121,17 +214,18 @@ class Recipe:
             self._fill_in(find_model(self.model), replaced)
         for f in dataclasses.fields(self):
             _check(f.name, getattr(self, f.name), f.metadata)
-        if self.patience and not self.val_fraction:
-            raise ArgumentError(
-                "Expected val_fraction above 0 with patience, since stopping early on the test set would choose by it. "
-                "Received: val_fraction=0. Leave patience out or hold out a validation set."
-            )
+        parse_augment(self.augment)
+        _expect_to_combine(self)
 
     def _fill_in(self, model, replaced):
         further = own_arguments(self.model)
         taken = {name: default for name, default in model.arguments.items() if name not in further}
-        for name, default in ({**model.defaults, **taken} if model.own else model.recipe_defaults).items():
+        defaults = {**COMMON, **model.defaults, **taken} if model.own else model.recipe_defaults
+        for name, default in defaults.items():
             if getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
+                object.__setattr__(self, name, _unsaid(default))
+        for name, default in self._dependent_defaults(model).items():
+            if not self.said(name):
                 object.__setattr__(self, name, _unsaid(default))
         if self.arguments and not model.own:
             if not replaced:
@@ -147,9 +241,31 @@ class Recipe:
                 "'cnnlab models --available', a .keras file, models:/NAME@ALIAS or hub:PRESET."
             )
 
+    def _dependent_defaults(self, model):
+        """Defaults that depend on what other fields hold."""
+        defaults = {}
+        if self.optimizer in model.rates:
+            defaults["learning_rate"] = model.rates[self.optimizer]
+        if self.optimizer in ("adamw", "muon") and not self.weight_decay:
+            defaults["weight_decay"] = ADAMW_DECAY
+        if self.optimizer == "sgd":
+            defaults["momentum"] = model.defaults.get("momentum") or 0.9
+        if self.schedule == "one-cycle":
+            defaults["warmup"] = model.defaults.get("warmup") or 0.3
+        if self.fine_tune:
+            rate = (
+                self.learning_rate if self.said("learning_rate") else defaults.get("learning_rate", self.learning_rate)
+            )
+            defaults |= {"fine_tune_from": "top", "fine_tune_learning_rate": rate / 10}
+        return defaults
+
     @property
     def label(self) -> str:
         """The model's name for people: a function's without its file, a backbone's without its folder."""
+        return self._name + (" fine-tuned" if self.fine_tune else "")
+
+    @property
+    def _name(self):
         if own.is_own(self.model):
             return own.function_name(self.model)
         if self.model != "transfer":
@@ -230,7 +346,7 @@ class _UnsaidTuple(_Unsaid, tuple):
 _KINDS = {int: _UnsaidInt, float: _UnsaidFloat, str: _UnsaidStr, tuple: _UnsaidTuple}
 _FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 # Fields that say something about some models only.
-_OF_MODELS = {name for model in MODELS.values() for name in model.recipe_defaults} - {"augment"} | {"arguments"}
+_OF_MODELS = {name for model in MODELS.values() for name in model.recipe_defaults} - set(COMMON) | {"arguments"}
 
 
 def own_arguments(model) -> dict:
@@ -301,3 +417,33 @@ def _check(name, value, metadata):
             raise ArgumentError(f"Expected {name} to be {bounds_text(metadata)}. Received: {number}.")
     if value == ():
         raise ArgumentError(f"Expected {name} to name at least one number. Received: nothing.")
+
+
+def _expect_to_combine(recipe):
+    """Raise `ArgumentError` where two fields do not go together."""
+
+    def expect(condition, what, received, advice):
+        if not condition:
+            raise ArgumentError(f"Expected {what}. Received: {received}. {advice}")
+
+    for name, given in (("patience", recipe.patience), ("schedule plateau", recipe.schedule == "plateau")):
+        expect(
+            not given or recipe.val_fraction,
+            f"val_fraction above 0 with {name}, since that would choose by the test set",
+            "val_fraction=0",
+            f"Leave {name} out or hold out a validation set.",
+        )
+    if recipe.schedule == "plateau":
+        for name in ("warmup", "layer_decay"):
+            value = getattr(recipe, name)
+            expect(not value, f"no {name} with schedule plateau, which sets one learning rate", value, "Leave one out.")
+    expect(
+        recipe.momentum is None or recipe.optimizer in ("sgd", None),
+        "no momentum with another optimizer than sgd",
+        f"momentum {recipe.momentum} with {recipe.optimizer}",
+        "Leave one out.",
+    )
+    if not recipe.fine_tune:
+        for name in ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"):
+            value = getattr(recipe, name)
+            expect(value is None, f"fine_tune, a number of epochs, with {name}", value, "Add --fine-tune 5, say.")

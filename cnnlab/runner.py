@@ -1,13 +1,16 @@
 """The shared runner: one model, one data set, one MLflow run."""
 
 import dataclasses
+import itertools
 import time
 
 import numpy as np
 
 from cnnlab.errors import ArgumentError
 from cnnlab.models import own
+from cnnlab.models.augment import augmented_samples, parse_augment
 from cnnlab.results import plots
+from cnnlab.results.gradcam import looked_at
 from cnnlab.results.predictions import PREDICTIONS_FILE, describe, save_predictions
 from cnnlab.results.result import RunResult
 from cnnlab.tracking import run as tracking
@@ -15,7 +18,7 @@ from cnnlab.tracking import store
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.tracking.tags import MODEL_SOURCE
 from cnnlab.training import compute
-from cnnlab.training.loop import train
+from cnnlab.training.loop import stages_in_words, train
 
 
 def fit_and_evaluate(
@@ -54,7 +57,6 @@ def fit_and_evaluate(
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     run_name = run_name or f"{recipe.label} on {dataset.name}"
     params = model.count_params()
-    trainable_params = int(sum(np.prod(w.shape) for w in model.trainable_weights))
     with tracking.tracked_run(
         tracking.experiment_for(dataset),
         run_name,
@@ -67,14 +69,22 @@ def fit_and_evaluate(
         parent_run_id=parent_run_id,
     ) as run_id:
         tracking.log_dataset(dataset)
-        with tracking.autologging():
-            trained = train(model, dataset, recipe, callbacks=callbacks, parts=parts, quiet=not tested)
+        fits = tracking.fits_of_a_run()
+        trained = train(model, dataset, recipe, callbacks=callbacks, parts=parts, quiet=not tested, recorded=fits)
         test, val = trained.predictions.get("test"), trained.predictions.get("val")
-        sizes = {"params": params, "trainable_params": trainable_params}
+        sizes = {"params": params, "trainable_params": _trainable(model)}
         metrics = {**sizes, "train_seconds": round(trained.seconds, 1)}  # the UI shows every digit
         if val:  # of the finished model; with patience the last epoch's `val_accuracy` is of other weights
-            metrics |= {"final_val_accuracy": val.accuracy, "final_val_loss": val.loss}
-        figures = {"curves.png": plots.curves({recipe.label: trained.history})}
+            metrics |= {f"final_val_{name}": value for name, value in {**val.scores, "loss": val.loss}.items()}
+        borders = tuple(itertools.accumulate(stage.epochs for stage in trained.stages[:-1]))
+        for number, stage in enumerate(trained.stages, start=1):
+            facts = {name: getattr(stage, name) for name in ("val_accuracy", "val_loss", "epochs", "seconds")}
+            metrics |= {f"stage{number}_{name}": value for name, value in facts.items()}
+        if trained.stages:
+            tracking.tag_run(stages=stages_in_words(trained.stages, dataset))
+        figures = {"curves.png": plots.curves({recipe.label: trained.history}, {recipe.label: borders})}
+        if parse_augment(recipe.augment):
+            figures["augmented.png"] = _augmented(recipe, dataset)
         # The summary in place of autologging's, which is of the head alone where features were cached.
         texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
         if source:
@@ -82,10 +92,10 @@ def fit_and_evaluate(
         files, model_uri = {}, None
         if tested:
             print(f"{run_name}: test_accuracy {test.accuracy:.4f}, test_loss {test.loss:.4f}")
-            metrics |= {"test_accuracy": test.accuracy, "test_loss": test.loss}
+            metrics |= {f"test_{name}": value for name, value in {**test.scores, "loss": test.loss}.items()}
             model_uri = tracking.log_model(model, dataset.class_names, dataset.image_shape)
             more_figures, more_texts = describe(recipe.label, dataset.class_names, dataset.test.images, test)
-            figures |= more_figures
+            figures |= {**more_figures, **looked_at(model, dataset.class_names, dataset.test.images, test)}
             texts |= more_texts
             files[PREDICTIONS_FILE] = lambda path: save_predictions(path, dataset.class_names, **trained.predictions)
         tracking.log_results(metrics, figures, texts, files)
@@ -104,7 +114,29 @@ def fit_and_evaluate(
         train_seconds=trained.seconds,
         total_seconds=total_seconds,
         model_uri=model_uri,
+        stage_borders=borders,
     )
+
+
+def _trainable(model):
+    """Numbers that are trained; of several stages in the last one."""
+    return int(sum(np.prod(w.shape) for w in model.trainable_weights))
+
+
+def _augmented(recipe, dataset, count=6, rows=3):
+    """A few training images as they are, and below them as the training sees them."""
+    images, names = dataset.train.images[:count], dataset.class_names
+    one_hot = np.eye(len(names), dtype="float32")[dataset.train.labels[:count]]
+    shown, captions = [images], [names[label] for label in dataset.train.labels[:count]]
+    for row in range(rows):
+        seen, shares = augmented_samples(images, one_hot, recipe.augment, recipe.seed + row)
+        shown.append(seen)
+        for share in shares:
+            parts = sorted(np.flatnonzero(share > 0.005), key=lambda label: -share[label])
+            captions.append(
+                "\n".join(f"{share[label]:.0%} {names[label]}" for label in parts) if len(parts) > 1 else ""
+            )
+    return plots.image_grid(np.concatenate(shown), captions, f"Training images, and augmented by {recipe.augment}")
 
 
 def _summary(model):

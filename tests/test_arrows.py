@@ -16,7 +16,7 @@ FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, VERBS, {"tuning"}, {"cnnlab.c
 KNOWN_IN = {
     "mlflow": ("cnnlab.tracking.",),
     "keras_tuner": ("tuning.kerastuner",),
-    "tensorflow": ("cnnlab.training.compute", "cnnlab.job"),
+    "tensorflow": ("cnnlab.training.compute", "cnnlab.job", "cnnlab.results.gradcam"),
     "matplotlib": ("cnnlab.results.plots",),
     "keras_hub": ("cnnlab.models.weights",),
     "fastapi": ("cnnlab.serve",),

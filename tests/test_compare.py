@@ -22,7 +22,13 @@ def test_models_are_children_of_a_run_with_the_comparison(store, small_cnn):
     assert {c.info.experiment_id for c in children} == {parent.info.experiment_id}
     names = {file.path for file in store.list_artifacts(parent_run_id)}
     assert names == {
-        *("comparison_curves.png", "comparison_confusion.png", "calibration.png", "disagreements.png"),
+        *(
+            "comparison_curves.png",
+            "comparison_confusion.png",
+            "calibration.png",
+            "disagreements.png",
+            "accuracy_by_seconds.png",
+        ),
         *("comparison.csv", "verdicts.md"),
     }
     text = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/comparison.csv")

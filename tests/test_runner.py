@@ -71,12 +71,14 @@ def test_params_and_tags(trained):
 def test_artifacts(trained):
     client, result, run, dataset = trained
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
-    figures = {"curves.png", "confusion_matrix.png", "class_accuracy.png", "mistakes.png"}
-    assert names == figures | {"recipe.json", "model_summary.txt", "class_accuracy.csv", "predictions.npz"}
+    figures = {"curves.png", "confusion_matrix.png", "class_scores.png", "mistakes.png", "gradcam.png"}
+    assert names == figures | {"recipe.json", "model_summary.txt", "class_scores.csv", "predictions.npz"}
     recipe = cnnlab.Recipe.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/recipe.json"))
     assert recipe == result.recipe
-    lines = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/class_accuracy.csv").splitlines()
-    accuracy = sum(int(n) * float(a) for _, n, a in (line.split(",") for line in lines[1:])) / len(dataset.test.labels)
+    lines = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/class_scores.csv").splitlines()
+    assert lines[0] == "class,test_images,precision,recall,f1"
+    rows = [line.split(",") for line in lines[1:]]
+    accuracy = sum(int(count) * float(recall) for _, count, _, recall, _ in rows) / len(dataset.test.labels)
     assert accuracy == pytest.approx(result.test_accuracy, abs=1e-4)
     path = mlflow.artifacts.download_artifacts(f"{run.info.artifact_uri}/predictions.npz")
     with np.load(path) as stored:

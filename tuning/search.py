@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import own
 from cnnlab.prepare import prepare
+from cnnlab.results.names import TOP5_CLASSES
 from cnnlab.tracking import read, store
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.provenance import data_tags
@@ -106,6 +107,11 @@ def _load(search):
     """`(search, dataset, tags)`: the search with the data and weights that are really used."""
     store.expect_usable_store()
     dataset, [prepared] = prepare([search.recipe])
+    if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:
+        raise ArgumentError(
+            f"Expected at least {TOP5_CLASSES} classes for the objective val_top5_accuracy. Received: "
+            f"{len(dataset.class_names)}. Use another objective."
+        )
     store.open_store()
     recipe = dataclasses.replace(prepared.recipe, dataset=prepared.recipe.dataset or dataset.name)
     return dataclasses.replace(search, recipe=recipe), dataset, prepared.tags

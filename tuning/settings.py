@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from cnnlab.errors import ArgumentError
 from cnnlab.models import own
 from cnnlab.recipe import Recipe
+from cnnlab.results.names import SCORES
 from tuning.spaces import space_text
 
 TUNERS = ("bayesian", "random", "hyperband")
-OBJECTIVES = {"val_accuracy": "max", "val_loss": "min"}
+OBJECTIVES = {**{f"val_{score}": "max" for score in SCORES}, "val_loss": "min"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Search:
         recipe: the `Recipe` that everything outside the space comes from.
         space: hyperparameter to a tuple of choices or a `Range`.
         tuner: "bayesian", "random" or "hyperband".
-        objective: "val_accuracy" or "val_loss", of the weights that the trial ends with.
+        objective: a key of `OBJECTIVES`, of the weights that the trial ends with.
         finalists: how many of the best recipes are trained afresh.
         final_seeds: how often each, with a new seed every time.
         trials: at most as many; may be raised later.

@@ -10,8 +10,16 @@ import math
 
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.models import TRAINING, Range, find_model
-from cnnlab.recipe import Recipe, own_arguments
+from cnnlab.recipe import Recipe, applies, own_arguments
 
+DEPENDENT = {
+    **dict.fromkeys(
+        ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"),
+        lambda values, base: values.get("fine_tune", base.fine_tune),
+    ),
+    "momentum": lambda values, base: values.get("optimizer", base.optimizer) == "sgd",
+    "warmup": lambda values, base: values.get("schedule", base.schedule) != "plateau",
+}
 LENGTHS = {"blocks": "filters"}  # what says how many numbers a field has
 
 
@@ -22,9 +30,15 @@ def narrowed_space(recipe, given, options) -> dict:
         ArgumentError: an unknown hyperparameter, or values that do not parse or are out of bounds.
     """
     model = find_model(recipe.model)
-    further = {name: () for name in model.arguments if model.own}
+    further = {name: None for name in model.arguments if model.own}
+    further |= {
+        f.name: f.metadata["space"]
+        for f in dataclasses.fields(Recipe)
+        if f.metadata["space"] and f.name not in given and applies(f, recipe.model)
+    }
     said = {pair.partition("=")[0] for pair in recipe.arguments}
-    space = narrowed(fixed(model.space, given), options, recipe, set(further) - said)
+    further = {name: values for name, values in further.items() if name not in said}
+    space = narrowed(fixed(model.space, given), options, recipe, further)
     check_space(space, recipe)
     return space
 
@@ -36,19 +50,25 @@ def narrowed(space, options, recipe=None, further=()) -> dict:
         space: name to a tuple of choices or a `Range`.
         options: texts such as "learning_rate=1e-4:1e-2" (a range, for numbers) or "filters=16,32,64" (choices).
         recipe: says which types the arguments of a function of the user's have.
-        further: names that may be added.
+        further: names that may be added, with their usual values, for those that are given without any.
 
     Raises:
         ArgumentError: an unknown hyperparameter, or values that do not parse.
     """
-    space = dict(space)
+    space, further = dict(space), dict(further)
     for option in options:
         name, equals, text = option.partition("=")
-        if not equals or not text:
+        if equals and not text:
             raise _unreadable(option)
-        expect_one_of("the hyperparameter of --space", name, [*space, *further])
+        expect_one_of("the hyperparameter of --space", name, dict.fromkeys([*space, *further]))
+        if not equals:
+            if (space.get(name) or further.get(name)) is None:
+                raise _unreadable(option)
+            space[name] = space.get(name) or further[name]
+            continue
         kind = kind_of(name, recipe)
-        space[name] = _range(name, space.get(name), kind, text) if ":" in text else _choices(kind, text, option)
+        ranged = ":" in text and kind is not str  # an augmentation has a strength behind one
+        space[name] = _range(name, space.get(name), kind, text) if ranged else _choices(kind, text, option)
     return space
 
 
@@ -67,7 +87,7 @@ def check_space(space, recipe) -> None:
                 if not 1 <= value <= 8:
                     raise ArgumentError(f"Expected {name} to be at least 1 and at most 8. Received: {value}.")
             else:
-                _changed(recipe, {name: (value,) if name in LENGTHS.values() else value})
+                recipe_of({name: (value,) if name in LENGTHS.values() else value}, recipe)
 
 
 def space_text(values) -> str:
@@ -84,6 +104,9 @@ def recipe_of(values, base) -> Recipe:
     """
     # The Gaussian process's are NumPy's.
     values = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+    for name, needed in DEPENDENT.items():  # what says nothing beside this trial's other values
+        if name in values and not needed(values, base):
+            del values[name]
     names = {f.name for f in dataclasses.fields(Recipe)} | set(own_arguments(base.model))
     changes = {name: value for name, value in values.items() if name in names}
     for length, field in LENGTHS.items():
@@ -135,9 +158,6 @@ def _range(name, before, kind, text):
         low, high = float(low), float(high)
     except ValueError:
         raise _unreadable(f"{name}={text}") from None
-    if kind not in (int, float):
-        example = before[0] if before else "a"
-        raise ArgumentError(f"Expected choices for {name}, such as {name}={example}. Received: the range {text}.")
     choices = name in LENGTHS or name in LENGTHS.values()
     if choices or not low < high < math.inf:  # NaN fails too
         raise ArgumentError(

@@ -45,7 +45,7 @@ class Place:
             with tracking.tracked_run(self.experiment_id, run_name, params=recipe.params(), tags=tags, **parent):
                 raise
         result = fit_and_evaluate(model, self.dataset, recipe, run_name=run_name, tags=tags, parts=("val",), **parent)
-        score = result.validation.accuracy if search.objective == "val_accuracy" else result.validation.loss
+        score = getattr(result.validation, search.objective.removeprefix("val_"))
         tracking.log_metric_of(result.run_id, SCORE, score)
         return score
 

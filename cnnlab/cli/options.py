@@ -9,7 +9,13 @@ from cnnlab.errors import ArgumentError
 from cnnlab.models import MODELS, find_model
 from cnnlab.recipe import Recipe, applies, bounds_text
 
-METAVARS = {"dataset": "NAME_OR_FOLDER", "arguments": "NAME=VALUE", "backbone": "NAME_OR_FILE"}
+SHOWN = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
+# Autologging has a param class_weight of its own.
+OPTION_NAMES = {"arguments": "--arg", "class_weights": "--class-weight"}
+METAVARS = {
+    **{"dataset": "NAME_OR_FOLDER", "arguments": "NAME=VALUE", "backbone": "NAME_OR_FILE"},
+    **{"augment": "NAME,...", "class_weights": "none|balanced|FILE", "fine_tune_from": "STAGE"},
+}
 
 
 def recipe_options(command):
@@ -67,7 +73,7 @@ def recipes_of(models, options) -> list[Recipe]:
 
 def option_name(field_name) -> str:
     """The option of a field of the recipe."""
-    return "--arg" if field_name == "arguments" else "--" + field_name.replace("_", "-")
+    return OPTION_NAMES.get(field_name, "--" + field_name.replace("_", "-"))
 
 
 def _option_type(f):
@@ -102,22 +108,29 @@ def _default_text(recipe_field) -> str:
     if recipe_field.default not in (None, ()):
         return str(recipe_field.default)
     texts = {}  # default to the models that have it
-    for name in ("cnn", "vgg16", "transfer"):
+    for name in SHOWN:
         default = MODELS[name].recipe_defaults.get(recipe_field.name)
         if default not in (None, inspect.Parameter.empty):
             text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
             texts.setdefault(text, []).append("other backbones" if name == "transfer" else name)
     if len(texts) == 1:
         return next(iter(texts))
-    return ", ".join(f"{text} for {' and '.join(models)}" for text, models in texts.items())
+    return "; ".join(f"{text} for {_listed(models)}" for text, models in texts.items())
+
+
+def _listed(names):
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _models_text(recipe_field) -> str:
     """The models that a field says something about, in words; empty where it is all of them."""
-    taking = [name for name in ("cnn", "vgg16", "transfer") if applies(recipe_field, name)]
+    taking = [name for name in SHOWN if applies(recipe_field, name)]
     if recipe_field.name == "arguments":
         return "FILE.py:FUNCTION"
-    return "" if len(taking) == 3 else {"vgg16": "backbones"}.get(taking[0], taking[0])
+    if len(taking) == len(SHOWN):
+        return ""
+    return _listed({"vgg16": "backbones"}.get(name, name) for name in taking if name != "transfer" or len(taking) == 1)
 
 
 def _for_whom(recipe_field):

@@ -2,6 +2,8 @@
 
 import sys
 
+FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
+
 
 def print_results(results, labels, title):
     """The table of a training or a comparison."""
@@ -9,10 +11,11 @@ def print_results(results, labels, title):
     for label, r in zip(labels, results, strict=True):
         low, high = r.test.interval
         sizes = (f"{r.params:,}", f"{r.trainable_params:,}", f"{r.train_seconds:.1f}")
-        rows.append(
-            (label, f"{r.test_accuracy:.2%}", f"{100 * low:.1f}-{100 * high:.1f}", f"{r.test_loss:.4f}", *sizes)
-        )
-    columns = ("test\naccuracy", "95 %\ninterval", "test\nloss", "parameters", "trainable", "train\nseconds")
+        scores = [f"{value:.2%}" for value in r.test.scores.values()]
+        rows.append((label, scores[0], f"{100 * low:.1f}-{100 * high:.1f}", *scores[1:], f"{r.test_loss:.4f}", *sizes))
+    further = [FURTHER[name] for name in list(results[0].test.scores)[1:]]
+    sizes = ("parameters", "trainable", "train\nseconds")
+    columns = ("test\naccuracy", "95 %\ninterval", *further, "test\nloss", *sizes)
     _print_table(title, ("model", *columns), rows, last=("run id", [r.run_id for r in results]))
 
 
@@ -92,4 +95,4 @@ def _print_table(title, columns, rows, last=None):
     for row in rows:
         table.add_row(*row)
     # In a file the table is as wide as it needs to be; only a terminal has a width to respect.
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

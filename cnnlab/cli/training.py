@@ -8,6 +8,7 @@ import click
 from cnnlab.cli.options import option_name, recipe_options, recipes_of
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.job import job
+from tuning.settings import OBJECTIVES
 
 
 @click.command()
@@ -71,12 +72,13 @@ def compare(models, seeds, **options):
 @click.argument("model", metavar="MODEL")
 @click.option("--tuner", default="bayesian", show_default=True, help="One of: bayesian, random, hyperband.")
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Recipes to try.")
-@click.option("--objective", default="val_accuracy", show_default=True, help="One of: val_accuracy, val_loss.")
+@click.option("--objective", default="val_accuracy", show_default=True, help=f"One of: {', '.join(OBJECTIVES)}.")
 @click.option(
     "--space",
     multiple=True,
     metavar="NAME=VALUES",
-    help="Narrow a hyperparameter to a range (learning_rate=1e-4:1e-2) or choices (filters=16,32,64); may be repeated.",
+    help="Narrow a hyperparameter to a range (learning_rate=1e-4:1e-2) or choices (filters=16,32,64), or add one "
+    "(label_smoothing); may be repeated.",
 )
 @click.option("--finalists", type=click.IntRange(1), default=3, show_default=True, help="Best recipes trained afresh.")
 @click.option("--final-seeds", type=click.IntRange(1), default=2, show_default=True, help="Seeds for each finalist.")
@@ -90,7 +92,7 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
     Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
     Options of the recipe that are given are kept fixed. The same command goes on where an earlier one was interrupted.
     """
-    from tuning.settings import OBJECTIVES, TUNERS, Search
+    from tuning.settings import TUNERS, Search
     from tuning.spaces import narrowed_space
     from tuning.workers import ID, role
 

@@ -6,13 +6,15 @@ import click
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.job import job
+from cnnlab.results.names import SCORES
 
 FORMATS = ("table", "csv", "json")  # of predictions
 
 
 @click.command()
 @click.argument("run_id", required=False)
-@click.option("--best", is_flag=True, help="The best run by validation accuracy; so it is without RUN_ID too.")
+@click.option("--best", is_flag=True, help="The best run by its validation score; so it is without RUN_ID too.")
+@click.option("--by", default="accuracy", show_default=True, help=f"Score that decides: one of {', '.join(SCORES)}.")
 @click.option("--experiment", help="Where to look for the best run.  [default: the one used last]")
 @click.option("--name", help="Of the registered model.  [default: the experiment's, so one for each data set]")
 @click.option("--promote", is_flag=True, help="Make it the champion if it beats the present one.")
@@ -21,10 +23,10 @@ FORMATS = ("table", "csv", "json")  # of predictions
     type=click.FloatRange(0, 100),
     default=0.0,
     show_default=True,
-    help="Points of accuracy that the interval of the difference must lie above.",
+    help="Points that the interval of the difference must lie above.",
 )
 @click.option("--force", is_flag=True, help="Promote whatever the evidence.")
-def register(run_id, best, experiment, name, promote, margin, force):
+def register(run_id, best, by, experiment, name, promote, margin, force):
     """Register a run's model: that of RUN_ID, or the best one.
 
     With --promote it becomes @champion if it is better on the same held-out images: the lower end of the paired
@@ -34,13 +36,14 @@ def register(run_id, best, experiment, name, promote, margin, force):
         raise ArgumentError("Expected a run or --best. Received both. Leave one out.")
     if force and not promote:
         raise ArgumentError("Expected --force with --promote. Received it alone. Add --promote.")
+    expect_one_of("by", by, SCORES)
     with job():
         from cnnlab.tracking import registry
 
-        version, said = registry.register(run_id, experiment=experiment, name=name)
+        version, said = registry.register(run_id, experiment=experiment, name=name, by=by)
         print("\n".join([*said, f"{version}, run {version.run_id}: models:/{version.name}/{version.number}"]))
         if promote:
-            decision = registry.promote(version, margin=margin / 100, force=force)
+            decision = registry.promote(version, by=by, margin=margin / 100, force=force)
             if not decision.promoted and not decision.unchanged:
                 raise LabError(f"Not promoted. {decision.reason}")
             print(decision.reason + (f" Now models:/{version.name}@champion." if decision.promoted else ""))

@@ -10,9 +10,8 @@ from cnnlab.errors import expect_one_of
 from cnnlab.models import own
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.models.cnn import check_cnn, cnn
+from cnnlab.models.resnet9 import adapt, check_resnet9, resnet9
 from cnnlab.models.transfer import check_transfer, transfer
-
-AUGMENTATIONS = ("none", "flip", "full")
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Model:
         defaults: of fields of the recipe that are not the factory's, or that it has other defaults for.
         check: `(side, **arguments)`, raises `ArgumentError` where the model cannot be built for images of that size.
         space: what a search varies, hyperparameter to a tuple of choices or a `Range`.
+        rates: the learning rate by optimizer, where that is not `defaults`'s.
+        prepare: `(model, images)`, called once with the model that was built and the training images.
         own: whether it is a function of the user's, whose further arguments are given as `arguments`.
     """
 
@@ -44,6 +45,8 @@ class Model:
     check: Callable = lambda side, **arguments: None
     defaults: Mapping = field(default_factory=dict)
     space: Mapping = field(default_factory=dict)
+    rates: Mapping = field(default_factory=dict)
+    prepare: Callable | None = None
     own: bool = False
 
     @property
@@ -59,13 +62,23 @@ class Model:
     @property
     def recipe_defaults(self) -> dict:
         """The recipe's fields that say something about this model, with their defaults."""
-        return {**self.arguments, **self.defaults}
+        return {**COMMON, **self.arguments, **self.defaults}
 
 
-TRAINING = {"learning_rate": 1e-3, "weight_decay": 0.0, "schedule": "constant"}
+# Of every model, where its row has no others.
+COMMON = {"epochs": 5, "batch_size": 32, "augment": "none", "precision": "float32", "class_weights": "none"}
+# Of models that we compile.
+TRAINING = {
+    **{"optimizer": "adam", "learning_rate": 1e-3, "momentum": None, "weight_decay": 0.0},
+    **{"schedule": "constant", "warmup": None, "label_smoothing": 0.0, "ema": 0.0, "clip_norm": None},
+}
 # Found on 17 flowers at 224 pixels and CIFAR-10 at 96, 979 and 45,000 images, with an EfficientNet-Lite0 of ImageNet.
 HEAD = {**TRAINING, "learning_rate": 2e-3, "schedule": "cosine", "dense_units": 256, "dropout": 0.2}
-FROZEN = {"frozen_precision": "auto", "feature_dtype": "auto"}
+FROZEN = {
+    **{"frozen_precision": "auto", "feature_dtype": "auto"},
+    **{"fine_tune": 0, "fine_tune_from": None, "fine_tune_learning_rate": None, "layer_decay": None},
+}
+HEAD_RATES = {"sgd": 2e-2}
 RATES = {"learning_rate": Range(1e-4, 1e-2, log=True)}
 HEAD_SPACE = {
     **RATES,
@@ -91,9 +104,30 @@ MODELS: Mapping[str, Model] = MappingProxyType(
                 "dense_units": (64, 128, 256),
                 "dropout": Range(0.0, 0.5),
                 "learning_rate": Range(3e-4, 3e-3, log=True),
-                "augment": AUGMENTATIONS,
+                "augment": ("none", "flip", "full"),
                 "batch_size": (32, 64, 128),
             },
+            rates={"sgd": 1e-2},
+        ),
+        "resnet9": Model(
+            resnet9,
+            check_resnet9,
+            {
+                **{**TRAINING, "image_size": 32, "epochs": 10, "batch_size": 512, "precision": "auto"},
+                **{"optimizer": "sgd", "learning_rate": 0.75, "momentum": 0.85, "weight_decay": 0.009},
+                **{"schedule": "one-cycle", "warmup": 0.25, "label_smoothing": 0.2, "augment": "flip+crop:0.0625"},
+            },
+            {
+                "learning_rate": Range(0.2, 2.0, log=True),
+                "weight_decay": Range(2e-3, 3e-2, log=True),
+                "label_smoothing": Range(0.0, 0.3),
+                "warmup": (0.1, 0.25, 0.4),
+                "augment": ("flip", "flip+crop:0.0625", "flip+crop", "flip+crop:0.0625+cutout"),
+                "ema": (0.0, 0.98, 0.995),
+                "batch_size": (256, 512),
+            },
+            rates={"adam": 2e-3, "adamw": 2e-3, "muon": 2e-3},
+            prepare=adapt,
         ),
         # The seed's VGG16: Flatten and a dense layer, at the pictures' usual 32 pixels.
         "vgg16": Model(
@@ -111,15 +145,17 @@ MODELS: Mapping[str, Model] = MappingProxyType(
                 "preprocessing": ("vgg16", "scale"),
                 "train_blocks": (0, 1),
             },
+            rates={"sgd": 1e-3},
         ),
         # Any backbone: --backbone says which.
-        "transfer": Model(transfer, check_transfer, {**HEAD, **FROZEN}, HEAD_SPACE),
+        "transfer": Model(transfer, check_transfer, {**HEAD, **FROZEN}, HEAD_SPACE, HEAD_RATES),
         **{
             name: Model(
                 partial(transfer, backbone=name),
                 partial(check_transfer, backbone=name),
                 {**HEAD, **FROZEN},
                 HEAD_SPACE,
+                HEAD_RATES,
             )
             for name in BACKBONES
             if name != "vgg16"
@@ -137,9 +173,9 @@ def find_model(name) -> Model:
     if own.is_own(name):
         # Its optimizer is its own where it compiles itself, so that a default of ours would say what is not so.
         defaults = {**dict.fromkeys(TRAINING), "image_size": 32, "feature_dtype": "auto"}
-        return Model(own.load(name), defaults=defaults, space=RATES, own=True)
+        return Model(own.load(name), defaults=defaults, space=RATES, rates={"sgd": 1e-2}, own=True)
     if name not in MODELS:
-        usual = ("cnn", "vgg16", "transfer")
+        usual = ("cnn", "resnet9", "vgg16", "transfer")
         near = [*usual, *sorted(set(MODELS) - set(usual))]
         expect_one_of("model", name, near, shown=[*usual, "one of 'cnnlab models --available'", "FILE.py:FUNCTION"])
     return MODELS[name]

@@ -9,7 +9,7 @@ PIXELS = (keras.layers.Rescaling, keras.layers.Normalization)
 OUR_NAMES = ("images", "resize", "scale", "flatten", "average_pool", "max_pool", "dense", "dropout", "probabilities")
 
 
-def graft(network, x, trained, frozen_precision):
+def graft(network, x, trained, frozen_precision, later=()):
     """The network's features of `x`, by layers of its own with its weights.
 
     Args:
@@ -17,11 +17,14 @@ def graft(network, x, trained, frozen_precision):
         x: Keras tensor `(N, H, W, C) float32`, preprocessed.
         trained: names of the layers that are trained; the others are frozen, with their dropout switched off.
         frozen_precision: dtype policy of the frozen layers; the others follow the global policy.
+        later: names of layers that are frozen now and trained in a later stage; they follow the global policy too.
     """
     copy = keras.models.clone_model(
         network.model,
         input_tensors=keras.Input(x.shape[1:], dtype="float32"),
-        clone_function=lambda layer: _cloned(layer, layer.name in trained, frozen_precision),
+        clone_function=lambda layer: _cloned(
+            layer, layer.name in trained, keras.config.dtype_policy().name if layer.name in later else frozen_precision
+        ),
     )
     values = network.model.get_weights()
     if not all(np.isfinite(value).all() for value in values):
@@ -52,9 +55,13 @@ def _cloned(layer, trained, frozen_precision):
         config["dtype"] = keras.config.dtype_policy().name if trained else frozen_precision
     if not trained and "rate" in config:  # dropout is for training
         config["rate"] = 0.0
-    if config["name"] in OUR_NAMES or config["name"].startswith("random_"):
-        config["name"] = f"backbone_{config['name']}"
+    config["name"] = grafted_name(config["name"])
     return type(layer).from_config(config)
+
+
+def grafted_name(name) -> str:
+    """What a layer of a network is called in the model that it was made a part of."""
+    return f"backbone_{name}" if name in OUR_NAMES or name.startswith("random_") else name
 
 
 def trained_layers(network, count, side) -> set[str]:
@@ -65,14 +72,66 @@ def trained_layers(network, count, side) -> set[str]:
     """
     if not count:
         return set()
-    stages = network.stages if network.stages is not None else find_stages(network.model, side)
+    stages = _stages(network, side)
     if count > len(stages):
-        raise ArgumentError(
-            f"Expected train_blocks to be at most {len(stages)}, the stages of {network.name}. Received: {count}."
-        )
+        raise ArgumentError(too_many("train_blocks", len(stages), network.name, count))
+    return set(_names_behind(network, stages[count - 1]))
+
+
+def layers_from(network, start, side) -> list[list[str]]:
+    """Names of the layers from `start` upwards, stage by stage, the topmost first.
+
+    Args:
+        network: a `Network`.
+        start: "top" (the topmost stage), a number of stages, the beginning of a layer's name, or "all".
+        side: pixels a side of the images.
+
+    Raises:
+        ArgumentError: it has not as many stages, or no such layer.
+    """
+    stages = _stages(network, side)
     names = [layer.name for layer in network.model.layers]
-    behind = stages[count - 1]
-    return set(names[names.index(behind) + 1 :] if behind else names)
+    if start in ("top", "all"):
+        count = 1 if start == "top" else len(stages)
+    elif start.isdigit():
+        count = int(start)
+    else:
+        count = None
+    if count is not None and not 1 <= count <= len(stages):
+        raise ArgumentError(too_many("fine_tune_from", len(stages), network.name, start))
+    if count:
+        behind = stages[count - 1]
+        first = names.index(behind) + 1 if behind else 0
+    else:
+        first = next((i for i, name in enumerate(names) if name.startswith(start)), None)
+        if first is None:
+            starts = [_names_behind(network, stage)[0] for stage in stages]
+            raise ArgumentError(
+                f"Expected fine_tune_from to be top, a number of stages up to {len(stages)}, all, or the beginning of "
+                f"a layer's name. Received: '{start}', which no layer of {network.name} begins with. Its stages start "
+                f"at: {', '.join(starts)}."
+            )
+    groups, end = [], len(names)
+    for stage in stages:
+        begin = max(first, names.index(stage) + 1 if stage else 0)
+        if begin < end:
+            groups.append(names[begin:end])
+        end = min(end, begin)
+    return groups
+
+
+def too_many(field, count, name, received) -> str:
+    """The sentence for more stages than a network has."""
+    return f"Expected {field} to be at most {count}, the stages of {name}. Received: {received}."
+
+
+def _stages(network, side):
+    return network.stages if network.stages is not None else find_stages(network.model, side)
+
+
+def _names_behind(network, layer):
+    names = [one.name for one in network.model.layers]
+    return names[names.index(layer) + 1 :] if layer else names
 
 
 def find_stages(model, side) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 import keras
 from keras import layers
 
-from cnnlab.errors import expect_one_of
+from cnnlab.models.augment import augmented
 
+MEAN_OF_VIEWS = "mean_of_views"
 POOLINGS = {
     "flatten": lambda: layers.Flatten(name="flatten"),
     "average": lambda: layers.GlobalAveragePooling2D(name="average_pool"),
@@ -17,22 +18,14 @@ def image_input(input_shape, augment, image_size=None):
 
     Args:
         input_shape: `(height, width, 3)` of the pictures.
-        augment: "none", "flip", or "full" (flip, shift, rotation, zoom); only active while training.
+        augment: names of `cnnlab.models.augment`; only active while training.
         image_size: pixels a side; larger than the pictures, they are enlarged (bicubic).
 
     Returns:
         `(images, x)`: `(N, height, width, 3) uint8`, and `(N, image_size, image_size, 3)`, still from 0 to 255.
     """
     images = keras.Input(input_shape, dtype="uint8", name="images")
-    augment = {False: "none", True: "full"}.get(augment, augment)
-    expect_one_of("augment", augment, ("none", "flip", "full"))
-    x = images
-    if augment in ("flip", "full"):
-        x = layers.RandomFlip("horizontal", name="random_flip")(x)
-    if augment == "full":
-        x = layers.RandomTranslation(0.1, 0.1, fill_mode="reflect", name="random_shift")(x)
-        x = layers.RandomRotation(0.03, fill_mode="reflect", name="random_rotation")(x)
-        x = layers.RandomZoom(0.1, fill_mode="reflect", name="random_zoom")(x)
+    x = augmented(images, {False: "none", True: "full"}.get(augment, augment))
     if image_size and tuple(input_shape[:2]) != (image_size, image_size):
         smaller = image_size < min(input_shape[:2])
         how = {"interpolation": "bilinear", "antialias": True} if smaller else {"interpolation": "bicubic"}
@@ -59,3 +52,18 @@ def dense_head(x, num_classes, pooling, dense_units, dropout):
         x = layers.Dropout(dropout, name="dropout")(x)
     # float32 also under a mixed precision policy: probabilities and the loss need the digits.
     return layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities")(x)
+
+
+def mean_of_views(model):
+    """A model that averages the probabilities of the images and of their mirror images, with `model` inside."""
+    images = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
+    mirrored = keras.ops.flip(images, axis=2)
+    outputs = layers.Average(dtype="float32", name=MEAN_OF_VIEWS)([model(images), model(mirrored)])
+    return keras.Model(images, outputs, name=model.name)
+
+
+def single_view(model):
+    """The model inside of one by `mean_of_views`, which is what is trained; `None` for others."""
+    if getattr(model, "layers", None) and model.layers[-1].name == MEAN_OF_VIEWS:
+        return next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    return None

@@ -17,6 +17,7 @@ def transfer(
     augment="none",
     preprocessing="own",
     train_blocks=0,
+    fine_tune_from=None,
     frozen_precision="float32",
 ):
     """The backbone's features, pooled, under a dense head; the backbone's own preprocessing is inside.
@@ -30,11 +31,13 @@ def transfer(
         pooling: "average", "max" or "flatten".
         dense_units: width of the hidden dense layer, 0 for a linear head.
         dropout: rate before the softmax, 0 for none.
-        augment: "none", "flip", or "full" (flip, shift, rotation, zoom).
+        augment: "none", or names of `cnnlab.models.augment`, separated by commas.
         preprocessing: "own" for what the backbone was trained with, "scale" for 0..1.
         train_blocks: how many of the backbone's stages, counted from the top, are trained too. Frozen layers stay in
             inference mode: their BatchNormalization uses its stored statistics, their dropout does nothing.
-        frozen_precision: Keras dtype policy of the frozen layers; the trained ones follow the global policy.
+        fine_tune_from: where a later stage starts to train the backbone, as in `fine_tuned_layers`; frozen here.
+        frozen_precision: Keras dtype policy of the frozen layers; those that are trained, now or later, follow the
+            global policy.
 
     Returns:
         A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities.
@@ -45,7 +48,7 @@ def transfer(
     """
     import keras
 
-    from cnnlab.models.graft import graft, trained_layers
+    from cnnlab.models.graft import graft, layers_from, trained_layers
     from cnnlab.models.layers import dense_head, image_input
     from cnnlab.models.weights import read_network
 
@@ -53,10 +56,11 @@ def transfer(
     check_transfer(side, backbone=backbone, weights=weights, preprocessing=preprocessing, train_blocks=train_blocks)
     network = read_network(backbone, weights or "imagenet", side)
     trained = trained_layers(network, train_blocks, side)
+    later = [name for group in layers_from(network, fine_tune_from, side) for name in group] if fine_tune_from else []
     images, x = image_input(input_shape, augment, image_size)
     x = keras.layers.Rescaling(1 / 255, name="scale")(x) if preprocessing == "scale" else network.preprocess(x)
     try:
-        features = graft(network, x, trained, frozen_precision)
+        features = graft(network, x, trained, frozen_precision, later)
         outputs = dense_head(features, num_classes, pooling, dense_units, dropout)
     except (ValueError, TypeError, AttributeError) as error:
         if backbone in BACKBONES:
@@ -68,7 +72,27 @@ def transfer(
     return keras.Model(images, outputs, name=network.name)
 
 
-def check_transfer(side, *, backbone, weights=None, preprocessing="own", train_blocks=0, **_) -> None:
+def fine_tuned_layers(backbone, weights, start, side) -> list[list[str]]:
+    """Names of the layers that fine-tuning from `start` trains, stage by stage, the topmost first.
+
+    Args:
+        backbone, weights: as in `transfer`.
+        start: "top" (the topmost stage), a number of stages, the beginning of a layer's name, or "all".
+        side: pixels a side inside the model.
+
+    Raises:
+        ArgumentError: the backbone has not as many stages, or no such layer.
+    """
+    from cnnlab.models.graft import grafted_name, layers_from
+    from cnnlab.models.weights import read_network
+
+    groups = layers_from(read_network(backbone, weights or "imagenet", side), start, side)
+    return [[grafted_name(name) for name in group] for group in groups]
+
+
+def check_transfer(
+    side, *, backbone, weights=None, preprocessing="own", train_blocks=0, fine_tune_from=None, **_
+) -> None:
     """What can be said before anything is read.
 
     Raises:
@@ -87,11 +111,12 @@ def check_transfer(side, *, backbone, weights=None, preprocessing="own", train_b
             f"Expected images of at least {row.smallest}x{row.smallest} pixels for {backbone}. Received: "
             f"{side}x{side}. Raise image_size."
         )
-    if train_blocks > len(row.stages):
-        raise ArgumentError(
-            f"Expected train_blocks to be at most {len(row.stages)}, the stages of {backbone}. "
-            f"Received: {train_blocks}."
-        )
+    counts = {"train_blocks": train_blocks, "fine_tune_from": fine_tune_from}
+    for field, count in counts.items():
+        if str(count).isdigit() and int(count) > len(row.stages):
+            raise ArgumentError(
+                f"Expected {field} to be at most {len(row.stages)}, the stages of {backbone}. Received: {count}."
+            )
     # "vgg16" is what runs of earlier versions call VGG16's own.
     own = ("vgg16", "own") if backbone == "vgg16" else ("own",)
     expect_one_of("preprocessing", preprocessing, (*own, *(("scale",) if row.preprocess else ())))

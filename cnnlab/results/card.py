@@ -35,6 +35,10 @@ def model_card(result, tag) -> str:
         "Scores": [
             f"- test accuracy {test.accuracy:.2%} of {len(test.labels):,} images "
             f"({low:.2%} to {high:.2%}, Wilson's 95 % interval), test loss {test.loss:.4f}",
+            "- test "
+            + ", ".join(
+                f"{name.replace('_', ' ')} {value:.2%}" for name, value in test.scores.items() if name != "accuracy"
+            ),
             f"- validation accuracy {result.validation.accuracy:.2%} of {len(result.validation.labels):,} images"
             + (", the test images themselves" if on_test else ", held out from the training set"),
         ],
@@ -52,6 +56,7 @@ def model_card(result, tag) -> str:
             f"- code: {code}",
             *(f"- {key.removeprefix('version.')} {value}" for key, value in tag.items() if key.startswith("version.")),
         ],
+        "Precision and recall": _by_class(test, names),
         "Confusion matrix": _confusion(test, names),
         "Intended use": ["Naming what is in a picture that shows one of the classes; trying, teaching and comparing."],
         "Limits": [f"- {limit}" for limit in limits],
@@ -59,6 +64,18 @@ def model_card(result, tag) -> str:
     body = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items())
     title = f"**{result.recipe.label}** on **{result.dataset_name}**: test accuracy {test.accuracy:.2%}"
     return f"# {result.name}\n\n{title} ({low:.1%} to {high:.1%}).\n\n{body}\n"
+
+
+def _by_class(test, names):
+    """A Markdown table, the lowest recall first, of at most 20 classes."""
+    precision, recall, f1, count = test.by_class
+    lines = [("class", "precision", "recall", "F1", "test images"), ("---",) * 5]
+    order = np.argsort(recall)
+    for i in order[:20]:
+        lines.append((names[i], *(f"{value:.1%}" for value in (precision[i], recall[i], f1[i])), count[i]))
+    if len(order) > 20:
+        lines.append((f"{len(order) - 20} more classes", "", f"{recall[order[20]]:.1%} and more", "", ""))
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 
 
 def _confusion(test, names):

@@ -14,11 +14,11 @@ class Paired:
     """Two models on the same images.
 
     Attributes:
-        difference: accuracy of the first minus that of the second, 0..1.
+        difference: score of the first minus that of the second, 0..1.
         low, high: its bootstrap interval.
         confidence: of the interval.
         only_first, only_second: images that only one of them gets right.
-        p_value: of McNemar's exact test that both err equally often.
+        p_value: of McNemar's exact test that both err equally often; `None` for a score that is no share of images.
     """
 
     difference: float
@@ -27,11 +27,11 @@ class Paired:
     confidence: float
     only_first: int
     only_second: int
-    p_value: float
+    p_value: float | None
 
     def in_words(self, first, second) -> str:
         """The verdict: which one is better, or that the difference is within noise."""
-        method = f"paired bootstrap, McNemar p = {self.p_value:.2g}"
+        method = "paired bootstrap" + ("" if self.p_value is None else f", McNemar p = {self.p_value:.2g}")
         return in_words(first, second, self.difference, self.low, self.high, self.confidence, method)
 
 
@@ -138,6 +138,44 @@ def paired(first, second, confidence=CONFIDENCE, seed=0) -> Paired:
         only_first=only_first,
         only_second=only_second,
         p_value=min(1.0, float(p_value)),
+    )
+
+
+def paired_by_class(labels, first, second, score, confidence=CONFIDENCE, seed=0) -> Paired:
+    """Compare two models' predictions on the same images by a score that is a mean over classes.
+
+    The interval is the percentile bootstrap over images (Efron and Tibshirani, 1993). Since the scores only depend on
+    how often each label meets each pair of answers, those counts are drawn, which is the same and takes no pass over
+    the images.
+
+    Args:
+        labels: `(N,)` integers.
+        first, second: predicted classes, `(N,)` integers.
+        score: "balanced_accuracy" or "macro_f1".
+        confidence: of the interval.
+        seed: of the bootstrap.
+    """
+    cases, counts = np.unique(np.stack([labels, first, second]), axis=1, return_counts=True)  # (3, K), (K,)
+    drawn = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), RESAMPLES)  # (R, K)
+
+    def scored(counts, predicted):
+        classes = np.unique(labels)
+        true, named = cases[0][:, None] == classes, predicted[:, None] == classes  # (K, C)
+        hits, total, answers = counts @ (true & named), counts @ true, counts @ named
+        with np.errstate(invalid="ignore"):  # a class may be missing from a resample
+            by_class = hits / total if score == "balanced_accuracy" else 2 * hits / (total + answers)
+        return np.nanmean(np.where(total > 0, by_class, np.nan), axis=-1)
+
+    differences = scored(drawn, cases[1]) - scored(drawn, cases[2])
+    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Paired(
+        difference=float(scored(counts, cases[1]) - scored(counts, cases[2])),
+        low=float(low),
+        high=float(high),
+        confidence=confidence,
+        only_first=int(np.sum((first == labels) & (second != labels))),
+        only_second=int(np.sum((first != labels) & (second == labels))),
+        p_value=None,
     )
 
 

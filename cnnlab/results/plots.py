@@ -10,26 +10,61 @@ DPI = 110
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 
 
-def curves(histories) -> Figure:
-    """Accuracy and loss by epoch, training dashed and validation solid, one colour a run.
+def curves(histories, borders=None) -> Figure:
+    """Accuracy and loss by epoch, training dashed and validation solid, one colour a run; of one run its learning rate.
 
     Args:
-        histories: label to a Keras history, `{"accuracy": [...], "val_accuracy": [...], "loss": ..., "val_loss": ...}`.
+        histories: label to a Keras history, `{"accuracy": [...], "val_accuracy": [...], "loss": ..., "val_loss": ...}`,
+            and "learning_rate" at each epoch's end.
+        borders: label to the numbers of epochs after which another stage of its training begins.
     """
-    figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, metric in zip(axes, ("accuracy", "loss"), strict=True):
+    borders = borders or {}
+    rates = next(iter(histories.values())).get("learning_rate") if len(histories) == 1 else None
+    figure = Figure(figsize=(14 if rates else 10, 4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, 3 if rates else 2)
+    for axis, metric in zip(axes, ("accuracy", "loss"), strict=False):
         for i, (label, history) in enumerate(histories.items()):
             colour = COLOURS[i % len(COLOURS)]
             for key, style, part in ((metric, "--", "training"), (f"val_{metric}", "-", "validation")):
                 values = history.get(key, [])
                 epochs = range(1, len(values) + 1)
                 axis.plot(epochs, values, style, marker="o", markersize=3, color=colour, label=f"{label} {part}")
-        axis.set(xlabel="epoch", title=metric.capitalize())
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
+        axis.set(title=metric.capitalize())
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     axes[0].legend(fontsize=8)
+    if rates:
+        axes[2].plot(range(1, len(rates) + 1), rates, marker="o", markersize=3, color="grey")
+        axes[2].set(title="Learning rate at the epoch's end")
+    for axis in axes:
+        axis.set(xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        for i, label in enumerate(histories):
+            for border in borders.get(label, ()):
+                colour = COLOURS[i % len(COLOURS)] if len(histories) > 1 else "black"
+                axis.axvline(border + 0.5, color=colour, lw=1, linestyle=":")
+    return figure
+
+
+def accuracy_by_seconds(points) -> Figure:
+    """Accuracy against training seconds, one point a run, with its interval as a bar.
+
+    Args:
+        points: label to `(seconds, accuracy, low, high)`.
+    """
+    figure = Figure(figsize=(8, 4.5), dpi=DPI, layout="constrained")
+    axis = figure.subplots()
+    for i, (label, (seconds, accuracy, low, high)) in enumerate(points.items()):
+        bar = [[accuracy - low], [high - accuracy]]
+        axis.errorbar(seconds, accuracy, bar, fmt="o", capsize=3, color=COLOURS[i % len(COLOURS)], label=label)
+        axis.annotate(label, (seconds, accuracy), textcoords="offset points", xytext=(7, 4), fontsize=8)
+    spread = [seconds for seconds, *_ in points.values()]
+    if min(spread) > 0 and max(spread) / min(spread) > 8:
+        axis.set_xscale("log")
+    axis.set(xlabel="training seconds", ylabel="test accuracy")
+    axis.margins(x=0.2)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.grid(alpha=0.3, which="both")
     return figure
 
 
@@ -60,21 +95,35 @@ def confusion_matrices(matrices, class_names) -> Figure:
     return figure
 
 
-def class_accuracy(accuracy, class_names) -> Figure:
-    """Accuracy of each class as horizontal bars, worst at the bottom. `accuracy` is `(C,)`, NaN for an absent class."""
-    order = np.argsort(accuracy)
-    figure = Figure(figsize=(7, min(max(2.5, 0.28 * len(order) + 1), 30)), dpi=DPI, layout="constrained")
+def class_scores(precision, recall, class_names) -> Figure:
+    """Recall and precision of each class as horizontal bars, the lowest recall at the bottom.
+
+    Args:
+        precision, recall: `(C,)`, NaN for an absent class.
+        class_names: C names.
+    """
+    order = np.argsort(recall)
+    figure = Figure(figsize=(7, min(max(2.5, 0.36 * len(order) + 1), 30)), dpi=DPI, layout="constrained")
     axis = figure.subplots()
-    bars = axis.barh([class_names[i] for i in order], np.asarray(accuracy)[order], color=COLOURS[0])
-    axis.bar_label(bars, [f"{accuracy[i]:.1%}" for i in order], padding=3, fontsize=8)
-    axis.set(xlim=(0, 1.1), title="Test accuracy by class")
+    places = np.arange(len(order))
+    for shift, values, name, colour in ((0.2, recall, "recall", COLOURS[0]), (-0.2, precision, "precision", "#aec7e8")):
+        shown = np.asarray(values, float)[order]
+        bars = axis.barh(places + shift, shown, 0.4, color=colour, label=name)
+        axis.bar_label(bars, [f"{value:.1%}" for value in shown], padding=3, fontsize=7)
+    axis.set_yticks(places, [class_names[i] for i in order])
+    axis.set(xlim=(0, 1.15), title="Test images by class")
     axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     axis.margins(y=0.01)
     return figure
 
 
-def image_grid(images, captions, title, columns=6) -> Figure:
-    """Images `(N, H, W, 3) uint8` in a grid with a caption over each; a line of text where there are none."""
+def image_grid(images, captions, title, columns=6, heat=None) -> Figure:
+    """Images `(N, H, W, 3) uint8` in a grid with a caption over each; a line of text where there are none.
+
+    Args:
+        heat: `(N, h, w)`, 0 to 1, laid over the images.
+    """
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.7 * columns, 2.1 * rows + 0.4), dpi=DPI, layout="constrained")
     # One axis for all: an axis an image takes ten times as long to lay out. Each gets a unit cell.
@@ -83,7 +132,10 @@ def image_grid(images, captions, title, columns=6) -> Figure:
     axis.axis("off")
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = i % columns, i // columns * 1.3 + 0.3
-        axis.imshow(image, extent=(left + 0.03, left + 0.97, top + 0.97, top + 0.03), aspect="equal")
+        place = {"extent": (left + 0.03, left + 0.97, top + 0.97, top + 0.03), "aspect": "equal"}
+        axis.imshow(image, **place)
+        if heat is not None:
+            axis.imshow(heat[i], cmap="jet", vmin=0, vmax=1, alpha=0.45, interpolation="bicubic", **place)
         axis.text(left + 0.5, top, caption, ha="center", va="bottom", fontsize=7)
     axis.set(xlim=(0, columns), ylim=(rows * 1.3, 0))  # imshow moved them
     return figure

@@ -1,12 +1,30 @@
 """A model's predictions on one part of a data set: what scores, figures, comparisons and promotions work from."""
 
+import csv
+import io
 from dataclasses import dataclass
 
 import numpy as np
 
+from cnnlab.errors import ArgumentError
 from cnnlab.results import evidence
+from cnnlab.results.names import SCORES, TOP5_CLASSES
 
 PREDICTIONS_FILE = "predictions.npz"
+
+
+def balanced_accuracy(labels, predicted) -> float:
+    """Mean recall of the classes that there are among the labels, `(N,)` integers."""
+    from sklearn.metrics import recall_score
+
+    return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
+
+
+def macro_f1(labels, predicted) -> float:
+    """Mean F1 of the classes that there are among the labels, `(N,)` integers."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0))
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,43 @@ class Predictions:
         return float(self.right.mean())
 
     @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes of the share that is named right (scikit-learn)."""
+        return balanced_accuracy(self.labels, self.predicted)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean over the classes that there are of F1, the harmonic mean of precision and recall (scikit-learn)."""
+        return macro_f1(self.labels, self.predicted)
+
+    @property
+    def top5_accuracy(self) -> float | None:
+        """Share of images whose class is among the five most probable; `None` for fewer than ten classes."""
+        hits = self.in_top5
+        return None if hits is None else float(hits.mean())
+
+    @property
+    def in_top5(self) -> np.ndarray | None:
+        """`(N,) bool`: whether the true class is among the five most probable; `None` for fewer than ten classes."""
+        if self.probabilities.shape[1] < TOP5_CLASSES:
+            return None
+        return (np.argsort(-self.probabilities, axis=1, kind="stable")[:, :5] == self.labels[:, None]).any(axis=1)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """All figures by name, of `SCORES`, that there are for so many classes."""
+        scores = {name: getattr(self, name) for name in SCORES}
+        return {name: value for name, value in scores.items() if value is not None}
+
+    @property
+    def by_class(self):
+        """`(precision, recall, f1, count)`, each `(num_classes,)`; NaN where there is nothing to divide by."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        classes = np.arange(self.probabilities.shape[1])
+        return precision_recall_fscore_support(self.labels, self.predicted, labels=classes, zero_division=np.nan)
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Wilson's interval of the accuracy."""
         return evidence.wilson_interval(self.right.sum(), len(self.labels))
@@ -56,6 +111,24 @@ class Predictions:
 
         losses = keras.losses.sparse_categorical_crossentropy(self.labels, self.probabilities)
         return float(np.mean(keras.ops.convert_to_numpy(losses)))
+
+
+def compared(first, second, by="accuracy") -> evidence.Paired:
+    """Two models on the same images by one of `SCORES`.
+
+    Raises:
+        ArgumentError: that score takes more classes.
+    """
+    if by == "accuracy":
+        return evidence.paired(first.right, second.right)
+    if by == "top5_accuracy":
+        if first.in_top5 is None:
+            raise ArgumentError(
+                f"Expected at least {TOP5_CLASSES} classes for top5_accuracy. Received: "
+                f"{first.probabilities.shape[1]}. Compare by another score."
+            )
+        return evidence.paired(first.in_top5, second.in_top5)
+    return evidence.paired_by_class(first.labels, first.predicted, second.predicted, by)
 
 
 def save_predictions(path, class_names, **parts) -> None:
@@ -92,18 +165,24 @@ def describe(model_name, class_names, images, test):
 
     labels, names = test.labels, class_names
     predicted, matrix = test.predicted, test.confusion
-    with np.errstate(invalid="ignore"):
-        by_class = matrix.diagonal() / matrix.sum(axis=1)  # (C,) float64, NaN where the test set lacks the class
+    precision, recall, f1, count = test.by_class
     confidence = test.probabilities.max(axis=1)
-    wrong = np.flatnonzero(~test.right)
-    wrong = wrong[np.argsort(-confidence[wrong])][:24]
+    wrong = confident_mistakes(test)[:24]
     captions = [f"{names[predicted[i]]} {confidence[i]:.0%}\nis {names[labels[i]]}" for i in wrong]
-    accuracy_rows = [
-        f"{name},{count},{value:.4f}" for name, count, value in zip(names, matrix.sum(1), by_class, strict=True)
-    ]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("class", "test_images", "precision", "recall", "f1"))
+    for row in zip(names, count, precision, recall, f1, strict=True):
+        writer.writerow((*row[:2], *(f"{value:.4f}" for value in row[2:])))
     figures = {
         "confusion_matrix.png": plots.confusion_matrices({model_name: matrix}, names),
-        "class_accuracy.png": plots.class_accuracy(by_class, names),
+        "class_scores.png": plots.class_scores(precision, recall, names),
         "mistakes.png": plots.image_grid(images[wrong], captions, "Most confident mistakes"),
     }
-    return figures, {"class_accuracy.csv": "\n".join(["class,test_images,accuracy", *accuracy_rows, ""])}
+    return figures, {"class_scores.csv": table.getvalue()}
+
+
+def confident_mistakes(predictions) -> np.ndarray:
+    """Positions of the images that are named wrong, the most confident mistake first."""
+    wrong = np.flatnonzero(~predictions.right)
+    return wrong[np.argsort(-predictions.probabilities[wrong].max(axis=1), kind="stable")]

@@ -10,8 +10,10 @@ import numpy as np
 from cnnlab.results import evidence, plots
 
 CURVES = "comparison_curves.png"
+SECONDS = "accuracy_by_seconds.png"
 COLUMNS = (
     *("label", "model", "seed", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
+    *("test_balanced_accuracy", "test_macro_f1", "test_top5_accuracy"),
     *("calibration_error", "params", "trainable_params", "train_seconds", "run_id"),
 )
 EXAMPLES = 12  # images of each direction in the grid of disagreements
@@ -32,7 +34,12 @@ def comparison(results, test_images=None):
     matrices = {f"{label} ({r.test_accuracy:.1%})": r.test.confusion for label, r in named.items()}
     calibrations = {label: evidence.calibration(r.test.probabilities, r.test.labels) for label, r in named.items()}
     figures = {
-        CURVES: plots.curves({label: r.history for label, r in named.items()}),
+        CURVES: plots.curves(
+            {label: r.history for label, r in named.items()}, {label: r.stage_borders for label, r in named.items()}
+        ),
+        SECONDS: plots.accuracy_by_seconds(
+            {label: (r.train_seconds, r.test_accuracy, *r.test.interval) for label, r in named.items()}
+        ),
         "comparison_confusion.png": plots.confusion_matrices(matrices, class_names),
         "calibration.png": plots.reliability(calibrations),
     }
@@ -113,9 +120,12 @@ def _table(named, calibrations):
     writer.writerow(COLUMNS)
     for label, r in named.items():
         low, high = r.test.interval
-        scores = (r.test_accuracy, low, high, r.test_loss, calibrations[label][3])
+        further = (r.test.balanced_accuracy, r.test.macro_f1, r.test.top5_accuracy)
+        scores = (r.test_accuracy, low, high, r.test_loss, *further, calibrations[label][3])
         sizes = (r.params, r.trainable_params, round(r.train_seconds, 1), r.run_id)
-        writer.writerow((label, r.recipe.label, r.recipe.seed, *(round(score, 4) for score in scores), *sizes))
+        writer.writerow(
+            (label, r.recipe.label, r.recipe.seed, *("" if s is None else round(s, 4) for s in scores), *sizes)
+        )
     return table.getvalue()
 
 

@@ -20,6 +20,7 @@ class RunResult:
         params, trainable_params: numbers of weights.
         train_seconds: spent in `fit` (and in the pass through the frozen layers before it).
         total_seconds: from opening the run to closing it.
+        stage_borders: numbers of epochs after which another stage of the training begins.
         model_uri: `models:/m-...`, for `mlflow.keras.load_model` and `mlflow.pyfunc.load_model`, or `None`.
     """
 
@@ -36,6 +37,7 @@ class RunResult:
     train_seconds: float
     total_seconds: float
     model_uri: str | None
+    stage_borders: tuple[int, ...] = ()
 
     @property
     def test_accuracy(self) -> float:

@@ -11,9 +11,9 @@ from cnnlab.recipe import Recipe
 from cnnlab.results.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.results.result import RunResult
 from cnnlab.tracking.store import our_experiments
-from cnnlab.tracking.tags import BEST, TAG, our_tags
+from cnnlab.tracking.tags import TAG, our_tags
 
-HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy")
+HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
 def find_run(run_id):
@@ -59,8 +59,12 @@ def find_finished_run(run_id):
     return run
 
 
-def best_run(experiment=None):
+def best_run(experiment=None, by="accuracy"):
     """The finished run with the best validation score of an experiment: by name, or the one that was used last.
+
+    Args:
+        experiment: its name.
+        by: one of `SCORES`.
 
     Raises:
         ArgumentError: no such experiment.
@@ -68,7 +72,7 @@ def best_run(experiment=None):
     """
     client = mlflow.MlflowClient()
     # A trial of a search has that score too, but no model.
-    finished = f"attributes.status = 'FINISHED' and metrics.{BEST} >= 0 and metrics.test_accuracy >= 0"
+    finished = f"attributes.status = 'FINISHED' and metrics.final_val_{by} >= 0 and metrics.test_accuracy >= 0"
     experiments = our_experiments(client)
     if experiment:
         names = {client.get_experiment(number).name: number for number in experiments}
@@ -83,7 +87,7 @@ def best_run(experiment=None):
             "Expected a finished run with a model. Received: none in this store. Train one with 'cnnlab compare', "
             "in this folder."
         )
-    return _first(client, [newest.info.experiment_id], finished, f"metrics.{BEST} DESC")
+    return _first(client, [newest.info.experiment_id], finished, f"metrics.final_val_{by} DESC")
 
 
 def read_result(run) -> RunResult:
@@ -112,6 +116,7 @@ def read_result(run) -> RunResult:
         trainable_params=int(metrics["trainable_params"]),
         train_seconds=metrics["train_seconds"],
         total_seconds=metrics["total_seconds"],
+        stage_borders=(int(metrics["stage1_epochs"]),) if "stage1_epochs" in metrics else (),
         model_uri=f"models:/{run.outputs.model_outputs[0].model_id}",
     )
 
@@ -140,7 +145,8 @@ def read_history(run) -> dict:
     """Per-epoch metrics of a run, `{"loss": [...], "val_accuracy": [...], ...}`."""
     client = mlflow.MlflowClient()
     history = {name: client.get_metric_history(run.info.run_id, name) for name in HISTORY}
-    return {name: [m.value for m in sorted(values, key=lambda m: m.step)] for name, values in history.items()}
+    history = {name: [m.value for m in sorted(values, key=lambda m: m.step)] for name, values in history.items()}
+    return {name: values for name, values in history.items() if values or name != "learning_rate"}  # of earlier runs
 
 
 def _artifact(run, name, read):

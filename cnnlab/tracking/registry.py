@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 import mlflow
 
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.results import evidence
 from cnnlab.results.card import model_card
+from cnnlab.results.predictions import compared as compared_by
 from cnnlab.tracking import read, store
 from cnnlab.tracking import run as tracked
 from cnnlab.tracking.tags import BEST, TAG, our_tags
@@ -44,13 +44,14 @@ class Decision:
     unchanged: bool = False
 
 
-def register(run_id=None, *, experiment=None, name=None) -> tuple[Version, list[str]]:
+def register(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple[Version, list[str]]:
     """Register a run's model, or find the version that it already is.
 
     Args:
         run_id: whole or its first characters; `None` takes the best run by validation score.
         experiment: where to look for the best one; the one used last by default.
         name: of the registered model; that of the run's experiment by default, so one for each data set.
+        by: one of `SCORES`, which says what the best run is.
 
     Returns:
         The version, and sentences about how it was chosen.
@@ -60,13 +61,13 @@ def register(run_id=None, *, experiment=None, name=None) -> tuple[Version, list[
     """
     store.open_store()
     client = mlflow.MlflowClient()
-    run = read.find_finished_run(run_id) if run_id else read.best_run(experiment)
+    run = read.find_finished_run(run_id) if run_id else read.best_run(experiment, by)
     result = read.read_result(run)
     experiment = client.get_experiment(run.info.experiment_id).name
     said = []
     if not run_id:
-        score = run.data.metrics[BEST]
-        said.append(f"Best of {experiment} by validation accuracy: {run.info.run_name}, {score:.2%}.")
+        score = run.data.metrics[f"final_val_{by}"]
+        said.append(f"Best of {experiment} by validation {by.replace('_', ' ')}: {run.info.run_name}, {score:.2%}.")
     if run.data.tags[f"{TAG}validation"] == "test set":
         said.append("It was validated on the test set, so its validation score is a test score.")
     name = name or experiment
@@ -94,15 +95,16 @@ def register(run_id=None, *, experiment=None, name=None) -> tuple[Version, list[
     return _version(client.get_model_version(name, made.version), aliases={}), said
 
 
-def promote(version, *, margin=0.0, force=False) -> Decision:
+def promote(version, *, by="accuracy", margin=0.0, force=False) -> Decision:
     """Make a version the champion if it beats the present one on the same held-out images.
 
     On the validation images where both held out the same ones, so that the test set is not used to choose; else on the
-    test images, and the reason says so. The interval of the paired difference in accuracy must lie above `margin`.
+    test images, and the reason says so. The interval of the paired difference must lie above `margin`.
 
     Args:
         version: the challenger, a `Version`.
-        margin: of accuracy, 0..1.
+        by: one of `SCORES`.
+        margin: of that score, 0..1.
         force: move the alias whatever the evidence, which is kept all the same.
 
     Raises:
@@ -120,8 +122,8 @@ def promote(version, *, margin=0.0, force=False) -> Decision:
             raise LabError(f"{remark} Register it under another --name, or move the alias with --force.")
         return _decide(version, champion, Decision(True, f"Forced, not compared: {remark}"), {})
     first, second = getattr(challenger, part), getattr(defender, part)
-    compared = evidence.paired(first.right, second.right)
-    where = f"On the same {len(first.labels):,} {part} images{remark}: "
+    compared = compared_by(first, second, by)
+    where = f"On the same {len(first.labels):,} {part} images{remark}, by {by.replace('_', ' ')}: "
     said = where + compared.in_words(f"version {version.number}", f"champion version {champion.number}") + "."
     better = compared.low > margin
     if not better:
@@ -129,9 +131,10 @@ def promote(version, *, margin=0.0, force=False) -> Decision:
     if better or force:
         said = f"{'' if better else 'Forced against the evidence. '}{said}"
     facts = {
-        "challenger": {"version": version.number, "run_id": version.run_id, "accuracy": first.accuracy},
-        "champion": {"version": champion.number, "run_id": champion.run_id, "accuracy": second.accuracy},
+        "challenger": {"version": version.number, "run_id": version.run_id, **first.scores},
+        "champion": {"version": champion.number, "run_id": champion.run_id, **second.scores},
         "images": {"part": part, "count": len(first.labels), "digest": first.digest},
+        "by": by,
         "margin": margin,
         "forced": force and not better,
         **asdict(compared),

@@ -114,13 +114,34 @@ def tag_run(**tags) -> None:
     mlflow.set_tags({TAG + key: value for key, value in tags.items()})
 
 
+def fits_of_a_run():
+    """A maker of contexts, one for each `fit` of the active run, that give further callbacks for it.
+
+    MLflow autologs one `fit` a run: a second one would change params. Of later ones the metrics are logged, at the
+    epochs that they go on with.
+    """
+    contexts = iter([autologging])
+    return lambda: next(contexts, _metrics_alone)()  # noqa: PLW0108  another one at each call
+
+
+@contextmanager
+def _metrics_alone():
+    import keras
+
+    yield [
+        keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: mlflow.log_metrics(logs, step=epoch, synchronous=False)
+        )
+    ]
+
+
 @contextmanager
 def autologging():
     """MLflow's Keras autologging for the `fit` inside; models and data sets are logged by us, once and whole."""
     mlflow.keras.autolog(log_models=False, log_datasets=False, silent=True)
     try:
         with no_validation_copies():
-            yield
+            yield []
     finally:
         mlflow.keras.autolog(disable=True, silent=True)
 

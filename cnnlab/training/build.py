@@ -8,10 +8,11 @@ import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.models import TRAINING, cnn, find_model, own, transfer
+from cnnlab.models.augment import parse_augment
+from cnnlab.models.layers import image_input
 from cnnlab.signals import signals_held
 from cnnlab.training import compute
-
-STEPS_PER_EXECUTION = 16  # steps between returns to Python: a dense head trains 1.8 times as fast, results are equal
+from cnnlab.training.compiling import compile_for, compile_model
 
 
 @signals_held()
@@ -32,11 +33,11 @@ def build_model(recipe, dataset):
         if not model.own:
             network = model.factory(dataset.image_shape, len(dataset.class_names), **arguments)
         else:
-            network = _call_own(model.factory, recipe.model, dataset, arguments)
+            network = _call_own(model.factory, recipe, dataset, arguments)
+    if model.prepare:
+        model.prepare(network, dataset.train.images)
     if not network.compiled:
-        steps = math.ceil(len(dataset.train) / recipe.batch_size) * recipe.epochs
-        given = {name: getattr(recipe, name) for name in TRAINING}
-        compile_model(network, **{name: TRAINING[name] if v is None else v for name, v in given.items()}, steps=steps)
+        compile_for(network, recipe, len(dataset.train), recipe.epochs)
         return network
     rate = float(network.optimizer.learning_rate)
     same = recipe.learning_rate is not None and math.isclose(recipe.learning_rate, rate, rel_tol=1e-6)
@@ -47,27 +48,6 @@ def build_model(recipe, dataset):
                 f"Leave it out, give the function an argument '{name}', or return the model without compiling it."
             )
     return network
-
-
-def compile_model(model, learning_rate, weight_decay=0.0, schedule="constant", steps=None) -> None:
-    """Adam, sparse categorical crossentropy and accuracy.
-
-    Args:
-        learning_rate: Adam's, at the start.
-        weight_decay: decoupled (AdamW, arXiv:1711.05101).
-        schedule: "constant", or "cosine" for a fall to 0 (arXiv:1608.03983, without restarts).
-        steps: of the whole training, for the schedule.
-    """
-    rate = float(learning_rate)
-    if schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
-    model.compile(
-        # Named, or Keras numbers it within the process and autologging shows equal runs as different.
-        optimizer=keras.optimizers.Adam(rate, weight_decay=weight_decay or None, name="adam"),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        steps_per_execution=STEPS_PER_EXECUTION,
-    )
 
 
 def build_cnn(input_shape, num_classes, *, learning_rate=1e-3, weight_decay=0.0, **arguments):
@@ -113,8 +93,9 @@ def build_vgg16(input_shape, num_classes, *, learning_rate=1e-4, weight_decay=0.
     return model
 
 
-def _call_own(factory, name, dataset, arguments):
+def _call_own(factory, recipe, dataset, arguments):
     """A model of the user's function, found to keep the contract of all models."""
+    name = recipe.model
     function = own.function_name(name)
     try:
         model = factory(dataset.image_shape, len(dataset.class_names), **arguments)
@@ -148,6 +129,14 @@ def _call_own(factory, name, dataset, arguments):
     if model.compiled:
         _expect_loss(model, function, dataset)
     _expect_saveable(model, function)
+    if parse_augment(recipe.augment):
+        if model.compiled:
+            raise ArgumentError(
+                f"Expected no augment with a model that its function compiles. Received: {recipe.augment}. Put the "
+                "layers into the model, or return it without compiling it."
+            )
+        images, x = image_input(dataset.image_shape, recipe.augment)
+        return keras.Model(images, model(x), name=model.name)
     return model
 
 

@@ -7,6 +7,7 @@ trained when the head is.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import keras
@@ -14,7 +15,9 @@ import numpy as np
 
 from cnnlab.data.batches import MappedRows
 from cnnlab.training import cache
+from cnnlab.training.compiling import compile_like
 
+WORTH = 0.02  # share of the model's work that a front must do for its features to be stored
 IN_MEMORY = 2**30  # bytes; larger features are read from the disk batch by batch
 
 
@@ -52,17 +55,12 @@ def split_at_frozen_front(model) -> Split | None:
         head = keras.Model(live.input, model.outputs[0], name=model.name)
     except ValueError:  # something after the cut also needs something before it
         return None
-    if not front.weights:
+    if not front.weights or _work(front) < WORTH * _work(model):
         return None
     if flips:
         both = keras.Input((None, *live.input.shape[1:]), name="features_and_mirrored")
         head = keras.Model(both, head(PickOneOfTwo()(both)), name=model.name)
-    head.compile(
-        optimizer=model.optimizer,
-        loss=model.loss,
-        metrics=model.get_compile_config()["metrics"],
-        steps_per_execution=model.steps_per_execution,
-    )
+    compile_like(head, model)
     return Split(front, head, flips)
 
 
@@ -109,6 +107,17 @@ class PickOneOfTwo(keras.layers.Layer):
 
     def compute_output_shape(self, shape):
         return (shape[0], *shape[2:])
+
+
+def _work(model):
+    """Multiplications of an image's way through a model, about: each weight at each place of its layer's output."""
+    work = 0
+    for layer in model.layers:
+        output = getattr(layer, "output", None)
+        shape = getattr(output, "shape", ())
+        places = math.prod(side or 1 for side in shape[1:-1]) if len(shape) == 4 else 1
+        work += places * layer.count_params()
+    return work
 
 
 def _is_random(layer):

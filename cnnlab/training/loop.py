@@ -1,5 +1,7 @@
 """A training from a compiled model to its history and its predictions, without a word about where they are recorded."""
 
+import contextlib
+import dataclasses
 import sys
 import time
 from dataclasses import dataclass
@@ -8,13 +10,33 @@ import keras
 import numpy as np
 
 from cnnlab.data.batches import Batches
+from cnnlab.data.class_weights import class_weights
 from cnnlab.errors import LabError
+from cnnlab.models.augment import mixes_of, mixing_layers
+from cnnlab.models.layers import single_view
 from cnnlab.results.predictions import Predictions
 from cnnlab.signals import signals_between_batches, signals_held
 from cnnlab.training import compute
+from cnnlab.training.compiling import compile_like, wants_one_hot
 from cnnlab.training.frozen import features_of, split_at_frozen_front
+from cnnlab.training.stages import begin_fine_tuning, stages_of
 
 PREDICT_BATCH = 256  # images; large batches use the cores better, and memory is bounded by them
+PLATEAU = {"factor": 0.5, "patience": 2}  # epochs
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage of several gave: `name`, `epochs` and `seconds` that it took, scores of the weights it ended with,
+    and whether they were `kept`.
+    """
+
+    name: str
+    epochs: int
+    seconds: float
+    val_accuracy: float
+    val_loss: float
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -22,84 +44,173 @@ class Trained:
     """What a training gave.
 
     Attributes:
-        history: per-epoch metrics as Keras gives them.
+        history: per-epoch metrics as Keras gives them, and the learning rate at each epoch's end.
         seconds: spent in `fit` and in the pass through the frozen layers before it.
         predictions: `Predictions` of the finished model by part, "val" and "test", those that were asked for.
+        stages: a `StageResult` for each of several stages, none for an ordinary training.
     """
 
     history: dict
     seconds: float
     predictions: dict[str, Predictions]
+    stages: tuple[StageResult, ...] = ()
 
 
-def train(model, dataset, recipe, *, callbacks=(), parts=("val", "test"), quiet=False) -> Trained:
-    """Train a compiled model, on cached features where it has a frozen front, and predict with what came out.
+def train(
+    model,
+    dataset,
+    recipe,
+    *,
+    callbacks=(),
+    parts=("val", "test"),
+    quiet=False,
+    recorded=lambda: contextlib.nullcontext([]),
+) -> Trained:
+    """Train a compiled model stage by stage, on cached features where it has a frozen front, and predict with it.
 
     Args:
         model: compiled `keras.Model` from raw images to probabilities.
         dataset: an `ImageDataset`.
-        recipe: gives epochs, batch size, seed, patience and determinism.
+        recipe: gives epochs, batch size, seed, patience, stages and determinism.
         callbacks: further Keras callbacks; they see the logs that Keras gives.
         parts: to predict with the finished model; images of other parts are not looked at.
         quiet: nothing on the screen, for the many runs of a search.
+        recorded: makes a context around each `fit`, which gives further callbacks for it.
 
     Raises:
         LabError: the loss is not a finite number.
     """
     if recipe.deterministic:
         compute.expect_determinism()
-    callbacks = [keras.callbacks.TerminateOnNaN(), *callbacks]
-    if recipe.patience:
-        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
     started = time.perf_counter()
     used = {"train": dataset.train, "val": dataset.val, **{part: getattr(dataset, part) for part in parts}}
-    trained, inputs = model, {name: part.images for name, part in used.items()}
-    split = split_at_frozen_front(model)
-    if split:
-        features = features_of(
-            split, *inputs.values(), dtype="float16" if recipe.feature_dtype == "float16" else "float32"
-        )
-        trained, inputs = split.head, dict(zip(inputs, features, strict=True))
-    # The moving bar on a terminal, a line an epoch in a file.
-    verbose = 0 if quiet else 1 if sys.stdout.isatty() else 2
-    keras.utils.set_random_seed(recipe.seed)
-    with signals_between_batches() as between_batches:
-        history = trained.fit(
-            **_batched(inputs["train"], dataset.train.labels, recipe.batch_size, shuffle=True),
-            epochs=recipe.epochs,
-            **_validation(inputs["val"], dataset.val.labels),
-            callbacks=[*callbacks, between_batches],
-            verbose=verbose,
-        ).history
+    stages, results, history = stages_of(recipe), [], {}
+    for stage in stages:
+        began = time.perf_counter()
+        if stage.start:
+            before = model.get_weights()
+            begin_fine_tuning(model, stage, recipe, len(dataset.train))
+        cut = _cut(model, used, recipe)
+        with recorded() as more:
+            fitted = _fit(cut, dataset, recipe, len(history.get("loss", ())), stage.epochs, callbacks, more, quiet)
+        history = {name: history.get(name, []) + values for name, values in fitted.items()}
+        if len(stages) > 1:
+            seconds = time.perf_counter() - began
+            val = _predict(cut, "val", used["val"])
+            results.append(StageResult(stage.name, len(fitted["loss"]), seconds, val.accuracy, val.loss))
     seconds = time.perf_counter() - started
-    if not np.isfinite(history["loss"]).all():
-        raise LabError(
-            f"Expected a finite loss. Received: {history['loss'][-1]} in epoch {len(history['loss'])}. "
-            "Lower the learning rate."
-        )
+    if len(results) > 1 and not dataset.val_is_test and results[1].val_accuracy < results[0].val_accuracy:
+        model.set_weights(before)
+        results[1] = dataclasses.replace(results[1], kept=False)
+    if results and not quiet:
+        print(stages_in_words(results, dataset))
     predictions = {}
     for name in sorted(parts):
         same = name == "val" and dataset.val_is_test and "test" in predictions
-        predictions[name] = predictions["test"] if same else _predict(trained, inputs[name], used[name])
-    if split and parts:
+        predictions[name] = predictions["test"] if same else _predict(cut, name, used[name])
+    if cut.stored and parts:
         rounded = "mixed_bfloat16" in (recipe.precision, recipe.frozen_precision)
         _expect_same(model, used[parts[0]].images[:16], predictions[parts[0]].probabilities[:16], rounded)
-    return Trained(history, seconds, predictions)
+    return Trained(history, seconds, predictions, tuple(results))
 
 
-def _predict(trained, inputs, part):
-    batched = _batched(inputs, part.labels, PREDICT_BATCH, shuffle=False)
+@dataclass(frozen=True)
+class _Cut:
+    """What is fitted of a model, what predicts, and the inputs of both by part; `stored` where they are features."""
+
+    trained: keras.Model
+    predicting: keras.Model
+    inputs: dict
+    stored: bool
+
+
+def _cut(model, used, recipe):
+    images = {name: part.images for name, part in used.items()}
+    view = single_view(model)
+    if view is not None:  # several views are for answers; training on one costs as much less
+        compile_like(view, model)
+        return _Cut(view, model, images, False)
+    # Mixed pictures are new in every epoch.
+    split = None if mixes_of(recipe.augment) else split_at_frozen_front(model)
+    if split is None:
+        return _Cut(model, model, images, False)
+    dtype = "float16" if recipe.feature_dtype == "float16" else "float32"
+    features = features_of(split, *images.values(), dtype=dtype)
+    return _Cut(split.head, split.head, dict(zip(images, features, strict=True)), True)
+
+
+def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
+    """The history of one `fit` of so many epochs, behind those that are done."""
+    model = cut.trained
+    callbacks = [keras.callbacks.TerminateOnNaN(), *callbacks]
+    if recipe.ema:
+        # Before the others, so that they see the averaged weights at an epoch's end.
+        callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+    if recipe.patience:
+        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
+    if recipe.schedule == "plateau":
+        callbacks.append(keras.callbacks.ReduceLROnPlateau("val_loss", **PLATEAU))
+    one_hot = wants_one_hot(model)
+    labels = {
+        name: keras.utils.to_categorical(part.labels, len(dataset.class_names)) if one_hot else part.labels
+        for name, part in (("train", dataset.train), ("val", dataset.val))
+    }
+    mixing = mixing_layers(recipe.augment, recipe.seed)
+    weights = class_weights(recipe.class_weights, dataset.train.labels, dataset.class_names)
+    keras.utils.set_random_seed(recipe.seed)
+    with signals_between_batches() as between_batches:
+        history = model.fit(
+            **_batched(cut.inputs["train"], labels["train"], recipe.batch_size, True, weights, mixing),
+            epochs=done + epochs,
+            initial_epoch=done,
+            **_validation(cut.inputs["val"], labels["val"]),
+            callbacks=[*callbacks, LearningRate(), *recorded, between_batches],
+            # The moving bar on a terminal, a line an epoch in a file.
+            verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
+        ).history
+    if not np.isfinite(history["loss"]).all():
+        raise LabError(
+            f"Expected a finite loss. Received: {history['loss'][-1]} in epoch {done + len(history['loss'])}. "
+            "Lower the learning rate."
+        )
+    return history
+
+
+class LearningRate(keras.callbacks.Callback):
+    """Adds the learning rate at an epoch's end to its logs, that of the head where layers have several."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        optimizer = self.model.optimizer
+        rate = getattr(optimizer, "optimizers", [optimizer])[-1].learning_rate
+        logs["learning_rate"] = float(keras.ops.convert_to_numpy(rate))
+
+
+def stages_in_words(results, dataset):
+    """What each stage scored, and what that means for the weights."""
+    where = "test" if dataset.val_is_test else "validation"
+    said = [f"{r.name}: {where} accuracy {r.val_accuracy:.4f} after {r.epochs} epochs" for r in results]
+    if not results[-1].kept:
+        said.append(f"{results[-1].name} made it worse, so the weights before it are kept")
+    elif dataset.val_is_test:
+        said.append("nothing is held out to choose by, so the last weights are kept")
+    return "; ".join(said) + "."
+
+
+def _predict(cut, name, part):
+    batched = _batched(cut.inputs[name], part.labels, PREDICT_BATCH, shuffle=False)
     batched.pop("y", None)
     with signals_between_batches() as between_batches:
-        probabilities = trained.predict(**batched, callbacks=[between_batches], verbose=0)  # (N, C) float32
+        probabilities = cut.predicting.predict(**batched, callbacks=[between_batches], verbose=0)  # (N, C) float32
     return Predictions(probabilities, part.labels, part.digest)
 
 
-def _batched(x, labels, batch_size, shuffle):
-    """Arrays as they are; features too large for memory as a data set that reads batches from the disk."""
-    if isinstance(x, np.ndarray):
+def _batched(x, labels, batch_size, shuffle, weights=None, mixing=()):
+    """Arrays as they are; a data set that makes batches of features too large for memory, and of mixed or weighted ones
+    (autologging would make a param of the weights).
+    """
+    if isinstance(x, np.ndarray) and not mixing and weights is None:
         return {"x": x, "y": labels, "batch_size": batch_size}
-    return {"x": Batches(x, labels, batch_size, shuffle)}
+    return {"x": Batches(x, labels, batch_size, shuffle, weights, mixing)}
 
 
 def _validation(x, labels):

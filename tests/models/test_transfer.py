@@ -174,9 +174,9 @@ def test_weights_are_read_once_a_process_and_no_model_is_built_twice(store, work
         "m.weights.h5"
     )
     reads, builds = [], []
-    read, built = weights._load_weights, build.compile_model
+    read, built = weights._load_weights, build.compile_for
     monkeypatch.setattr(weights, "_load_weights", lambda *a: reads.append(a) or read(*a))
-    monkeypatch.setattr(build, "compile_model", lambda *a, **k: builds.append(a) or built(*a, **k))
+    monkeypatch.setattr(build, "compile_for", lambda *a, **k: builds.append(a) or built(*a, **k))
     recipe = cnnlab.Recipe(model="mobilenetv2", weights="m.weights.h5", image_size=32, **SMALL)
     results = cnnlab.compare_models([recipe, dataclasses.replace(recipe, seed=1)]).results
     assert len(reads) == 1

@@ -249,7 +249,7 @@ def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):
     before = train_model(recipe)
     again = reproduce.reproduce(before.run_id[:8])
     assert again.verdict == f"All {len(again.figures)} figures are equal bit for bit."
-    assert len(again.figures) == 7
+    assert len(again.figures) == 8
     assert again.changes == []
     assert store.get_run(again.run_id).data.tags["cnnlab.reproduces"] == before.run_id
     other = train_model(dataclasses.replace(recipe, seed=1))

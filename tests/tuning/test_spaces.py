@@ -8,7 +8,7 @@ import pytest
 import cnnlab
 from cnnlab.models import MODELS, Range
 from tuning.kerastuner import hyperparameters, make_oracle
-from tuning.spaces import check_space, fixed, narrowed, recipe_of
+from tuning.spaces import check_space, fixed, narrowed, narrowed_space, recipe_of
 
 SPACES = {name: model.space for name, model in MODELS.items()}
 
@@ -22,17 +22,37 @@ def test_narrowed_takes_ranges_and_choices():
     assert space["batch_size"] == SPACES["cnn"]["batch_size"]
 
 
+def test_a_name_alone_adds_a_field_with_its_usual_values():
+    recipe = cnnlab.Recipe(model="cnn")
+    space = narrowed_space(recipe, [], ["label_smoothing", "ema=0,0.9", "augment=flip+crop:0.06,none"])
+    assert space["label_smoothing"] == Range(0, 0.2)
+    assert space["ema"] == (0.0, 0.9)
+    assert space["augment"] == ("flip+crop:0.06", "none")
+    assert recipe_of({"augment": "flip+crop:0.06", "ema": 0.9}, recipe).augment == "flip+crop:0.06"
+    for option, message in (("fine_tune", "one of: blocks"), ("augment=none,flipp", "Did you mean 'flip'")):
+        with pytest.raises(cnnlab.ArgumentError, match=message):
+            narrowed_space(recipe, [], [option])
+    with pytest.raises(cnnlab.ArgumentError, match="one of: "):
+        narrowed_space(recipe, ["ema"], ["ema"])
+
+
+def test_what_depends_on_another_value_is_left_out_without_it():
+    base = cnnlab.Recipe(model="vgg16", fine_tune=1)
+    assert recipe_of({"fine_tune": 0, "fine_tune_from": "all", "layer_decay": 0.5}, base).fine_tune_from is None
+    assert recipe_of({"fine_tune": 3, "fine_tune_from": "all"}, base).fine_tune_from == "all"
+    assert recipe_of({"optimizer": "adam", "momentum": 0.8}, base).momentum is None
+    assert recipe_of({"optimizer": "sgd", "momentum": 0.8}, base).momentum == 0.8
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("learning_rate", "Expected --space as name=low:high"),
+        ("learning_rate=", "Expected --space as name=low:high"),
         ("learning_rat=1:2", "Did you mean 'learning_rate'"),
         ("learning_rate=2:1", "a range from low to high"),
         ("learning_rate=nan:1", "a range from low to high"),
         ("learning_rate=0:1", "start above 0"),
         ("filters=8:16", "Expected choices for filters"),
-        ("augment=a:b", "Expected --space as"),
-        ("augment=1:2", "Expected choices for augment"),
         ("filters=8,big", "Expected --space as"),
     ],
 )

@@ -1,0 +1,109 @@
+"""A small network that learns fast from scratch."""
+
+from cnnlab.errors import ArgumentError
+
+WHITENED = 5000  # training images that the first layers are computed from
+EPSILON = 5e-4  # added to variances, as in airbench
+
+
+def resnet9(
+    input_shape,
+    num_classes,
+    *,
+    image_size=None,
+    filters=(64, 256, 256),
+    augment="flip+crop:0.0625",
+    test_views=2,
+):
+    """Whitening 2x2 convolution, then two 3x3 convolutions with BatchNormalization and GELU per entry of `filters`.
+
+    In the manner of David Page's ResNet-9 (https://github.com/davidcpage/cifar10-fast) as Keller Jordan's airbench
+    has it (arXiv:2404.00498): the first convolution is computed from the training images and stays as it is, pooling
+    comes behind a block's first convolution, and the others start as near to the identity as they can.
+
+    Args:
+        input_shape: `(height, width, 3)` of the pictures.
+        num_classes: number of classes.
+        image_size: pixels a side inside the model, by default the pictures' own.
+        filters: filters of each block.
+        augment: "none", or names of `cnnlab.models.augment`, separated by commas.
+        test_views: 2 averages the probabilities with those of the mirror image, except while training.
+
+    Returns:
+        A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities. `adapt`
+        gives its first layers their weights.
+
+    Raises:
+        ArgumentError: the images are too small for that many blocks.
+    """
+    import keras
+    from keras import layers
+
+    from cnnlab.models.layers import image_input, mean_of_views
+
+    check_resnet9(image_size or min(input_shape[:2]), filters=filters)
+    images, x = image_input(input_shape, augment, image_size)
+    # float32 under any policy, as bfloat16 has not the digits for pixels.
+    x = layers.Normalization(name="normalize", dtype="float32")(x)
+    whiten = {"use_bias": False, "trainable": False, "name": "whiten"}
+    x = layers.Conv2D(2 * 2 * 2 * input_shape[-1], 2, **whiten)(x)
+    x = layers.Activation("gelu", name="gelu0")(x)
+    for i, count in enumerate(filters, start=1):
+        for part in ("a", "b"):
+            start = keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
+            name = f"conv{i}{part}"
+            x = layers.Conv2D(count, 3, padding="same", use_bias=False, kernel_initializer=start, name=name)(x)
+            if part == "a":
+                x = layers.MaxPooling2D(2, name=f"pool{i}")(x)
+            x = layers.BatchNormalization(momentum=0.6, epsilon=1e-5, scale=False, name=f"norm{i}{part}")(x)
+            x = layers.Activation("gelu", name=f"gelu{i}{part}")(x)
+    x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+    x = layers.Dense(num_classes, use_bias=False, dtype="float32", name="scores")(x)
+    x = layers.Rescaling(1 / 9, dtype="float32", name="temper")(x)
+    model = keras.Model(images, layers.Softmax(dtype="float32", name="probabilities")(x), name="resnet9")
+    return mean_of_views(model) if test_views == 2 else model
+
+
+def adapt(model, images) -> None:
+    """Compute the normalisation and the whitening convolution of a `resnet9` from the training images.
+
+    The convolution's filters are the principal components of 2x2 patches, each scaled to a variance of 1, and their
+    negatives, since the activation behind it halves what it is given (Page's whitening).
+
+    Args:
+        model: as `resnet9` gives it.
+        images: `(N, H, W, 3) uint8`; the first 5,000 are looked at.
+    """
+    import keras
+    import numpy as np
+
+    from cnnlab.models.layers import single_view
+
+    model = single_view(model) or model
+    normalize, whiten = model.get_layer("normalize"), model.get_layer("whiten")
+    images = images[:WHITENED].astype("float32")
+    normalize.adapt(images)
+    if "resize" in [layer.name for layer in model.layers]:
+        images = keras.ops.convert_to_numpy(model.get_layer("resize")(images))
+    images = keras.ops.convert_to_numpy(normalize(images))
+    patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))  # (N, H-1, W-1, 3, 2, 2)
+    patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 2 * 2 * images.shape[-1])
+    variances, components = np.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (components / np.sqrt(np.maximum(variances, 0) + EPSILON)).reshape(2, 2, images.shape[-1], -1)
+    whiten.set_weights([np.concatenate([filters, -filters], axis=-1)])
+    for layer in model.layers:
+        if layer.name.startswith("conv"):
+            [kernel] = layer.get_weights()  # (3, 3, C, F)
+            same = np.arange(min(kernel.shape[2:]))
+            kernel[:, :, :, same] = 0
+            kernel[1, 1, same, same] = 1
+            layer.set_weights([kernel])
+
+
+def check_resnet9(side, *, filters, **_) -> None:
+    """Raise `ArgumentError` where images of that many pixels a side are too small for that many blocks."""
+    if side - 1 < 2 ** len(filters):
+        raise ArgumentError(
+            f"Expected images of at least {2 ** len(filters) + 1} pixels a side for {len(filters)} blocks that halve "
+            f"them. Received: {side}x{side}. Raise image_size or use fewer filters."
+        )

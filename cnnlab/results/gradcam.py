@@ -1,0 +1,87 @@
+"""Where a model looked: Grad-CAM (Selvaraju et al., 2017, arXiv:1610.02391).
+
+Keras has no word for gradients outside of a training, so that this room knows TensorFlow.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cnnlab.results import plots
+from cnnlab.results.predictions import confident_mistakes
+
+
+def looked_at(model, class_names, images, predictions, count=12) -> dict:
+    """A figure by artifact path: where the model looked in its most confident mistakes; none where it cannot be said.
+
+    Args:
+        images: `(N, H, W, 3) uint8`, those of the `Predictions`.
+    """
+    wrong = confident_mistakes(predictions)[:count]
+    heat = grad_cam(model, images[wrong], predictions.predicted[wrong]) if len(wrong) else None
+    if heat is None:
+        return {}
+    captions = [
+        f"{class_names[predictions.predicted[i]]} {predictions.probabilities[i].max():.0%}\n"
+        f"is {class_names[predictions.labels[i]]}"
+        for i in wrong
+    ]
+    title = "What spoke for the most confident mistakes (Grad-CAM)"
+    return {"gradcam.png": plots.image_grid(images[wrong], captions, title, heat=heat)}
+
+
+def grad_cam(model, images, classes):
+    """Heat maps of what speaks for a class: the last spatial features, weighted by their gradient, without negatives.
+
+    Args:
+        model: functional `keras.Model` from images to probabilities.
+        images: `(N, H, W, 3) uint8`.
+        classes: `(N,)` integers, the class that each is explained for.
+
+    Returns:
+        `(N, h, w) float32`, 0 to 1 for each image, in the size of the features; `None` where the model has no features
+        with places before its answer.
+    """
+    model = _inner(model)
+    last = _last_spatial(model)
+    if last is None:
+        return None
+    both = keras.Model(model.inputs[0], [last.output, _scores(model)])
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([variable.value for variable in both.weights])  # frozen ones too, so that all is on the tape
+        features, scores = both(images, training=False)
+        chosen = tf.reduce_sum(tf.gather(scores, classes, batch_dims=1))
+    gradients = tape.gradient(chosen, features)
+    if gradients is None:
+        return None
+    weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
+    heat = tf.nn.relu(tf.reduce_sum(tf.cast(weights * features, "float32"), axis=-1)).numpy()
+    return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-12)
+
+
+def _inner(model):
+    """The model within one that only augments its images or averages its views."""
+    outer = [layer for layer in model.layers if layer.weights]
+    if len(outer) == 1 and isinstance(outer[0], keras.Model):
+        return _inner(outer[0])
+    return model
+
+
+def _last_spatial(model):
+    """The last layer that gives features with places, behind a first one with weights."""
+    layers = list(model.layers)
+    weighted = next((i for i, layer in enumerate(layers) if layer.weights), len(layers))
+    shapes = [getattr(getattr(layer, "output", None), "shape", ()) for layer in layers]
+    places = [i for i in range(weighted, len(layers)) if len(shapes[i]) == 4 and shapes[i][1] * shapes[i][2] > 1]
+    return layers[places[-1]] if places else None
+
+
+def _scores(model):
+    """What the last softmax is taken of: after it a confident answer has no gradient."""
+    last = model.layers[-1]
+    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        if isinstance(last, keras.layers.Dense):
+            x = keras.ops.cast(last.input, "float32")
+            return keras.ops.matmul(x, last.kernel) + (0 if last.bias is None else last.bias)
+        return last.input
+    return model.outputs[0]

@@ -1,0 +1,122 @@
+"""A model's optimizer with its schedule, its loss, and what they ask of the labels."""
+
+import math
+
+import keras
+
+from cnnlab.models import TRAINING
+from cnnlab.models.augment import mixes_of
+
+ONE_CYCLE_START = 25  # how many times lower one-cycle starts, as in fastai and PyTorch
+STEPS_PER_EXECUTION = 16  # steps between returns to Python: a dense head trains 1.8 times as fast, results are equal
+
+
+def compile_for(model, recipe, images, epochs, learning_rate=None, slower=None) -> None:
+    """Compile a model as its recipe says, for a training on so many images for so many epochs.
+
+    Args:
+        learning_rate: in place of the recipe's.
+        slower: as in `compile_model`.
+    """
+    given = {name: TRAINING[name] if getattr(recipe, name) is None else getattr(recipe, name) for name in TRAINING}
+    compile_model(
+        model,
+        **{**given, "learning_rate": learning_rate or given["learning_rate"]},
+        steps=math.ceil(images / recipe.batch_size) * epochs,
+        one_hot=bool(mixes_of(recipe.augment)),
+        slower=slower,
+    )
+
+
+def compile_model(
+    model,
+    learning_rate,
+    weight_decay=0.0,
+    schedule="constant",
+    steps=None,
+    *,
+    optimizer="adam",
+    momentum=None,
+    warmup=None,
+    label_smoothing=0.0,
+    ema=0.0,
+    clip_norm=None,
+    one_hot=False,
+    slower=None,
+) -> None:
+    """An optimizer with its schedule, crossentropy, and accuracy.
+
+    Args:
+        learning_rate: the optimizer's, at its highest.
+        weight_decay: decoupled (AdamW, arXiv:1711.05101); other optimizers than adam spare biases and normalisations.
+        schedule: "constant" and "plateau" (a callback's work), or "cosine" for a fall to 0 (arXiv:1608.03983, without
+            restarts), or "one-cycle" for a rise from a 25th and then the same (arXiv:1708.07120, of the rate alone).
+        steps: of the whole training, for the schedule.
+        optimizer: "adam", "adamw", "sgd" or "muon".
+        momentum: Nesterov's, of sgd.
+        warmup: share of the steps in which the rate rises.
+        label_smoothing: share of each label that is spread over all classes; it is part of the loss, `val_loss` too.
+        ema: decay of the average of the weights that is kept, 0 for none.
+        clip_norm: highest norm of all gradients together.
+        one_hot: whether labels are `(N, C)`, as mixed ones are; with label smoothing they are in any case.
+        slower: patterns of the paths of weights to factors of their learning rate.
+    """
+
+    def made(factor):
+        common = {
+            **{"weight_decay": weight_decay or None, "global_clipnorm": clip_norm},
+            **{"use_ema": bool(ema), "ema_momentum": ema or 0.99},
+        }
+        rate = _schedule(float(learning_rate) * factor, schedule, warmup or 0.0, steps)
+        # Named, or Keras numbers it within the process and autologging shows equal runs as different.
+        match optimizer:
+            case "adam":
+                return keras.optimizers.Adam(rate, name="adam", **common)
+            case "adamw":
+                one = keras.optimizers.AdamW(rate, name="adamw", **common)
+            case "sgd":
+                one = keras.optimizers.SGD(rate, momentum or 0.0, nesterov=bool(momentum), name="sgd", **common)
+            case "muon":
+                head = {"exclude_layers": ["probabilities"], "adam_weight_decay": weight_decay or None}
+                one = keras.optimizers.Muon(rate, name="muon", **head, **common)
+        one.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+        return one
+
+    chosen = made(1.0)
+    if slower:
+        by_path = {pattern: made(factor) for pattern, factor in slower.items()}
+        chosen = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(chosen, by_path), name="by_layer")
+    sparse = not (label_smoothing or one_hot)
+    model.compile(
+        optimizer=chosen,
+        loss="sparse_categorical_crossentropy"
+        if sparse
+        else keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        metrics=["accuracy"],
+        steps_per_execution=STEPS_PER_EXECUTION,
+    )
+
+
+def _schedule(peak, name, warmup, steps):
+    schedules, rising = keras.optimizers.schedules, round(warmup * steps) if steps else 0
+    if name in ("cosine", "one-cycle"):
+        if not rising:
+            return schedules.CosineDecay(peak, steps)
+        first = peak / ONE_CYCLE_START if name == "one-cycle" else 0.0
+        return schedules.CosineDecay(first, max(1, steps - rising), warmup_target=peak, warmup_steps=rising)
+    return schedules.PolynomialDecay(0.0, rising, end_learning_rate=peak) if rising else peak
+
+
+def compile_like(part, model) -> None:
+    """Compile a part of a model, which has its layers, as the model is, with the model's own optimizer."""
+    part.compile(
+        optimizer=model.optimizer,
+        loss=model.loss,
+        metrics=model.get_compile_config()["metrics"],
+        steps_per_execution=model.steps_per_execution,
+    )
+
+
+def wants_one_hot(model) -> bool:
+    """Whether a compiled model's loss takes labels `(N, C)` instead of `(N,)`."""
+    return isinstance(model.loss, keras.losses.CategoricalCrossentropy)

@@ -1,0 +1,78 @@
+"""pytest tests/models/test_resnet9.py"""
+
+import dataclasses
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+import cnnlab
+from cnnlab import reproduce
+from cnnlab.compare import train_model
+from cnnlab.models.layers import single_view
+from cnnlab.models.resnet9 import adapt, resnet9
+from cnnlab.training.frozen import split_at_frozen_front
+
+SMALL = {"dataset": "digits", "limit": 150, "epochs": 2, "filters": (8, 8, 8), "batch_size": 32, "precision": "float32"}
+
+
+@pytest.fixture
+def pictures():
+    """Smooth noise, whose neighbouring pixels and channels go together."""
+    rng = np.random.default_rng(0)
+    coarse = np.repeat(np.repeat(rng.uniform(60, 200, (40, 8, 8, 1)), 4, axis=1), 4, axis=2)
+    return np.clip(coarse + rng.normal(0, 10, (40, 32, 32, 3)), 0, 255).astype("uint8")
+
+
+def test_the_first_convolution_whitens_the_training_images(pictures):
+    model = resnet9((32, 32, 3), 10, augment="none", test_views=1)
+    adapt(model, pictures)
+    whitened = keras.Model(model.input, model.get_layer("whiten").output).predict(pictures, verbose=0)
+    values = whitened.reshape(-1, 24)
+    assert (values[:, :12] == -values[:, 12:]).all()
+    second_moments = values[:, :12].T @ values[:, :12] / len(values)
+    assert second_moments - np.diag(np.diag(second_moments)) == pytest.approx(np.zeros((12, 12)), abs=1e-3)
+    assert np.diag(second_moments) == pytest.approx(np.ones(12), abs=0.05)
+    normalized = keras.Model(model.input, model.get_layer("normalize").output).predict(pictures, verbose=0)
+    assert normalized.mean(axis=(0, 1, 2)) == pytest.approx(np.zeros(3), abs=1e-3)
+    assert not model.get_layer("whiten").trainable
+
+
+def test_an_answer_is_the_mean_of_a_picture_and_its_mirror_image(digits):
+    model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", **SMALL), digits)
+    images = digits.test.images[:6]
+    one = single_view(model)
+    expected = (one.predict(images, verbose=0) + one.predict(images[:, :, ::-1], verbose=0)) / 2
+    assert model.predict(images, verbose=0) == pytest.approx(expected, abs=1e-6)
+    assert model.predict(images[:, :, ::-1], verbose=0) == pytest.approx(expected, abs=1e-6)
+    assert single_view(one) is None
+    assert cnnlab.build_model(cnnlab.Recipe(model="resnet9", test_views=1, **SMALL), digits).count_params() == (
+        model.count_params()
+    )
+
+
+def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace):
+    recipe = cnnlab.Recipe(model="resnet9", **SMALL)
+    result = train_model(recipe)
+    dataset = cnnlab.load_dataset("digits", limit=150)
+    assert mlflow.pyfunc.load_model(result.model_uri).predict(dataset.test.images) == pytest.approx(
+        result.test.probabilities, abs=1e-5
+    )
+    names = {file.path for file in store.list_artifacts(result.run_id)}
+    assert {"augmented.png", "gradcam.png", "curves.png"} <= names
+    assert result.history["loss"][-1] < result.history["loss"][0]
+    again = reproduce.reproduce(result.run_id)
+    assert all(figure.difference < 1e-3 for figure in again.figures), again.figures
+
+
+def test_a_cheap_frozen_front_is_not_stored(digits):
+    recipe = cnnlab.Recipe(model="resnet9", augment="none", test_views=1, dataset="digits", limit=150)
+    assert split_at_frozen_front(cnnlab.build_model(recipe, digits)) is None
+
+
+def test_pictures_that_are_too_small_are_refused():
+    with pytest.raises(cnnlab.ArgumentError, match="at least 9 pixels a side for 3 blocks"):
+        resnet9((8, 8, 3), 10)
+    model = dataclasses.replace(cnnlab.Recipe(model="resnet9"), filters=(8, 8))
+    assert resnet9((8, 8, 3), 10, filters=model.filters).output_shape == (None, 10)

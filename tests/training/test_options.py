@@ -1,0 +1,178 @@
+"""pytest tests/training/test_options.py"""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import cnnlab
+from cnnlab.compare import train_model
+from cnnlab.data.batches import Batches
+from cnnlab.data.class_weights import class_weights
+from cnnlab.models.augment import augmented_samples, mixing_layers, parse_augment
+from cnnlab.training import loop
+from cnnlab.training.compiling import compile_model
+
+# Each option beside each other one at least once; all pairs were tried by hand.
+TOGETHER = [
+    {"schedule": "one-cycle", "optimizer": "sgd", "label_smoothing": 0.1, "augment": "cutmix", "ema": 0.9},
+    {"schedule": "plateau", "optimizer": "muon", "ema": 0.9, "patience": 1, "class_weights": "balanced"},
+    {
+        **{"schedule": "cosine", "warmup": 0.3, "optimizer": "adamw", "clip_norm": 1.0, "class_weights": "balanced"},
+        **{"augment": "flip,mixup", "label_smoothing": 0.1, "patience": 2},
+    },
+]
+
+
+@pytest.mark.parametrize("fields", TOGETHER)
+def test_options_combine(fields, small_cnn, digits, workplace):
+    recipe = dataclasses.replace(small_cnn, **fields)
+    model = cnnlab.build_model(recipe, digits)
+    trained = loop.train(model, digits, recipe, parts=("val",), quiet=True)
+    assert np.isfinite(trained.history["loss"]).all()
+    # What was validated last, with averaged weights, is what predicts.
+    assert trained.predictions["val"].accuracy == pytest.approx(trained.history["val_accuracy"][-1], abs=1e-6)
+    model.save("m.keras")
+    loaded = keras.models.load_model("m.keras")  # its optimizer and loss are Keras's own
+    assert loaded.predict(digits.val.images, verbose=0) == pytest.approx(
+        trained.predictions["val"].probabilities, abs=1e-5
+    )
+
+
+def rates(steps, **schedule):
+    images = keras.Input((1,))
+    model = keras.Model(images, keras.layers.Dense(2, activation="softmax")(images))
+    compile_model(model, 1.0, steps=steps, **schedule)
+    rate = model.optimizer._learning_rate
+    return [float(rate(step)) for step in range(steps + 1)]
+
+
+def test_schedules_rise_and_fall_where_they_say():
+    cosine = rates(100, schedule="cosine")
+    assert (cosine[0], cosine[50], cosine[100]) == (1.0, pytest.approx(0.5), pytest.approx(0, abs=1e-7))
+    one_cycle = rates(100, schedule="one-cycle", warmup=0.3)
+    assert one_cycle[0] == pytest.approx(1 / 25)
+    assert (int(np.argmax(one_cycle)), max(one_cycle)) == (30, pytest.approx(1.0))
+    assert one_cycle[65] == pytest.approx(0.5)
+    assert one_cycle[100] == pytest.approx(0, abs=1e-7)
+    warm = rates(100, schedule="constant", warmup=0.1)
+    assert (warm[0], warm[5], warm[10], warm[100]) == (0.0, pytest.approx(0.5), 1.0, 1.0)
+
+
+def test_the_learning_rate_is_logged_by_epoch(store, small_cnn):
+    result = train_model(dataclasses.replace(small_cnn, schedule="cosine", learning_rate=0.01, epochs=2))
+    assert result.history["learning_rate"] == pytest.approx([0.005, 0], abs=1e-6)
+    logged = store.get_metric_history(result.run_id, "learning_rate")
+    assert [(m.step, m.value) for m in logged] == list(enumerate(result.history["learning_rate"]))
+
+
+def test_label_smoothing_is_in_the_loss_and_not_in_the_test_loss(small_cnn, digits, workplace):
+    recipe = dataclasses.replace(small_cnn, label_smoothing=0.3)
+    trained = loop.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
+    val = trained.predictions["val"]
+    smooth = np.eye(10)[val.labels] * 0.7 + 0.03
+    expected = -(smooth * np.log(val.probabilities)).sum(axis=1).mean()
+    assert trained.history["val_loss"][-1] == pytest.approx(expected, rel=1e-4)
+    assert val.loss == pytest.approx(
+        -np.log(val.probabilities[np.arange(len(val.labels)), val.labels]).mean(), rel=1e-4
+    )
+
+
+def test_averaged_weights_are_validated_and_kept(small_cnn, digits, workplace):
+    """With a decay of 0.9999 over a few steps the average is still near the start, and hardly better than chance."""
+    recipe = dataclasses.replace(small_cnn, ema=0.9999, epochs=2, learning_rate=0.02)
+    averaged = loop.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
+    plain = dataclasses.replace(recipe, ema=0.0)
+    trained = loop.train(cnnlab.build_model(plain, digits), digits, plain, quiet=True)
+    assert averaged.history["accuracy"] == pytest.approx(trained.history["accuracy"], abs=0.02)
+    assert averaged.history["val_loss"][-1] == pytest.approx(np.log(10), abs=0.15)
+    assert averaged.predictions["val"].loss == pytest.approx(averaged.history["val_loss"][-1], rel=1e-4)
+    assert trained.predictions["val"].loss < averaged.predictions["val"].loss
+
+
+def test_class_weights(workplace, digits, small_cnn):
+    labels = np.array([0] * 6 + [1] * 2)
+    assert class_weights("none", labels, ("a", "b")) is None
+    assert class_weights("balanced", labels, ("a", "b")) == pytest.approx([8 / 12, 8 / 4])
+    assert class_weights('{"b": 3}', labels, ("a", "b")) == pytest.approx([1, 3])
+    rows = Batches(np.zeros((8, 1)), labels, 8, False, weights=np.array([1.0, 3.0], "float32"))
+    assert rows[0][2].tolist() == [1] * 6 + [3] * 2
+    # All weight on one class: nothing else is learnt.
+    (workplace / "only.json").write_text(json.dumps({name: float(name == "3") for name in digits.class_names}))
+    recipe = dataclasses.replace(small_cnn, class_weights="only.json", learning_rate=0.02, epochs=3)
+    result = train_model(recipe)
+    assert (result.test.predicted == 3).mean() > 0.95
+    assert json.loads(result.recipe.class_weights)["3"] == 1.0
+    (workplace / "wrong.json").write_text('{"cats": 1}')
+    for given, message in (("wrong.json", "Received: 'cats'"), ("missing.json", "an existing JSON file")):
+        with pytest.raises(cnnlab.ArgumentError, match=message):
+            train_model(dataclasses.replace(recipe, class_weights=given))
+
+
+def test_augmentations_by_name_and_strength():
+    assert parse_augment("none") == {}
+    assert list(parse_augment("full")) == ["flip", "shift", "rotate", "zoom"]
+    assert parse_augment("cutout+crop:0.06, flip") == {"flip": None, "crop": 0.06, "cutout": 0.25}
+    for text, message in (
+        ("flip:2", "no strength with flip"),
+        ("crop:2", "above 0 and at most 1"),
+        ("crop:nan", "above 0 and at most 1"),
+        ("cutot", "Did you mean 'cutout'"),
+        ("", "Received: ''"),
+    ):
+        with pytest.raises(cnnlab.ArgumentError, match=message):
+            parse_augment(text)
+
+
+@pytest.mark.parametrize("name", ["flip", "shift", "crop", "rotate", "zoom", "color", "randaugment", "cutout"])
+def test_each_augmentation_changes_pictures_within_their_range(name, digits):
+    keras.utils.set_random_seed(0)
+    images = np.clip(digits.train.images[:8].astype(int) + 20, 0, 235).astype("uint8")
+    seen, _ = augmented_samples(images, np.eye(10, dtype="float32")[digits.train.labels[:8]], name, 0)
+    assert (seen.shape, seen.dtype) == (images.shape, np.uint8)
+    changed = (seen != images).any(axis=(1, 2, 3))
+    assert changed.sum() >= 3
+    if name == "cutout":
+        assert ((seen != images).any(axis=3).sum(axis=(1, 2)) <= 8 * 8).all()
+    if name == "flip":
+        assert (seen[changed] == images[changed][:, :, ::-1]).all()
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_mixed_labels_go_with_mixed_pictures(name):
+    images = np.zeros((16, 32, 32, 3), "uint8")
+    images[8:] = 200
+    labels = np.repeat(np.eye(2, dtype="float32"), 8, axis=0)
+    keras.utils.set_random_seed(0)
+    mixed, shares = Batches(images, labels, 16, False, mixing=mixing_layers(name, seed=1))[0]
+    assert mixed.dtype == np.uint8
+    assert shares.sum(axis=1) == pytest.approx(np.ones(16), abs=1e-5)
+    assert mixed.mean(axis=(1, 2, 3)) / 200 == pytest.approx(shares[:, 1], abs=0.06)
+    assert ((shares > 0.05) & (shares < 0.95)).any()
+
+
+def test_what_does_not_go_together_is_said():
+    for fields, message in (
+        ({"schedule": "plateau", "warmup": 0.1}, "no warmup with schedule plateau"),
+        ({"schedule": "plateau", "val_fraction": 0}, "val_fraction above 0 with schedule plateau"),
+        ({"optimizer": "adam", "momentum": 0.9}, "no momentum with another optimizer than sgd"),
+        ({"model": "vgg16", "fine_tune_from": "all"}, "fine_tune, a number of epochs, with fine_tune_from"),
+        ({"model": "vgg16", "fine_tune": 1, "layer_decay": 0.5, "schedule": "plateau"}, "no layer_decay with schedule"),
+    ):
+        with pytest.raises(cnnlab.ArgumentError, match=message):
+            cnnlab.Recipe(**fields)
+
+
+def test_defaults_follow_the_optimizer_and_the_schedule():
+    assert (cnnlab.Recipe(optimizer="sgd").learning_rate, cnnlab.Recipe(optimizer="sgd").momentum) == (0.01, 0.9)
+    assert cnnlab.Recipe(optimizer="adamw").weight_decay == 0.004
+    assert cnnlab.Recipe(optimizer="adamw", weight_decay=0.1).weight_decay == 0.1
+    assert cnnlab.Recipe(schedule="one-cycle").warmup == 0.3
+    resnet9 = cnnlab.Recipe(model="resnet9")
+    assert (resnet9.optimizer, resnet9.momentum, resnet9.batch_size) == ("sgd", 0.85, 512)
+    assert dataclasses.replace(resnet9, model="cnn") == cnnlab.Recipe(model="cnn")
+    tuned = cnnlab.Recipe(model="vgg16", fine_tune=2)
+    assert (tuned.fine_tune_from, tuned.fine_tune_learning_rate) == ("top", pytest.approx(1e-5))
+    assert dataclasses.replace(tuned, learning_rate=1e-2).fine_tune_learning_rate == pytest.approx(1e-3)

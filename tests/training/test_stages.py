@@ -1,0 +1,126 @@
+"""pytest tests/training/test_stages.py"""
+
+import dataclasses
+
+import keras
+import pytest
+
+import cnnlab
+from cnnlab import reproduce
+from cnnlab.compare import train_model
+from cnnlab.models.graft import layers_from
+from cnnlab.models.transfer import check_transfer
+from cnnlab.models.weights import read_network
+from cnnlab.training import cache, loop
+from cnnlab.training.stages import begin_fine_tuning, stages_of
+
+STAGED = {"dataset": "digits", "limit": 150, "epochs": 2, "fine_tune": 1, "dense_units": 0, "batch_size": 16}
+
+
+@pytest.fixture
+def staged(workplace):
+    """A recipe on a saved network of two stages, whose features are good enough for the digits."""
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Rescaling(1 / 255)]
+    for i, filters in enumerate((8, 16), start=1):
+        layers += [keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{i}")]
+        layers += [keras.layers.MaxPooling2D(4, name=f"pool{i}")]
+    keras.Sequential([keras.Input((32, 32, 3)), *layers]).save("mine.keras")
+    return cnnlab.Recipe(
+        model="transfer", backbone="mine.keras", pooling="flatten", learning_rate=0.01, schedule="constant", **STAGED
+    )
+
+
+def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
+    result = train_model(staged)
+    run = store.get_run(result.run_id)
+    for name in ("loss", "val_accuracy", "learning_rate"):
+        logged = store.get_metric_history(result.run_id, name)
+        assert [m.step for m in logged] == [0, 1, 2]
+        assert [m.value for m in logged] == pytest.approx(result.history[name])
+    assert result.history["learning_rate"] == pytest.approx([0.01, 0.01, 0.001])
+    assert (run.data.metrics["stage1_epochs"], run.data.metrics["stage2_epochs"]) == (2, 1)
+    assert result.stage_borders == (2,)
+    assert result.name == "mine fine-tuned on digits"
+    assert (run.data.params["fine_tune"], run.data.params["fine_tune_from"]) == ("1", "top")
+    assert "fine-tuning from top" in run.data.tags["cnnlab.stages"]
+    # Both stages' frozen fronts were computed once: what the head takes, and what the upper stage takes.
+    assert [entry["shape"][1:] for entry in cache.cache_entries()] in ([[64], [8, 8, 8]], [[8, 8, 8], [64]])
+    assert result.trainable_params == (9 * 8 + 1) * 16 + 65 * 10
+    again = reproduce.reproduce(result.run_id)
+    assert all(figure.difference < 1e-5 for figure in again.figures), again.figures
+
+
+def test_weights_of_the_second_stage_move_and_those_below_do_not(staged, digits):
+    recipe = dataclasses.replace(staged, fine_tune_learning_rate=1e-3)
+    model = cnnlab.build_model(recipe, digits)
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    trained = loop.train(model, digits, recipe, quiet=True)
+    moved = {
+        layer.name
+        for layer in model.layers
+        if any((a != b).any() for a, b in zip(before[layer.name], layer.get_weights(), strict=True))
+    }
+    if trained.stages[1].kept:
+        assert moved == {"conv2", "probabilities"}
+    assert len(trained.history["loss"]) == 3
+
+
+def test_a_stage_that_makes_it_worse_is_taken_back(store, staged, capsys):
+    spoilt = dataclasses.replace(staged, epochs=8, fine_tune_learning_rate=5.0)
+    result = train_model(spoilt)
+    metrics = store.get_run(result.run_id).data.metrics
+    assert metrics["stage2_val_accuracy"] < metrics["stage1_val_accuracy"]
+    assert metrics["final_val_accuracy"] == metrics["stage1_val_accuracy"]
+    assert "made it worse, so the weights before it are kept" in capsys.readouterr().out
+    assert "made it worse" in store.get_run(result.run_id).data.tags["cnnlab.stages"]
+
+
+def test_the_test_set_chooses_no_stage(staged):
+    dataset = cnnlab.load_dataset("digits", limit=150, val_fraction=0)
+    recipe = dataclasses.replace(staged, val_fraction=0, epochs=8, fine_tune_learning_rate=5.0)
+    trained = loop.train(cnnlab.build_model(recipe, dataset), dataset, recipe, quiet=True)
+    assert trained.stages[1].kept
+    assert trained.predictions["test"].accuracy == trained.stages[1].val_accuracy
+
+
+def test_where_fine_tuning_starts():
+    network = read_network("vgg16", "random", 32)
+    top = ["block5_conv1", "block5_conv2", "block5_conv3", "block5_pool"]
+    assert layers_from(network, "top", 32) == layers_from(network, "1", 32) == [top]
+    assert layers_from(network, "block5_conv2", 32) == [top[1:]]
+    assert [group[0] for group in layers_from(network, "block3", 32)] == [
+        "block5_conv1",
+        "block4_conv1",
+        "block3_conv1",
+    ]
+    everything = [name for group in layers_from(network, "all", 32) for name in group]
+    assert sorted(everything) == sorted(layer.name for layer in network.model.layers)
+    for start, message in (("6", "at most 5, the stages of vgg16"), ("blok", "Its stages start at: block5_conv1")):
+        with pytest.raises(cnnlab.ArgumentError, match=message):
+            layers_from(network, start, 32)
+    with pytest.raises(cnnlab.ArgumentError, match="fine_tune_from to be at most 5"):
+        check_transfer(32, backbone="vgg16", fine_tune_from="6")
+
+
+def test_normalisation_stays_as_it_was_and_lower_stages_learn_slower(digits, workplace):
+    recipe = cnnlab.Recipe(
+        **{"model": "mobilenetv2", "weights": "random", "image_size": 32, "layer_decay": 0.5},
+        **{**STAGED, "fine_tune_from": "2", "learning_rate": 0.01},
+    )
+    model = cnnlab.build_model(recipe, digits)
+    begin_fine_tuning(model, stages_of(recipe)[1], recipe, 100)
+    unfrozen = {layer.name for layer in model.layers if layer.trainable_weights}
+    assert {"block_16_project", "block_7_project", "probabilities"} - unfrozen == set()
+    assert not [
+        layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    model.optimizer.build(model.trainable_variables)
+    rate = {
+        variable.path.split("/")[0]: float(
+            model.optimizer._optimizer_map(variable)._learning_rate.initial_learning_rate
+        )
+        for variable in model.trainable_variables
+    }
+    assert rate["probabilities"] == pytest.approx(0.001)
+    assert (rate["block_16_project"], rate["block_7_project"]) == (pytest.approx(0.0005), pytest.approx(0.00025))
