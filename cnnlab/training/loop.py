@@ -88,18 +88,26 @@ def train(
     for stage in stages:
         began = time.perf_counter()
         if stage.start:
+            cut = None  # makes room for the next features
             before = model.get_weights()
             begin_fine_tuning(model, stage, recipe, len(dataset.train))
         cut = _cut(model, used, recipe)
         with recorded() as more:
             fitted = _fit(cut, dataset, recipe, len(history.get("loss", ())), stage.epochs, callbacks, more, quiet)
         history = {name: history.get(name, []) + values for name, values in fitted.items()}
+        diverged = not np.isfinite(fitted["loss"]).all()
+        if diverged and not stage.start:
+            raise LabError(
+                f"Expected a finite loss. Received: {history['loss'][-1]} in epoch {len(history['loss'])}. "
+                "Lower the learning rate."
+            )
         if len(stages) > 1:
             seconds = time.perf_counter() - began
             val = _predict(cut, "val", used["val"])
             results.append(StageResult(stage.name, len(fitted["loss"]), seconds, val.accuracy, val.loss))
     seconds = time.perf_counter() - started
-    if len(results) > 1 and not dataset.val_is_test and results[1].val_accuracy < results[0].val_accuracy:
+    worse = len(results) > 1 and not dataset.val_is_test and results[1].val_accuracy < results[0].val_accuracy
+    if worse or diverged:
         model.set_weights(before)
         results[1] = dataclasses.replace(results[1], kept=False)
     if results and not quiet:
@@ -159,7 +167,7 @@ def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
     weights = class_weights(recipe.class_weights, dataset.train.labels, dataset.class_names)
     keras.utils.set_random_seed(recipe.seed)
     with signals_between_batches() as between_batches:
-        history = model.fit(
+        return model.fit(
             **_batched(cut.inputs["train"], labels["train"], recipe.batch_size, True, weights, mixing),
             epochs=done + epochs,
             initial_epoch=done,
@@ -168,12 +176,6 @@ def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
             # The moving bar on a terminal, a line an epoch in a file.
             verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
         ).history
-    if not np.isfinite(history["loss"]).all():
-        raise LabError(
-            f"Expected a finite loss. Received: {history['loss'][-1]} in epoch {done + len(history['loss'])}. "
-            "Lower the learning rate."
-        )
-    return history
 
 
 class LearningRate(keras.callbacks.Callback):
@@ -190,7 +192,8 @@ def stages_in_words(results, dataset):
     where = "test" if dataset.val_is_test else "validation"
     said = [f"{r.name}: {where} accuracy {r.val_accuracy:.4f} after {r.epochs} epochs" for r in results]
     if not results[-1].kept:
-        said.append(f"{results[-1].name} made it worse, so the weights before it are kept")
+        how = "made it worse" if np.isfinite(results[-1].val_loss) else "diverged"
+        said.append(f"{results[-1].name} {how}, so the weights before it are kept")
     elif dataset.val_is_test:
         said.append("nothing is held out to choose by, so the last weights are kept")
     return "; ".join(said) + "."

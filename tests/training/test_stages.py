@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+import numpy as np
 import pytest
 
 import cnnlab
@@ -74,6 +75,18 @@ def test_a_stage_that_makes_it_worse_is_taken_back(store, staged, capsys):
     assert metrics["final_val_accuracy"] == metrics["stage1_val_accuracy"]
     assert "made it worse, so the weights before it are kept" in capsys.readouterr().out
     assert "made it worse" in store.get_run(result.run_id).data.tags["cnnlab.stages"]
+
+
+def test_a_stage_that_diverges_is_taken_back(staged, digits, capsys):
+    class Diverge(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == staged.epochs:
+                self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
+
+    trained = loop.train(cnnlab.build_model(staged, digits), digits, staged, callbacks=[Diverge()])
+    assert not trained.stages[1].kept
+    assert trained.predictions["val"].accuracy == trained.stages[0].val_accuracy
+    assert "fine-tuning from top diverged, so the weights before it are kept" in capsys.readouterr().out
 
 
 def test_the_test_set_chooses_no_stage(staged):
