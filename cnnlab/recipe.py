@@ -3,11 +3,11 @@
 import dataclasses
 import inspect
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from cnnlab.errors import ArgumentError, expect_one_of
+from cnnlab.errors import ArgumentError
+from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
 from cnnlab.models import COMMON, MODELS, Range, find_model, own
 from cnnlab.models.augment import parse_augment
 
@@ -15,14 +15,6 @@ PRECISIONS = ("float32", "mixed_bfloat16", "auto")
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 SCHEDULES = ("constant", "cosine", "one-cycle", "plateau")
 ADAMW_DECAY = 0.004  # Keras's default of AdamW and Muon
-
-
-def _field(default, help, *, low=None, above=None, high=None, choices=None, unsaid=None, space=None):
-    """A field with its help text, bounds (`low` inclusive, `above` exclusive), what `None` means, in words, and what a
-    search varies it over where only its name is given.
-    """
-    bounds = {"low": low, "above": above, "high": high, "choices": choices}
-    return field(default=default, metadata={"help": help, **bounds, "unsaid": unsaid, "space": space})
 
 
 @dataclass(frozen=True)
@@ -38,57 +30,57 @@ class Recipe:
         ArgumentError: a field is out of bounds.
     """
 
-    model: str = _field("cnn", "Model factory.")
-    dataset: str | None = _field(
+    model: str = field("cnn", "Model factory.")
+    dataset: str | None = field(
         None, "cifar10, cifar100, mnist, fashion_mnist, digits, or an image folder.", unsaid="cifar10"
     )
-    image_size: int | None = _field(
+    image_size: int | None = field(
         None,
         "Pixels a side inside the model.",
         low=8,
         high=1024,
         unsaid="32; of other backbones than vgg16 the usual one, but at most 3 times the pictures'",
     )
-    picture_size: int | None = _field(
+    picture_size: int | None = field(
         None,
         "Pixels a side of the pictures in memory.",
         low=8,
         high=1024,
         unsaid="their own size where image_size is larger and the model enlarges them, else image_size",
     )
-    val_fraction: float = _field(
+    val_fraction: float = field(
         0.1, "Share of the training set held out for validation; 0 validates on the test set.", low=0, high=0.9
     )
-    limit: int | None = _field(None, "Use at most this many training images (stratified), tests in proportion.", low=1)
-    split_seed: int = _field(0, "Seed of the splits and of the choice that limit makes.", low=0, high=2**31 - 1)
-    seed: int = _field(0, "Seed of the initial weights and the shuffling.", low=0, high=2**31 - 1)
-    epochs: int | None = _field(
+    limit: int | None = field(None, "Use at most this many training images (stratified), tests in proportion.", low=1)
+    split_seed: int = field(0, "Seed of the splits and of the choice that limit makes.", low=0, high=2**31 - 1)
+    seed: int = field(0, "Seed of the initial weights and the shuffling.", low=0, high=2**31 - 1)
+    epochs: int | None = field(
         None, "Passes over the training set, before any fine-tuning.", low=1, high=10_000, space=(5, 10, 20)
     )
-    batch_size: int | None = _field(None, "Images per optimizer step.", low=1, high=65_536, space=(32, 64, 128, 256))
-    optimizer: str | None = _field(
+    batch_size: int | None = field(None, "Images per optimizer step.", low=1, high=65_536, space=(32, 64, 128, 256))
+    optimizer: str | None = field(
         None,
         "Of the weights; sgd has Nesterov momentum, muon orthogonalises dense layers only, as Keras's does.",
         choices=OPTIMIZERS,
         space=OPTIMIZERS,
     )
-    learning_rate: float | None = _field(
+    learning_rate: float | None = field(
         None, "The optimizer's, at its highest.", above=0, high=10, space=Range(1e-4, 1e-2, log=True)
     )
-    momentum: float | None = _field(
+    momentum: float | None = field(
         None, "Nesterov momentum of sgd.", low=0, high=0.999, unsaid="0.9 with sgd", space=Range(0.8, 0.95)
     )
-    weight_decay: float | None = _field(
+    weight_decay: float | None = field(
         None, "Decoupled weight decay.", low=0, high=1, space=Range(1e-5, 1e-1, log=True)
     )
-    schedule: str | None = _field(
+    schedule: str | None = field(
         None,
         "Of the learning rate; cosine falls to 0 by the last epoch, one-cycle rises before it falls, plateau halves it "
         "after 2 epochs without a lower val_loss.",
         choices=SCHEDULES,
         space=("constant", "cosine", "one-cycle"),
     )
-    warmup: float | None = _field(
+    warmup: float | None = field(
         None,
         "Share of the training in which the learning rate rises.",
         low=0,
@@ -96,72 +88,72 @@ class Recipe:
         unsaid="0.3 with one-cycle, else 0",
         space=(0.0, 0.1, 0.3),
     )
-    label_smoothing: float | None = _field(
+    label_smoothing: float | None = field(
         None,
         "Share of each label that is spread over all classes (arXiv:1512.00567).",
         low=0,
         high=0.9,
         space=Range(0, 0.2),
     )
-    class_weights: str | None = _field(
+    class_weights: str | None = field(
         None,
         "Of each class in the loss: none, balanced, or a JSON file of class names and numbers.",
         space=("none", "balanced"),
     )
-    augment: str | None = _field(
+    augment: str | None = field(
         None,
         "Augmentation while training: none, full (flip,shift,rotate,zoom), or any of flip, shift, crop, rotate, zoom, "
         "color, randaugment, cutout, mixup, cutmix, separated by commas, each with a strength if wished (crop:0.06).",
         space=("none", "flip", "flip+crop", "flip+crop+cutout", "full"),
     )
-    ema: float | None = _field(
+    ema: float | None = field(
         None,
         "Decay of the average of the weights that is validated and kept; 0 for none, 0.99 is usual.",
         low=0,
         high=0.9999,
         space=(0.0, 0.98, 0.99, 0.995),
     )
-    clip_norm: float | None = _field(
+    clip_norm: float | None = field(
         None, "Highest norm of all gradients together.", above=0, high=1e6, space=Range(0.5, 5, log=True)
     )
-    patience: int | None = _field(
+    patience: int | None = field(
         None, "Stop after this many epochs without a lower val_loss and keep the best weights.", low=1
     )
-    precision: str | None = _field(
+    precision: str | None = field(
         None, "Arithmetic; auto is mixed_bfloat16 where the processor has it in hardware.", choices=PRECISIONS
     )
-    deterministic: bool = _field(False, "Only operations that repeat bit for bit on the same machine.")
-    backbone: str | None = _field(
+    deterministic: bool = field(False, "Only operations that repeat bit for bit on the same machine.")
+    backbone: str | None = field(
         None,
         "A backbone's name, a saved model (.keras), models:/NAME@ALIAS of the registry, or hub:PRESET of KerasHub.",
     )
-    weights: str | None = _field(
+    weights: str | None = field(
         None, "imagenet, random, or a file of the backbone's weights without its top.", unsaid="imagenet"
     )
-    pooling: str | None = _field(None, "What the head makes of the features.", choices=("average", "max", "flatten"))
-    dense_units: int | None = _field(None, "Width of the dense layer before the softmax, or 0.", low=0, high=65_536)
-    dropout: float | None = _field(None, "Dropout rate before the softmax.", low=0, high=0.95)
-    preprocessing: str | None = _field(
+    pooling: str | None = field(None, "What the head makes of the features.", choices=("average", "max", "flatten"))
+    dense_units: int | None = field(None, "Width of the dense layer before the softmax, or 0.", low=0, high=65_536)
+    dropout: float | None = field(None, "Dropout rate before the softmax.", low=0, high=0.95)
+    preprocessing: str | None = field(
         None, "The backbone's own, or plain 0..1 scaling.", choices=("own", "vgg16", "scale")
     )
-    train_blocks: int | None = _field(
+    train_blocks: int | None = field(
         None, "Stages of the backbone that are trained too, counted from the top.", low=0, high=16
     )
-    fine_tune: int | None = _field(
+    fine_tune: int | None = field(
         None,
         "Epochs of a second stage, after the head's, that trains upper layers of the backbone too.",
         low=0,
         high=10_000,
         space=(0, 2, 5),
     )
-    fine_tune_from: str | None = _field(
+    fine_tune_from: str | None = field(
         None,
         "Where fine-tuning starts: top (the topmost stage), a number of stages from the top, the beginning of a "
         "layer's name, or all.",
         unsaid="top",
         space=("top", "2", "all"),
     )
-    fine_tune_learning_rate: float | None = _field(
+    fine_tune_learning_rate: float | None = field(
         None,
         "The optimizer's while fine-tuning.",
         above=0,
@@ -169,7 +161,7 @@ class Recipe:
         unsaid="a tenth of learning_rate",
         space=Range(1e-5, 1e-3, log=True),
     )
-    layer_decay: float | None = _field(
+    layer_decay: float | None = field(
         None,
         "Factor of the learning rate from one stage of the backbone to the one below it while fine-tuning.",
         above=0,
@@ -177,23 +169,23 @@ class Recipe:
         unsaid="1",
         space=Range(0.5, 1),
     )
-    frozen_precision: str | None = _field(
+    frozen_precision: str | None = field(
         None,
         "Arithmetic of frozen layers; auto is mixed_bfloat16 where that is faster.",
         choices=PRECISIONS,
     )
-    feature_dtype: str | None = _field(
+    feature_dtype: str | None = field(
         None,
         "What the output of frozen layers is stored in; auto is float16 where that loses nothing, after bfloat16.",
         choices=("float16", "float32", "auto"),
     )
-    filters: tuple[int, ...] | None = _field(None, "Filters of each convolution block.", low=1, high=4096)
-    test_views: int | None = _field(
+    filters: tuple[int, ...] | None = field(None, "Filters of each convolution block.", low=1, high=4096)
+    test_views: int | None = field(
         None, "Views of a picture that an answer is averaged over: 1, or 2 with its mirror image.", low=1, high=2
     )
-    kernel_size: int | None = _field(None, "Side of the convolution kernels.", low=1, high=11)
-    padding: str | None = _field(None, "Padding of the convolutions.", choices=("valid", "same"))
-    arguments: tuple[str, ...] = _field((), "name=value of a function of your own.")
+    kernel_size: int | None = field(None, "Side of the convolution kernels.", low=1, high=11)
+    padding: str | None = field(None, "Padding of the convolutions.", choices=("valid", "same"))
+    arguments: tuple[str, ...] = field((), "name=value of a function of your own.")
 
     # No fields. `dataclasses.replace` hands on from the recipe that it changes whether it is one of those, and
     # whether it was read back, so that the file of a function of the user's may be gone or another by now.
@@ -207,15 +199,15 @@ class Recipe:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for f in dataclasses.fields(self):
-            if isinstance(value := getattr(self, f.name), _Unsaid):
+            if isinstance(value := getattr(self, f.name), Unsaid):
                 # Of the model that was there before `replace`; given by anybody else it is a value like others.
-                object.__setattr__(self, f.name, None if replaced else _plain(value))
+                object.__setattr__(self, f.name, None if replaced else plain(value))
         if not (read_back and own.is_own(self.model)):
             self._fill_in(find_model(self.model), replaced)
         for f in dataclasses.fields(self):
-            _check(f.name, getattr(self, f.name), f.metadata)
+            check(f.name, getattr(self, f.name), f.metadata)
         parse_augment(self.augment)
-        _expect_to_combine(self)
+        expect_to_combine(self)
 
     def _fill_in(self, model, replaced):
         further = own_arguments(self.model)
@@ -223,10 +215,10 @@ class Recipe:
         defaults = {**COMMON, **model.defaults, **taken} if model.own else model.recipe_defaults
         for name, default in defaults.items():
             if getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
-                object.__setattr__(self, name, _unsaid(default))
+                object.__setattr__(self, name, unsaid(default))
         for name, default in self._dependent_defaults(model).items():
             if not self.said(name):
-                object.__setattr__(self, name, _unsaid(default))
+                object.__setattr__(self, name, unsaid(default))
         if self.arguments and not model.own:
             if not replaced:
                 raise ArgumentError(
@@ -276,13 +268,13 @@ class Recipe:
 
     def said(self, name) -> bool:
         """Whether a field was given, and does not hold the model's own default."""
-        return getattr(self, name) is not None and not isinstance(getattr(self, name), _Unsaid)
+        return getattr(self, name) is not None and not isinstance(getattr(self, name), Unsaid)
 
     def factory_arguments(self) -> dict:
         """What the model's factory is called with, besides the shape and the number of classes."""
         model = find_model(self.model)
         further = own_arguments(self.model)
-        given = {name: _plain(getattr(self, name)) for name in model.arguments if name not in further}
+        given = {name: plain(getattr(self, name)) for name in model.arguments if name not in further}
         given = {name: value for name, value in given.items() if value is not None}
         given |= own.parse_arguments(self.arguments, further)
         missing = [name for name, default in model.arguments.items() if default is inspect.Parameter.empty]
@@ -296,7 +288,7 @@ class Recipe:
     def params(self) -> dict:
         """The fields that apply to this model, as flat MLflow params."""
         values = {
-            f.name: ",".join(map(str, value)) if isinstance(value, tuple) else _plain(value)
+            f.name: ",".join(map(str, value)) if isinstance(value, tuple) else plain(value)
             for f in dataclasses.fields(self)
             if f.name != "arguments"
             and (value := getattr(self, f.name)) is not None
@@ -323,27 +315,6 @@ class Recipe:
 SHARED = ("learning_rate", "weight_decay", "dropout", "dense_units", "filters", "kernel_size", "padding", "pooling")
 
 
-class _Unsaid:
-    """Marks a default that the model filled in, so that another model can replace it."""
-
-
-class _UnsaidInt(_Unsaid, int):
-    pass
-
-
-class _UnsaidFloat(_Unsaid, float):
-    pass
-
-
-class _UnsaidStr(_Unsaid, str):
-    pass
-
-
-class _UnsaidTuple(_Unsaid, tuple):
-    pass
-
-
-_KINDS = {int: _UnsaidInt, float: _UnsaidFloat, str: _UnsaidStr, tuple: _UnsaidTuple}
 _FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 # Fields that say something about some models only.
 _OF_MODELS = {name for model in MODELS.values() for name in model.recipe_defaults} - set(COMMON) | {"arguments"}
@@ -352,23 +323,14 @@ _OF_MODELS = {name for model in MODELS.values() for name in model.recipe_default
 def own_arguments(model) -> dict:
     """Arguments, with their defaults, of a function of the user's that are no fields of the recipe by name and type."""
     found = find_model(model)
-    return {name: default for name, default in found.arguments.items() if found.own and not _is_field(name, default)}
+    return {name: default for name, default in found.arguments.items() if found.own and not _isfield(name, default)}
 
 
-def _is_field(name, default):
+def _isfield(name, default):
     if name not in SHARED:
         return False
     kind = next((k for k in (bool, int, float, str) if _FIELDS[name].type in (k, k | None)), tuple)
     return default in (None, inspect.Parameter.empty) or isinstance(default, (int, float) if kind is float else kind)
-
-
-def _unsaid(value):
-    return _KINDS[type(value)](value)
-
-
-def _plain(value):
-    """A value without the mark, for libraries that look at types."""
-    return next((kind(value) for kind, marked in _KINDS.items() if isinstance(value, marked)), value)
 
 
 def applies(recipe_field: dataclasses.Field, model: str) -> bool:
@@ -380,70 +342,3 @@ def applies(recipe_field: dataclasses.Field, model: str) -> bool:
     found = find_model(model)
     # An argument of a function of the user's that only shares the name of an option is given as its own.
     return recipe_field.name in found.defaults or recipe_field.name in set(found.arguments) - set(own_arguments(model))
-
-
-def bounds_text(metadata) -> str:
-    """A field's bounds in words, for error messages and `--help`; empty where there are none."""
-    if metadata["choices"]:
-        return "one of: " + ", ".join(metadata["choices"])
-    parts = []
-    if metadata["low"] is not None:
-        parts.append(f"at least {metadata['low']}")
-    if metadata["above"] is not None:
-        parts.append(f"above {metadata['above']}")
-    if metadata["high"] is not None:
-        parts.append(f"at most {metadata['high']}")
-    return " and ".join(parts)
-
-
-def _check(name, value, metadata):
-    if value is None:
-        return
-    if metadata["choices"]:
-        expect_one_of(name, value, metadata["choices"])
-    low, above, high = metadata["low"], metadata["above"], metadata["high"]
-    if low is above is high is None:
-        return
-    for number in value if isinstance(value, tuple) else (value,):
-        # Written so that NaN fails.
-        inside = (
-            isinstance(number, (int, float))
-            and math.isfinite(number)
-            and (low is None or number >= low)
-            and (above is None or number > above)
-            and (high is None or number <= high)
-        )
-        if not inside:
-            raise ArgumentError(f"Expected {name} to be {bounds_text(metadata)}. Received: {number}.")
-    if value == ():
-        raise ArgumentError(f"Expected {name} to name at least one number. Received: nothing.")
-
-
-def _expect_to_combine(recipe):
-    """Raise `ArgumentError` where two fields do not go together."""
-
-    def expect(condition, what, received, advice):
-        if not condition:
-            raise ArgumentError(f"Expected {what}. Received: {received}. {advice}")
-
-    for name, given in (("patience", recipe.patience), ("schedule plateau", recipe.schedule == "plateau")):
-        expect(
-            not given or recipe.val_fraction,
-            f"val_fraction above 0 with {name}, since that would choose by the test set",
-            "val_fraction=0",
-            f"Leave {name} out or hold out a validation set.",
-        )
-    if recipe.schedule == "plateau":
-        for name in ("warmup", "layer_decay"):
-            value = getattr(recipe, name)
-            expect(not value, f"no {name} with schedule plateau, which sets one learning rate", value, "Leave one out.")
-    expect(
-        recipe.momentum is None or recipe.optimizer in ("sgd", None),
-        "no momentum with another optimizer than sgd",
-        f"momentum {recipe.momentum} with {recipe.optimizer}",
-        "Leave one out.",
-    )
-    if not recipe.fine_tune:
-        for name in ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"):
-            value = getattr(recipe, name)
-            expect(value is None, f"fine_tune, a number of epochs, with {name}", value, "Add --fine-tune 5, say.")

@@ -6,8 +6,9 @@ import inspect
 import click
 
 from cnnlab.errors import ArgumentError
+from cnnlab.fields import bounds_text
 from cnnlab.models import MODELS, find_model
-from cnnlab.recipe import Recipe, applies, bounds_text
+from cnnlab.recipe import Recipe, applies
 
 SHOWN = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
 # Autologging has a param class_weight of its own.

@@ -141,6 +141,16 @@ def test_a_compiled_model_keeps_its_optimizer(recipe, store):
         train_model(dataclasses.replace(compiled, learning_rate=0.01))
 
 
+def test_its_images_are_augmented_too(recipe, digits):
+    model = cnnlab.build_model(dataclasses.replace(recipe, augment="flip,cutout"), digits)
+    assert [type(layer).__name__ for layer in model.layers[1:3]] == ["RandomFlip", "RandomErasing"]
+    images = digits.test.images[:4]
+    assert model.layers[-1].predict(images, verbose=0) == pytest.approx(model.predict(images, verbose=0), abs=1e-6)
+    compiled = dataclasses.replace(recipe, model="my_models.py:compiled", arguments=(), augment="flip")
+    with pytest.raises(cnnlab.ArgumentError, match="Expected no augment with a model that its function compiles"):
+        cnnlab.build_model(compiled, digits)
+
+
 def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, store, workplace):
     before = train_model(dataclasses.replace(recipe, deterministic=True))
     run = store.get_run(before.run_id)
