@@ -42,6 +42,7 @@ def print_backbones():
 
     print(
         "cnn             a CNN from scratch\n"
+        "resnet9         a network from scratch that learns fast\n"
         "transfer        with --backbone: a name below, a saved model (.keras), models:/NAME@ALIAS, hub:PRESET\n"
         "FILE.py:FUNC    a function of your own: (input_shape, num_classes, **arguments) -> keras.Model"
     )

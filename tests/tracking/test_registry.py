@@ -72,6 +72,12 @@ def test_only_a_better_model_on_the_same_images_is_promoted(store, poor, good):
     assert evidence["low"] > 0
     assert evidence["images"]["digest"] == strong.validation.digest
 
+    refused = registry.promote(first, by="macro_f1")
+    assert not refused.promoted
+    assert "by macro f1: champion version 2 is better than version 1" in refused.reason
+    evidence = json.loads(mlflow.artifacts.load_text("models:/cnnlab-digits/1/evidence/v1_against_v2.json"))
+    assert evidence["by"] == "macro_f1"
+    assert evidence["difference"] == pytest.approx(weak.validation.macro_f1 - strong.validation.macro_f1)
     refused = registry.promote(first)
     assert not refused.promoted
     assert "is better than version 1" in refused.reason
