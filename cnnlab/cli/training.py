@@ -17,8 +17,9 @@ from tuning.settings import OBJECTIVES
 def train(model, **options):
     """Train MODEL as one tracked run.
 
-    MODEL is cnn, resnet9, vgg16, another backbone ('cnnlab models --available' lists them), transfer with any --backbone, or a
-    function of your own, FILE.py:FUNCTION, that takes (input_shape, num_classes, **arguments) and returns a model.
+    MODEL is cnn, resnet9, vgg16, another backbone ('cnnlab models --available' lists them), transfer with any
+    --backbone, or a function of your own, FILE.py:FUNCTION, that takes (input_shape, num_classes, **arguments) and
+    returns a model.
     """
     [recipe] = recipes_of([model], options)
     with job():

@@ -112,10 +112,11 @@ def layers_from(network, start, side) -> list[list[str]]:
                 f"at: {', '.join(starts)}."
             )
     groups, end = [], len(names)
+    inputs = {layer.name for layer in network.model.layers if isinstance(layer, keras.layers.InputLayer)}
     for stage in stages:
         begin = max(first, names.index(stage) + 1 if stage else 0)
         if begin < end:
-            groups.append(names[begin:end])
+            groups.append([name for name in names[begin:end] if name not in inputs])
         end = min(end, begin)
     return groups
 

@@ -52,8 +52,11 @@ def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
     assert all(figure.difference < 1e-5 for figure in again.figures), again.figures
 
 
-def test_weights_of_the_second_stage_move_and_those_below_do_not(staged, digits):
-    recipe = dataclasses.replace(staged, fine_tune_learning_rate=1e-3)
+@pytest.mark.parametrize(
+    ("start", "fine_tuned"), [("top", {"conv2"}), ("conv2", {"conv2"}), ("all", {"conv1", "conv2"})]
+)
+def test_weights_of_the_second_stage_move_and_those_below_do_not(staged, digits, start, fine_tuned):
+    recipe = dataclasses.replace(staged, fine_tune_learning_rate=1e-3, fine_tune_from=start)
     model = cnnlab.build_model(recipe, digits)
     before = {layer.name: layer.get_weights() for layer in model.layers}
     trained = loop.train(model, digits, recipe, quiet=True)
@@ -63,7 +66,7 @@ def test_weights_of_the_second_stage_move_and_those_below_do_not(staged, digits)
         if any((a != b).any() for a, b in zip(before[layer.name], layer.get_weights(), strict=True))
     }
     if trained.stages[1].kept:
-        assert moved == {"conv2", "probabilities"}
+        assert moved == {*fine_tuned, "probabilities"}
     assert len(trained.history["loss"]) == 3
 
 
@@ -108,7 +111,7 @@ def test_where_fine_tuning_starts():
         "block3_conv1",
     ]
     everything = [name for group in layers_from(network, "all", 32) for name in group]
-    assert sorted(everything) == sorted(layer.name for layer in network.model.layers)
+    assert sorted(everything) == sorted(layer.name for layer in network.model.layers[1:])
     for start, message in (("6", "at most 5, the stages of vgg16"), ("blok", "Its stages start at: block5_conv1")):
         with pytest.raises(cnnlab.ArgumentError, match=message):
             layers_from(network, start, 32)
