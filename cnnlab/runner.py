@@ -125,9 +125,10 @@ def _trainable(model):
 
 def _augmented(recipe, dataset, count=6, rows=3):
     """A few training images as they are, and below them as the training sees them."""
-    images, names = dataset.train.images[:count], dataset.class_names
-    one_hot = np.eye(len(names), dtype="float32")[dataset.train.labels[:count]]
-    shown, captions = [images], [names[label] for label in dataset.train.labels[:count]]
+    some = np.linspace(0, len(dataset.train) - 1, count).astype(int)  # of several classes, in whatever order they are
+    images, labels, names = dataset.train.images[some], dataset.train.labels[some], dataset.class_names
+    one_hot = np.eye(len(names), dtype="float32")[labels]
+    shown, captions = [images], [names[label] for label in labels]
     for row in range(rows):
         seen, shares = augmented_samples(images, one_hot, recipe.augment, recipe.seed + row)
         shown.append(seen)

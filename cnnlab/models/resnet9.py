@@ -11,7 +11,7 @@ def resnet9(
     num_classes,
     *,
     image_size=None,
-    filters=(64, 256, 256),
+    filters=(64, 128, 256),
     augment="flip+crop:0.0625",
     test_views=2,
 ):

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 # Without pyplot: no global state, no display, and nothing to close.
 DPI = 110
@@ -52,19 +52,25 @@ def accuracy_by_seconds(points) -> Figure:
     Args:
         points: label to `(seconds, accuracy, low, high)`.
     """
-    figure = Figure(figsize=(8, 4.5), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(9, 4.5), dpi=DPI, layout="constrained")
     axis = figure.subplots()
+    spread = [max(seconds, 1e-3) for seconds, *_ in points.values()]
+    wide = max(spread) / min(spread) > 8
+    middle = np.sqrt(max(spread) * min(spread)) if wide else (max(spread) + min(spread)) / 2
     for i, (label, (seconds, accuracy, low, high)) in enumerate(points.items()):
-        bar = [[accuracy - low], [high - accuracy]]
-        axis.errorbar(seconds, accuracy, bar, fmt="o", capsize=3, color=COLOURS[i % len(COLOURS)], label=label)
-        axis.annotate(label, (seconds, accuracy), textcoords="offset points", xytext=(7, 4), fontsize=8)
-    spread = [seconds for seconds, *_ in points.values()]
-    if min(spread) > 0 and max(spread) / min(spread) > 8:
+        colour, left = COLOURS[i % len(COLOURS)], seconds > middle  # its name stands where there is room
+        axis.errorbar(seconds, accuracy, [[accuracy - low], [high - accuracy]], fmt="o", capsize=3, color=colour)
+        place = {"xytext": (-7 if left else 7, 0), "ha": "right" if left else "left", "va": "center"}
+        axis.annotate(label, (seconds, accuracy), textcoords="offset points", fontsize=8, **place)
+    if wide:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
     axis.set(xlabel="training seconds", ylabel="test accuracy")
     axis.margins(x=0.2)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.grid(alpha=0.3, which="both")
+    axis.grid(alpha=0.3)
     return figure
 
 
