@@ -323,10 +323,10 @@ _OF_MODELS = {name for model in MODELS.values() for name in model.recipe_default
 def own_arguments(model) -> dict:
     """Arguments, with their defaults, of a function of the user's that are no fields of the recipe by name and type."""
     found = find_model(model)
-    return {name: default for name, default in found.arguments.items() if found.own and not _isfield(name, default)}
+    return {name: default for name, default in found.arguments.items() if found.own and not _is_field(name, default)}
 
 
-def _isfield(name, default):
+def _is_field(name, default):
     if name not in SHARED:
         return False
     kind = next((k for k in (bool, int, float, str) if _FIELDS[name].type in (k, k | None)), tuple)

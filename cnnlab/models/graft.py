@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.models.backbones import too_many
 
 PIXELS = (keras.layers.Rescaling, keras.layers.Normalization)
 OUR_NAMES = ("images", "resize", "scale", "flatten", "average_pool", "max_pool", "dense", "dropout", "probabilities")
@@ -119,11 +120,6 @@ def layers_from(network, start, side) -> list[list[str]]:
             groups.append([name for name in names[begin:end] if name not in inputs])
         end = min(end, begin)
     return groups
-
-
-def too_many(field, count, name, received) -> str:
-    """The sentence for more stages than a network has."""
-    return f"Expected {field} to be at most {count}, the stages of {name}. Received: {received}."
 
 
 def _stages(network, side):

@@ -1,7 +1,7 @@
 """A pre-trained network, frozen or partly frozen, under a new head."""
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
-from cnnlab.models.backbones import BACKBONES
+from cnnlab.models.backbones import BACKBONES, too_many
 
 
 def transfer(
@@ -114,9 +114,7 @@ def check_transfer(
     counts = {"train_blocks": train_blocks, "fine_tune_from": fine_tune_from}
     for field, count in counts.items():
         if str(count).isdigit() and int(count) > len(row.stages):
-            raise ArgumentError(
-                f"Expected {field} to be at most {len(row.stages)}, the stages of {backbone}. Received: {count}."
-            )
+            raise ArgumentError(too_many(field, len(row.stages), backbone, count))
     # "vgg16" is what runs of earlier versions call VGG16's own.
     own = ("vgg16", "own") if backbone == "vgg16" else ("own",)
     expect_one_of("preprocessing", preprocessing, (*own, *(("scale",) if row.preprocess else ())))

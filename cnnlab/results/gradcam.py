@@ -17,15 +17,10 @@ def looked_at(model, class_names, images, predictions, count=12) -> dict:
     Args:
         images: `(N, H, W, 3) uint8`, those of the `Predictions`.
     """
-    wrong = confident_mistakes(predictions)[:count]
+    wrong, captions = confident_mistakes(predictions, class_names, count)
     heat = grad_cam(model, images[wrong], predictions.predicted[wrong]) if len(wrong) else None
     if heat is None:
         return {}
-    captions = [
-        f"{class_names[predictions.predicted[i]]} {predictions.probabilities[i].max():.0%}\n"
-        f"is {class_names[predictions.labels[i]]}"
-        for i in wrong
-    ]
     title = "What spoke for the most confident mistakes (Grad-CAM)"
     return {"gradcam.png": plots.image_grid(images[wrong], captions, title, heat=heat)}
 

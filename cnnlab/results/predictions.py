@@ -163,12 +163,9 @@ def describe(model_name, class_names, images, test):
     """
     from cnnlab.results import plots
 
-    labels, names = test.labels, class_names
-    predicted, matrix = test.predicted, test.confusion
+    names, matrix = class_names, test.confusion
     precision, recall, f1, count = test.by_class
-    confidence = test.probabilities.max(axis=1)
-    wrong = confident_mistakes(test)[:24]
-    captions = [f"{names[predicted[i]]} {confidence[i]:.0%}\nis {names[labels[i]]}" for i in wrong]
+    wrong, captions = confident_mistakes(test, names, 24)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("class", "test_images", "precision", "recall", "f1"))
@@ -182,7 +179,9 @@ def describe(model_name, class_names, images, test):
     return figures, {"class_scores.csv": table.getvalue()}
 
 
-def confident_mistakes(predictions) -> np.ndarray:
-    """Positions of the images that are named wrong, the most confident mistake first."""
+def confident_mistakes(predictions, class_names, count):
+    """Positions of at most `count` images that are named wrong, the most confident mistake first, and captions."""
+    labels, predicted, confidence = predictions.labels, predictions.predicted, predictions.probabilities.max(axis=1)
     wrong = np.flatnonzero(~predictions.right)
-    return wrong[np.argsort(-predictions.probabilities[wrong].max(axis=1), kind="stable")]
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    return wrong, [f"{class_names[predicted[i]]} {confidence[i]:.0%}\nis {class_names[labels[i]]}" for i in wrong]
