@@ -17,7 +17,9 @@ from cnnlab.tracking.tags import our_tags
 
 @dataclass(frozen=True)
 class Comparison:
-    """`run_id` of the run that carries it; `results`, a `RunResult` for each model; `verdicts`, sentences."""
+    """`run_id` of the run that carries it, `None` where the store may not be written; `results`, a `RunResult` for each
+    model; `verdicts`, sentences.
+    """
 
     run_id: str
     results: list[RunResult]
@@ -48,7 +50,11 @@ def compare_models(recipes) -> Comparison:
 
 def _compare_models(recipes):
     dataset, prepared = prepare(recipes)
-    store.open_store()
+    with store.opened():
+        return _compare_prepared(recipes, dataset, prepared)
+
+
+def _compare_prepared(recipes, dataset, prepared):
     names = " and ".join(dict.fromkeys(recipe.label for recipe in recipes))
     with tracking.tracked_run(
         tracking.experiment_for(dataset),
@@ -79,7 +85,11 @@ def compare_runs(run_ids) -> Comparison:
         ArgumentError: a run is unknown or unfinished, or they were tested on different images.
         LabError: a run's predictions are gone.
     """
-    store.open_store()
+    with store.opened(writes=False):
+        return _compare_runs(run_ids)
+
+
+def _compare_runs(run_ids):
     found = {run.info.run_id: run for run in map(read.find_finished_run, run_ids)}
     if len(found) < 2:
         raise ArgumentError("Expected at least two different runs to compare. Received one. Name another.")
@@ -93,6 +103,9 @@ def compare_runs(run_ids) -> Comparison:
                 f"{len(r.test.labels):,} others of {r.dataset_name}. Train them with the same dataset, "
                 "picture_size, limit and split_seed."
             )
+    verdicts, figures, texts = report.comparison(results, _test_images(results[0]))
+    if store.is_read_only():
+        return Comparison(None, results, verdicts)
     names = " and ".join(r.run_id[:6] for r in results)
     data = {key: value for key, value in our_tags(first.data.tags).items() if key.startswith("dataset")}
     with tracking.tracked_run(
@@ -102,7 +115,6 @@ def compare_runs(run_ids) -> Comparison:
         tags={"kind": "compare", "figure": report.CURVES, "runs": ",".join(found), **data},
         description=f"The stored runs {names}, on their stored predictions.",
     ) as run_id:
-        verdicts, figures, texts = report.comparison(results, _test_images(results[0]))
         tracking.log_results({}, figures, texts)
     return Comparison(run_id, results, verdicts)
 

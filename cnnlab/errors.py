@@ -1,12 +1,20 @@
 """Errors that a user can cause: one sentence each, shown without a traceback."""
 
 import difflib
+import re
 
 
 class LabError(Exception):
     """A job that cannot go on (a corrupt file, an unreachable server). The command exits with status 1."""
 
     exit_code = 1
+
+    def __str__(self):
+        return masked(super().__str__())
+
+
+class StoreGone(LabError):
+    """The store stopped answering in the midst of a job, which may be tried again."""
 
 
 class ArgumentError(LabError, ValueError):
@@ -24,6 +32,11 @@ def expect_one_of(what: str, received: str, choices, shown=None) -> None:
     near = max(likeness, key=likeness.get, default=None)  # of equal ones the first
     hint = f" Did you mean '{near}'?" if near and likeness[near] >= 0.4 else ""
     raise ArgumentError(f"Expected {what} to be one of: {', '.join(shown or choices)}. Received: '{received}'.{hint}")
+
+
+def masked(text) -> str:
+    """A text without the user and password of any address in it."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", str(text))
 
 
 def first_line(error) -> str:

@@ -26,12 +26,21 @@ def load_tensorflow():
     """Import it with file descriptor 2 sent nowhere: it prints `I0000 ...` lines, whatever its log level."""
     # Its errors too: what goes wrong is raised, while a deterministic training logs "errors" about its own graphs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    backend = os.environ.get("KERAS_BACKEND")
+    if backend not in (None, "tensorflow") and "keras" not in sys.modules:
+        print(f"warning: KERAS_BACKEND is {backend}; cnnlab runs on tensorflow.", file=sys.stderr)
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # also over what a keras.json says
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        import keras  # noqa: F401
+        import keras
         import tensorflow as tf
+
+        # A keras.json may say otherwise.
+        keras.config.set_image_data_format("channels_last")
+        keras.config.set_floatx("float32")
+        keras.config.set_epsilon(1e-7)
 
         tf.config.list_physical_devices()
         tf.get_logger().setLevel("ERROR")  # retracing, say, is of no use to somebody who wrote no tf.function

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from cnnlab.data.images import decode_image
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.signals import signals_held
 from cnnlab.tracking import models as stored_models
-from cnnlab.tracking import registry, store
+from cnnlab.tracking import read, registry, store
 
 BATCH = 256  # pictures in memory at a time
 
@@ -47,15 +48,23 @@ class Classifier:
 
 
 def load_classifier(model=None) -> Classifier:
-    """Load a model by URI, or the champion of a registered model by its name, or of the only one there is.
+    """Load a model by URI, that of a run by its id, or the champion of a registered model, named or the only one.
 
     Raises:
         LabError: the registry is empty, has no such model or alias, or the model does not carry its class names.
     """
-    store.open_store()
-    uri = model if model and ":/" in model else registry.champion_uri(model)
-    loaded, class_names = stored_models.load(uri)
+    with store.opened(writes=False):
+        uri = _uri(model)
+        loaded, class_names = stored_models.load(uri)
     return Classifier(uri, loaded, class_names, loaded.input_shape[1])
+
+
+def _uri(model):
+    if model and ":/" in model:
+        return model
+    if model and re.fullmatch("[0-9a-f]{4,32}", model) and model not in registry.names():
+        return read.read_result(read.find_finished_run(model)).model_uri
+    return registry.champion_uri(model)
 
 
 def list_pictures(paths) -> list[Path]:

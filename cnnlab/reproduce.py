@@ -51,7 +51,11 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbo
     Raises:
         LabError: the run is unknown or failed, or its data or weights cannot be had.
     """
-    store.open_store()
+    with store.opened():
+        return _reproduce(run_id, deterministic, dataset, weights, backbone)
+
+
+def _reproduce(run_id, deterministic, dataset, weights, backbone):
     before = read.find_finished_run(run_id)
     # All that is needed of it is read now, so that what is gone is found before an hour of training.
     name = before.data.params["model"]
@@ -75,6 +79,7 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbo
     figures = [
         Figure(name, values[-1], result.history[name][-1], _largest_difference(values, result.history[name]))
         for name, values in history.items()
+        if values
     ]
     if tested:
         for name in ("accuracy", "loss"):
@@ -82,12 +87,19 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbo
             figures.append(Figure(f"test_{name}", then, now, abs(then - now)))
         difference = _largest_difference(test.probabilities, result.test.probabilities)
         figures.append(Figure("test probabilities", None, None, difference))
-    return Reproduction(result.run_id, figures, _changes(before, after), _verdict(figures))
+    lost = [
+        f"{name}: {len(values)} epochs recorded then, {len(result.history[name])} now; those of both are compared"
+        for name, values in history.items()
+        if len(values) != len(result.history[name])
+    ]
+    return Reproduction(result.run_id, figures, lost + _changes(before, after), _verdict(figures))
 
 
 def _largest_difference(then, now):
+    """Of the values that both have: `_verdict` says where some are missing."""
     then, now = np.asarray(then, float), np.asarray(now, float)
-    return float(np.abs(then - now).max()) if then.shape == now.shape else float("inf")
+    count = min(len(then), len(now))
+    return float(np.abs(then[:count] - now[:count]).max(initial=0.0))
 
 
 def _changes(before, after):

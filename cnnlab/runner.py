@@ -1,5 +1,6 @@
 """The shared runner: one model, one data set, one MLflow run."""
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -45,9 +46,12 @@ def fit_and_evaluate(
     """
     if not {"val"} <= set(parts) <= {"val", "test"} or isinstance(parts, str):
         raise ArgumentError(f"Expected parts to be ('val',) or ('val', 'test'). Received: {parts!r}.")
+    with store.opened():
+        return _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks, tags, parts)
+
+
+def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks, tags, parts):
     started = time.perf_counter()
-    if parent_run_id is None:
-        store.open_store()
     tested = "test" in parts
     source = (
         own.source_of(recipe.model) if own.is_own(recipe.model) else None
@@ -71,6 +75,7 @@ def fit_and_evaluate(
         tracking.log_dataset(dataset)
         fits = tracking.fits_of_a_run()
         trained = train(model, dataset, recipe, callbacks=callbacks, parts=parts, quiet=not tested, recorded=fits)
+        tracking.complete_history(run_id, trained.history)
         test, val = trained.predictions.get("test"), trained.predictions.get("val")
         sizes = {"params": params, "trainable_params": _trainable(model)}
         metrics = {**sizes, "train_seconds": round(trained.seconds, 1)}  # the UI shows every digit
@@ -93,14 +98,21 @@ def fit_and_evaluate(
         if tested:
             print(f"{run_name}: test_accuracy {test.accuracy:.4f}, test_loss {test.loss:.4f}")
             metrics |= {f"test_{name}": value for name, value in {**test.scores, "loss": test.loss}.items()}
-            model_uri = tracking.log_model(model, dataset.class_names, dataset.image_shape)
             more_figures, more_texts = describe(recipe.label, dataset.class_names, dataset.test.images, test)
             figures |= {**more_figures, **looked_at(model, dataset.class_names, dataset.test.images, test)}
             texts |= more_texts
             files[PREDICTIONS_FILE] = lambda path: save_predictions(path, dataset.class_names, **trained.predictions)
-        tracking.log_results(metrics, figures, texts, files)
-        total_seconds = time.perf_counter() - started
-        tracking.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
+
+        def save(folder):
+            facts = {"metrics": metrics, "history": trained.history}
+            tracking.write_results(folder, figures, texts, {**files, "model.keras": model.save}, **facts)
+
+        with tracking.results_kept(run_id, save) if tested else contextlib.nullcontext():
+            if tested:
+                model_uri = tracking.log_model(model, dataset.class_names, dataset.image_shape)
+            tracking.log_results(metrics, figures, texts, files)
+            total_seconds = time.perf_counter() - started
+            tracking.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
     return RunResult(
         run_id=run_id,
         name=run_name,

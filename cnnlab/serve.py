@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from cnnlab.data.images import decode_image
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.ports import choose_port
+from cnnlab.ports import address, choose_port
 from cnnlab.predict import load_classifier
 from cnnlab.tracking.inside_mlflow import scoring_app
 
@@ -63,12 +63,13 @@ def serve(model, host, port) -> None:
     config = uvicorn.Config(make_app(classifier), host=host, port=port, log_level="warning")
     listening = config.bind_socket()
     listening.listen()  # so that the curl line works from the moment it is printed
-    url = f"http://{host}:{port}"
+    url = address(host, port)
     print(
         f"{classifier.uri} at {url}, {side} x {side} pixels, {len(classifier.class_names)} classes\n"
         f"  a picture file:  curl --data-binary @picture.jpg {url}/classify\n"
         f"  arrays:          POST {url}/invocations, as 'mlflow models serve' takes them: "
         '{"inputs": [image, ...]}, whole numbers from 0 to 255\n'
+        "  base64 or a form: not taken; send the file's bytes as the body of /classify\n"
         "Ctrl-C ends it.",
         flush=True,
     )

@@ -3,7 +3,10 @@
 import csv
 import dataclasses
 import io
+import json
+from pathlib import Path
 
+import keras
 import mlflow
 import pytest
 
@@ -43,11 +46,16 @@ def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatc
         raise OSError("disk full")
 
     monkeypatch.setattr("cnnlab.tracking.run.log_model", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(cnnlab.LabError, match=r"disk full.*The trained model and all results are in") as caught:
         cnnlab.compare_models([small_cnn])
     runs = store.search_runs([e.experiment_id for e in store.search_experiments()])
     assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
-    assert all(run.data.tags["cnnlab.reason"] == "OSError: disk full" for run in runs)
+    assert all("disk full" in run.data.tags["cnnlab.reason"] for run in runs)
+    [folder] = Path("mlruns/undelivered").iterdir()
+    assert str(folder.resolve()) in str(caught.value)
+    model = keras.models.load_model(folder / "model.keras")
+    assert model.output_shape == (None, 10)
+    assert json.loads((folder / "metrics.json").read_text())["final_val_accuracy"] >= 0
 
 
 def test_what_nobody_named_falls_back_with_warning_and_tag(store, capsys):

@@ -26,8 +26,10 @@ def trained(tmp_path_factory, store_template):
         recipe = cnnlab.Recipe(
             filters=(8, 8), dense_units=16, epochs=3, limit=300, learning_rate=0.01, dataset="digits"
         )
+        before = mlflow.get_tracking_uri()
         result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, dataset), dataset, recipe)
-        client = mlflow.MlflowClient()
+        assert mlflow.get_tracking_uri() == before
+        client = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
         yield client, result, client.get_run(result.run_id), dataset
 
 

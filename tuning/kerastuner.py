@@ -206,6 +206,9 @@ def write_json(path, state) -> None:
             json.dump(state, file)
             file.flush()
             os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(file.name, 0o666 & ~umask)  # a temporary file is its owner's alone
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(file.name)

@@ -20,6 +20,7 @@ from cnnlab.prepare import prepare
 from cnnlab.results.names import TOP5_CLASSES
 from cnnlab.tracking import read, store
 from cnnlab.tracking import run as tracking
+from cnnlab.tracking.places import STORE_FOLDER
 from cnnlab.tracking.provenance import data_tags
 from tuning import report
 from tuning.finals import train_finalists, train_winner
@@ -60,6 +61,11 @@ def run_search(search, *, name=None, workers=1, restart=False) -> SearchResult:
 def _run_search(search, name, workers, restart):
     check_space(search.space, search.recipe)
     search, dataset, tags = _load(search)
+    with store.opened():
+        return _search(search, dataset, tags, name, workers, restart)
+
+
+def _search(search, dataset, tags, name, workers, restart):
     folder = search_folder(name)
     with _alone(folder, name):
         settings = search.settings(dataset)
@@ -95,7 +101,7 @@ def _run_search(search, name, workers, restart):
 
 def search_folder(name) -> Path:
     """Where a search keeps KerasTuner's state."""
-    return Path(store.STORE_FOLDER, "searches", name).resolve()
+    return Path(STORE_FOLDER, "searches", name).resolve()
 
 
 def search_key(settings, name) -> str:
@@ -112,7 +118,6 @@ def _load(search):
             f"Expected at least {TOP5_CLASSES} classes for the objective val_top5_accuracy. Received: "
             f"{len(dataset.class_names)}. Use another objective."
         )
-    store.open_store()
     recipe = dataclasses.replace(prepared.recipe, dataset=prepared.recipe.dataset or dataset.name)
     return dataclasses.replace(search, recipe=recipe), dataset, prepared.tags
 
@@ -184,7 +189,7 @@ def work_for_chief(search, name=None) -> None:
     Raises:
         LabError: no search with the same settings and data is in the store.
     """
-    with own.pinned([search.recipe.model]):
+    with own.pinned([search.recipe.model]), store.opened():
         _work_for_chief(search, name or search.recipe.label)
 
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 from cnnlab.data import ImageDataset
-from cnnlab.errors import LabError
+from cnnlab.errors import LabError, StoreGone
 from cnnlab.prepare import build_model
 from cnnlab.runner import fit_and_evaluate
 from cnnlab.tracking import read
 from cnnlab.tracking import run as tracking
 from cnnlab.training.compute import freed_models
 
+ATTEMPTS, PATIENCE = 3, 30  # of a trial, and minutes to wait for a store that went away
 SCORE = "score"  # the metric of a trial's run that says it is complete
 
 
@@ -27,12 +28,22 @@ class Place:
         runs = read.children_of(self.parent_run_id, self.experiment_id)
         return [run for run in runs if tags.items() <= run["tags"].items()]
 
-    @freed_models()
     def scored_run(self, search, recipe, kind, label, run_name) -> float:
         """Train a recipe without the test set as a child run and return its score; a finished run is not repeated.
 
+        Where the store goes away meanwhile, the training is repeated when it is back: the recipe is not to blame.
+
         Runs that an earlier process left under the same label without finishing are deleted, so that none counts twice.
         """
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._scored_run(search, recipe, kind, label, run_name)
+            except StoreGone:
+                tracking.wait_for_store(PATIENCE)
+        return self._scored_run(search, recipe, kind, label, run_name)
+
+    @freed_models()
+    def _scored_run(self, search, recipe, kind, label, run_name):
         tags = {"kind": kind, "label": label, **self.tags}
         for run in self.children(kind=kind, label=label):
             if run["status"] == "FINISHED" and SCORE in run["metrics"]:

@@ -2,11 +2,13 @@
 
 import gc
 import sys
+import traceback
 
 import click
 
 from cnnlab.cli import training, upkeep, use
-from cnnlab.errors import LabError
+from cnnlab.cli.failures import sentence
+from cnnlab.errors import LabError, first_line, masked
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -16,11 +18,16 @@ def cli():
 
 
 for _command in (*training.COMMANDS, *use.COMMANDS, *upkeep.COMMANDS):
+    _help = "Show the traceback of an error."
+    _command.params.append(
+        click.Option(["--debug"], is_flag=True, expose_value=False, help=_help)  # `main` looks for it
+    )
     cli.add_command(_command)
 
 
 def main():
     """Run the command; a `LabError` is one sentence on stderr and its exit status."""
+    debug = "--debug" in sys.argv
     try:
         cli(prog_name="cnnlab", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -30,11 +37,19 @@ def main():
         print(f"error: {error.format_message()} See 'cnnlab --help'.", file=sys.stderr)
         status = error.exit_code
     except LabError as error:
+        if debug:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         status = error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):  # click makes an Abort of it inside a command
         print("interrupted", file=sys.stderr)
         status = 130
+    except Exception as error:
+        said = sentence(error)
+        if said is None or debug:
+            traceback.print_exc()
+        print(f"error: {said or masked(first_line(error))}", file=sys.stderr)
+        status = 1
     else:
         status = 0
     # The interpreter's last collection goes through all of TensorFlow's objects for two seconds, to no end.

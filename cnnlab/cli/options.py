@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 
 import click
 
@@ -44,6 +45,21 @@ def recipe_options(command):
             help="  ".join(part for part in parts if part),
         )(command)
     return command
+
+
+def experiment_option(command):
+    """Add `--experiment`, which is MLflow's variable for this process and the workers that it starts."""
+
+    def set_variable(context, option, value):
+        if value:
+            os.environ["MLFLOW_EXPERIMENT_NAME"] = value
+
+    return click.option(
+        "--experiment",
+        expose_value=False,
+        callback=set_variable,
+        help="MLflow's experiment for the runs.  [default: $MLFLOW_EXPERIMENT_NAME, or one for each data set]",
+    )(command)
 
 
 def recipes_of(models, options) -> list[Recipe]:

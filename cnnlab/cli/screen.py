@@ -79,6 +79,9 @@ def print_reproduction(reproduction):
 
 
 def print_next_step(run_id):
+    if run_id is None:
+        print("Not recorded: the store may not be written.")
+        return
     print(f"Recorded as run {run_id}. Look at it with: cnnlab ui")
 
 

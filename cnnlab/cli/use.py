@@ -62,8 +62,9 @@ def models(available):
         from cnnlab.cli.screen import print_versions
         from cnnlab.tracking import registry, store
 
-        store.open_store()
-        if versions := registry.list_versions():
+        with store.opened(writes=False):
+            versions = registry.list_versions()
+        if versions:
             print_versions(versions)
         else:
             print("No model is registered. 'cnnlab register' registers the best run.")
@@ -74,15 +75,19 @@ def models(available):
 def rollback(name):
     """Undo the last promotion of the registered model NAME, which may be left out where there is only one."""
     with job(trains=False):
-        from cnnlab.tracking import registry
+        from cnnlab.tracking import registry, store
 
-        before, now = registry.rollback(registry.the_name(name))
+        with store.opened():
+            before, now = registry.rollback(registry.the_name(name))
         print(f"{now} is the champion again, no longer version {before.number}.")
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="IMAGE_OR_FOLDER...")
-@click.option("--model", help="A registered model's name, or a URI.  [default: the champion, where there is one model]")
+@click.option(
+    "--model",
+    help="A registered model's name, a run's id, or a URI.  [default: the champion, where there is one model]",
+)
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes for each picture.")
 @click.option("--format", "file_format", default="table", show_default=True, help="One of: table, csv, json.")
 def predict(paths, model, top, file_format):
@@ -127,7 +132,10 @@ def predict(paths, model, top, file_format):
 
 
 @click.command()
-@click.option("--model", help="A registered model's name, or a URI.  [default: the champion, where there is one model]")
+@click.option(
+    "--model",
+    help="A registered model's name, a run's id, or a URI.  [default: the champion, where there is one model]",
+)
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5001, or a free one]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def serve(model, port, host):

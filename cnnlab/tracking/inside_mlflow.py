@@ -5,41 +5,122 @@ What loads Keras or a server is imported in functions: the UI and the registry's
 
 import contextlib
 import json
+import os
 import sqlite3
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import mlflow
 import numpy as np
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.store.db import utils as db_utils
+from mlflow.tracking import fluent
+from mlflow.tracking._tracking_service import utils as tracking_utils
 from mlflow.types import Schema, TensorSpec
 
 from cnnlab.errors import ArgumentError
+from cnnlab.tracking.places import BESIDE, artifact_repository, local_database
+
+# As the plugin does where cnnlab is installed; a checkout on PYTHONPATH has no entry points.
+_artifact_repository_registry.register("mlflow-artifacts", artifact_repository)
 
 
-def relocate(database, artifacts):
-    """Rewrite artifact paths that end in our folder but start elsewhere: the store was moved or copied.
+def _make_parent_folder(uri):
+    """MLflow's own takes the escaped address for the path, and makes a folder `what%3Fnow` beside `what?now`."""
+    if database := local_database(uri):
+        database.parent.mkdir(parents=True, exist_ok=True)
 
-    MLflow keeps absolute paths in these columns of its database, and has no call that changes them.
+
+db_utils._make_parent_dirs_if_sqlite = _make_parent_folder
+
+
+def put_beside(database) -> None:
+    """Make the artifact places of our experiments independent of the mount; earlier versions wrote full paths.
+
+    MLflow has no call that changes them. A run that goes on meanwhile keeps writing where it did: to the same folder.
     """
-    here = artifacts.as_uri()
-    suffix = f"/{artifacts.parent.name}/artifacts"
     columns = (
         ("experiments", "artifact_location"),
         ("runs", "artifact_uri"),
         ("logged_models", "artifact_location"),
         ("model_versions", "storage_location"),
     )
+    ours = (
+        "SELECT DISTINCT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) "
+        "WHERE key = 'cnnlab.source' AND artifact_location LIKE 'file:%/artifacts'"
+    )
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-        rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-        for (there,) in rows:
-            if there and there.startswith("file://") and there.endswith(suffix) and there != here:
-                for table, column in columns:
-                    connection.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                        (here, len(there) + 1, len(there), there),
-                    )
+        for (there,) in connection.execute(ours).fetchall():
+            for table, column in columns:
+                # `BESIDE` or `BESIDE/<run>/artifacts`; an experiment's own place needs its slash.
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) || iif({column} = ?, '/', '') "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (BESIDE, len(there) + 1, there, there, len(there) + 1, there + "/"),
+                )
+
+
+def is_known_schema(revision) -> bool:
+    """Whether this MLflow knows a revision of the database's schema, so that it can bring it up to date."""
+    scripts = Path(db_utils.__file__).parents[1] / "db_migrations" / "versions"
+    return any(scripts.glob(f"{revision}*.py"))
+
+
+def probe(uri, timeout) -> None:
+    """Ask a tracking server whether it is up, with MLflow's own settings for certificates, proxies and passwords.
+
+    Raises:
+        MlflowException: it does not answer within so many seconds.
+    """
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    # Whatever it answers, something is there: authentication and the like are for MLflow to report.
+    http_request(get_default_host_creds(uri), "/health", "GET", timeout=timeout, max_retries=0, raise_on_status=False)
+
+
+@contextmanager
+def globals_kept():
+    """Leave MLflow's global settings as they were: the user's own runs go on where theirs go.
+
+    Inside there is no active experiment, since MLflow lets no run of another one be opened again then.
+    """
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+    variables = {name: os.environ.get(name) for name in names}
+    uri, experiment = tracking_utils._tracking_uri, fluent._active_experiment_id
+    fluent._active_experiment_id = None
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(uri)
+        fluent._active_experiment_id = experiment
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def keras_autologging_alone():
+    """Autologging of Keras for the block, whatever else the user turned on, and afterwards as it was."""
+    from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
+
+    before = {name: dict(settings) for name, settings in AUTOLOGGING_INTEGRATIONS.items()}
+    for settings in AUTOLOGGING_INTEGRATIONS.values():
+        settings["disable"] = True
+    mlflow.keras.autolog(log_models=False, log_datasets=False, silent=True)
+    try:
+        yield
+    finally:
+        mlflow.keras.autolog(disable=True, silent=True)
+        for name, settings in before.items():
+            if name != "keras":
+                AUTOLOGGING_INTEGRATIONS[name].update(settings)
+        if not before.get("keras", {"disable": True}).get("disable"):
+            mlflow.keras.autolog(**before["keras"])
 
 
 @contextmanager
@@ -69,7 +150,10 @@ def show_runs(client, experiment_id, view, columns, condition) -> str:
         "modelVersionFilter": "All Runs",
         "searchFilter": condition,
     }
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{view}", json.dumps(state))
+    try:
+        client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{view}", json.dumps(state))
+    except mlflow.MlflowException:  # who may only read gets the link without the columns
+        return "workflowType=machine_learning"
     return f"viewStateShareKey={view}&workflowType=machine_learning"
 
 

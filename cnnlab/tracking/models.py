@@ -5,7 +5,9 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.errors import LabError, first_line
-from cnnlab.tracking import store
+from cnnlab.models import own
+from cnnlab.tracking import read, store
+from cnnlab.tracking.tags import MODEL_SOURCE
 
 
 def fetch(uri) -> tuple[str, str]:
@@ -14,7 +16,11 @@ def fetch(uri) -> tuple[str, str]:
     Raises:
         LabError: there is no such model, or it is of another kind.
     """
-    store.open_store()
+    with store.opened(writes=False):
+        return _fetch(uri)
+
+
+def _fetch(uri):
     try:
         info = mlflow.models.get_model_info(uri)
         folder = mlflow.artifacts.download_artifacts(uri)
@@ -32,17 +38,41 @@ def load(uri):
     """A model that cnnlab logged: `(keras.Model, class_names)`.
 
     Raises:
-        LabError: there is no such model, or it does not carry its class names.
+        LabError: there is no such model, it does not load, or it does not carry its class names.
     """
     try:
         info = mlflow.models.get_model_info(uri)
-        model = mlflow.keras.load_model(uri) if "keras" in info.flavors else None
+        model = _load_keras(uri, info) if "keras" in info.flavors else None
     except (mlflow.MlflowException, OSError) as error:
         raise _not_of_this_store(uri, error) from error
     class_names = (info.metadata or {}).get("class_names")
     if model is None or not class_names:
         raise LabError(f"Expected a model that cnnlab logged, with its class names. Received: '{uri}', another kind.")
     return model, tuple(class_names)
+
+
+def _load_keras(uri, info):
+    """The model; one with layers of the user's own after the file that registers them with Keras, as the run has it."""
+    try:
+        return mlflow.keras.load_model(uri)
+    except (mlflow.MlflowException, OSError):
+        raise
+    except Exception as error:  # of whatever layer
+        reason = error
+    try:
+        run = mlflow.MlflowClient().get_run(info.run_id)
+        name = run.data.params["model"]
+        if own.is_own(name):
+            with own.pinned([name], read.read_text(run, MODEL_SOURCE)):
+                own.load(name)
+                return mlflow.keras.load_model(uri)
+    except Exception as error:
+        reason = error
+    raise LabError(
+        f"Expected '{uri}' to load again. Received {type(reason).__name__}: {first_line(reason)}. Build it from "
+        "Keras's layers, without Lambda, or in a function FILE.py:FUNCTION whose file registers its layers with "
+        "keras.saving.register_keras_serializable."
+    ) from reason
 
 
 def _not_of_this_store(uri, error):

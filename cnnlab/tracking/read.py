@@ -10,8 +10,8 @@ from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.recipe import Recipe
 from cnnlab.results.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.results.result import RunResult
-from cnnlab.tracking.store import our_experiments
-from cnnlab.tracking.tags import TAG, our_tags
+from cnnlab.tracking.store import OURS, all_experiments, every
+from cnnlab.tracking.tags import TAG, matches, our_tags
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
@@ -28,7 +28,7 @@ def find_run(run_id):
             "'cnnlab ui' shows the runs."
         )
     client = mlflow.MlflowClient()
-    runs = client.search_runs(our_experiments(client), f"attributes.run_id LIKE '{run_id}%'", max_results=2)
+    runs = client.search_runs(all_experiments(client), f"attributes.run_id LIKE '{run_id}%' and {OURS}", max_results=2)
     if len(runs) != 1:
         received = f"'{run_id}', which is that of {'several runs' if runs else 'no run'} in this store"
         raise ArgumentError(
@@ -72,14 +72,15 @@ def best_run(experiment=None, by="accuracy"):
     """
     client = mlflow.MlflowClient()
     # A trial of a search has that score too, but no model.
-    finished = f"attributes.status = 'FINISHED' and metrics.final_val_{by} >= 0 and metrics.test_accuracy >= 0"
-    experiments = our_experiments(client)
+    finished = (
+        f"attributes.status = 'FINISHED' and metrics.final_val_{by} >= 0 and metrics.test_accuracy >= 0 and {OURS}"
+    )
+    names = {e.name: e.experiment_id for e in every(client.search_experiments)}
+    experiments = list(names.values())
     if experiment:
-        names = {client.get_experiment(number).name: number for number in experiments}
         if experiment not in names:
-            raise ArgumentError(
-                f"Expected an experiment of this store ({', '.join(names) or 'it has none'}). Received: '{experiment}'."
-            )
+            some = ", ".join([*list(names)[:20], *(["..."] if len(names) > 20 else [])])
+            raise ArgumentError(f"Expected an experiment of this store ({some}). Received: '{experiment}'.")
         experiments = [names[experiment]]
     newest = _first(client, experiments, finished, "attributes.start_time DESC")
     if newest is None:
@@ -169,11 +170,11 @@ def _first(client, experiments, condition, order):
 
 def children_of(parent_run_id, experiment_id) -> list[dict]:
     """What the runs below a run say, oldest first: `run_id`, `status`, `seconds`, `metrics`, `params`, our `tags`."""
-    runs = mlflow.MlflowClient().search_runs(
+    runs = every(
+        mlflow.MlflowClient().search_runs,
         [experiment_id],
-        f"tags.mlflow.parentRunId = '{parent_run_id}'",
+        matches("tags.mlflow.parentRunId", parent_run_id),
         order_by=["attributes.start_time ASC"],
-        max_results=10_000,
     )
     return [
         {
@@ -190,7 +191,7 @@ def children_of(parent_run_id, experiment_id) -> list[dict]:
 
 def newest_run(experiment_id, running=False, **tags) -> str | None:
     """The id of the newest run that carries these tags of ours, or `None`; `running` leaves ended runs out."""
-    conditions = [f"tags.`{TAG}{key}` = '{value}'" for key, value in tags.items()]
+    conditions = [matches(f"tags.`{TAG}{key}`", value) for key, value in tags.items()]
     conditions += ["attributes.status = 'RUNNING'"] * running
     runs = mlflow.MlflowClient().search_runs(
         [experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"], max_results=1

@@ -5,16 +5,20 @@ A version's tags say what it is; its model card and the evidence of its promotio
 
 import contextlib
 import json
+import re
+import tempfile
 from dataclasses import asdict, dataclass
 
 import mlflow
 
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.results.card import model_card
+from cnnlab.results.predictions import PREDICTIONS_FILE, Predictions, load_predictions, save_predictions
 from cnnlab.results.predictions import compared as compared_by
+from cnnlab.tracking import models as stored_models
 from cnnlab.tracking import read, store
 from cnnlab.tracking import run as tracked
-from cnnlab.tracking.tags import BEST, TAG, our_tags
+from cnnlab.tracking.tags import BEST, TAG, matches, our_tags
 
 CHAMPION, PREVIOUS = "champion", "previous"
 RUN_ONLY = (TAG + "process", TAG + "kind", TAG + "label")  # tags that say nothing of the model
@@ -33,6 +37,16 @@ class Version:
 
     def __str__(self):
         return f"{self.name} version {self.number}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a version is compared by: its data set's name, class names, and `Predictions`."""
+
+    dataset_name: str
+    class_names: tuple[str, ...]
+    validation: Predictions
+    test: Predictions
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,11 @@ def register(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple
     Raises:
         LabError: the run is unknown, failed, or has no model.
     """
-    store.open_store()
+    with store.opened():
+        return _register(run_id, experiment, name, by)
+
+
+def _register(run_id, experiment, name, by):
     client = mlflow.MlflowClient()
     run = read.find_finished_run(run_id) if run_id else read.best_run(experiment, by)
     result = read.read_result(run)
@@ -70,10 +88,11 @@ def register(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple
         said.append(f"Best of {experiment} by validation {by.replace('_', ' ')}: {run.info.run_name}, {score:.2%}.")
     if run.data.tags[f"{TAG}validation"] == "test set":
         said.append("It was validated on the test set, so its validation score is a test score.")
-    name = name or experiment
+    name = legal_name(name or experiment)
     for version in list_versions(name):
         if version.run_id == run.info.run_id:
             return version, [*said, f"It is {version} already."]
+    stored_models.load(result.model_uri)  # one that does not load again must not become the champion
     with contextlib.suppress(mlflow.MlflowException):  # it is there already
         client.create_registered_model(name, description=f"Classifiers of {result.dataset_name} images, by cnnlab.")
     tags = {
@@ -83,7 +102,13 @@ def register(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple
         **{TAG + key: f"{run.data.metrics[key]:.4f}" for key in ("test_accuracy", "test_loss", BEST)},
     }
     card = model_card(result, our_tags(run.data.tags))
-    tracked.log_model_texts(result.model_uri, {"model_card.md": card})
+    # With its predictions, so that it can be compared when its run is gone.
+    predictions = {
+        PREDICTIONS_FILE: lambda path: save_predictions(
+            path, result.class_names, val=result.validation, test=result.test
+        )
+    }
+    tracked.log_model_texts(result.model_uri, {"model_card.md": card}, predictions)
     made = client.create_model_version(
         name,
         source=result.model_uri,
@@ -110,12 +135,22 @@ def promote(version, *, by="accuracy", margin=0.0, force=False) -> Decision:
     Raises:
         LabError: the champion is not comparable (other data or classes), without `force`.
     """
+    with store.opened():
+        return _promote(version, by, margin, force)
+
+
+def _promote(version, by, margin, force):
     champion = find_champion(version.name)
     if champion is None:
         return _decide(version, None, Decision(True, f"{version} is the first champion."), {})
     if champion.number == version.number:
         return Decision(False, f"{version} is the champion already.", unchanged=True)
-    challenger, defender = (read.read_result(read.find_finished_run(v.run_id)) for v in (version, champion))
+    try:
+        challenger, defender = _stored(version), _stored(champion)
+    except LabError as error:
+        if not force:
+            raise LabError(f"{error} Move the alias with --force.") from error
+        return _decide(version, champion, Decision(True, f"Forced, not compared: {error}"), {})
     part, remark = _common_part(version, champion, challenger, defender)
     if part is None:
         if not force:
@@ -151,6 +186,11 @@ def rollback(name) -> tuple[Version, Version]:
     Raises:
         LabError: there is no champion, or none before it.
     """
+    with store.opened():
+        return _rollback(name)
+
+
+def _rollback(name):
     client = mlflow.MlflowClient()
     champion = find_champion(name)
     if champion is None:
@@ -189,8 +229,8 @@ def champion_uri(name=None) -> str:
 def list_versions(name=None) -> list[Version]:
     """All versions, of one registered model or of all of ours, newest first."""
     client = mlflow.MlflowClient()
-    found = client.search_model_versions(f"name = '{name}'" if name else None)
-    found = [version for version in found if f"{TAG}classes" in version.tags]
+    found = store.every(client.search_model_versions, matches("name", name) if name else None)
+    found = [v for v in found if f"{TAG}classes" in v.tags and name in (None, v.name)]
     # A search of versions leaves their aliases out.
     aliases = {name: client.get_registered_model(name).aliases for name in {version.name for version in found}}
     versions = [_version(version, aliases[version.name]) for version in found]
@@ -202,24 +242,56 @@ def find_champion(name) -> Version | None:
     return next((version for version in list_versions(name) if CHAMPION in version.aliases), None)
 
 
+def names() -> list[str]:
+    """Of the registered models of ours, sorted."""
+    return sorted({version.name for version in list_versions()})
+
+
 def the_name(name=None) -> str:
     """A registered model's name: the one given, or the only one there is.
 
     Raises:
         LabError: there is none, or several and none was named, or not that one.
     """
-    store.open_store()
-    names = sorted({version.name for version in list_versions()})
-    if not names:
+    names_here = names()
+    if not names_here:
         raise LabError(
             "Expected a registered model. Received: an empty registry. Use 'cnnlab register' after training."
         )
-    if name is None and len(names) == 1:
-        return names[0]
-    if name not in names:
+    if name is None and len(names_here) == 1:
+        return names_here[0]
+    if name not in names_here:
         received = f"'{name}'" if name else "no name, and there are several: give one"
-        raise ArgumentError(f"Expected the name of a registered model ({', '.join(names)}). Received: {received}.")
+        raise ArgumentError(f"Expected the name of a registered model ({', '.join(names_here)}). Received: {received}.")
     return name
+
+
+def legal_name(name) -> str:
+    """A name for a registered model, which MLflow allows no slash and no colon in."""
+    return re.sub(r"[/:]", "-", name).strip() or "model"
+
+
+def _stored(version):
+    """What a version was trained and tested on: beside the model, or of its run, which may be gone.
+
+    Raises:
+        LabError: neither has its predictions.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = mlflow.artifacts.download_artifacts(
+                f"models:/{version.name}/{version.number}/{PREDICTIONS_FILE}", dst_path=folder
+            )
+            class_names, parts = load_predictions(file)
+        except (OSError, mlflow.MlflowException):  # registered by an earlier version
+            try:
+                class_names, parts = read.read_predictions(read.find_finished_run(version.run_id))
+            except LabError as error:
+                raise LabError(
+                    f"Expected {version} to have its predictions. Received none beside the model, and of its run "
+                    f"{version.run_id[:8]}: {first_line(error)}."
+                ) from error
+    return Stored(version.tags.get("dataset", "its data set"), class_names, parts["val"], parts["test"])
 
 
 def _version(version, aliases):

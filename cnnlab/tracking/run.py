@@ -2,7 +2,11 @@
 
 import contextlib
 import hashlib
+import json
+import os
+import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +18,17 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from cnnlab.errors import LabError
+from cnnlab.errors import LabError, StoreGone, first_line, masked
 from cnnlab.signals import signals_held
-from cnnlab.tracking.inside_mlflow import no_validation_copies
-from cnnlab.tracking.store import local_database, process_tags
+from cnnlab.tracking.inside_mlflow import keras_autologging_alone, no_validation_copies, probe
+from cnnlab.tracking.places import BESIDE, STORE_FOLDER, TRACKING_VARIABLE, is_server, local_database
+from cnnlab.tracking.store import HEALTH_TIMEOUT, alive, process_tags
 from cnnlab.tracking.tags import TAG
 
 
 def experiment_for(dataset) -> str:
-    """The id of the data set's experiment, `cnnlab-<name>`, made on first use.
+    """The id of the experiment for a run: that of a run of the user's around it, or the one that MLflow's variables
+    name, or the data set's own, `cnnlab-<name>`, made on first use.
 
     Another data set of the same name (a folder with other files) gets an experiment of its own, with a suffix.
 
@@ -30,29 +36,60 @@ def experiment_for(dataset) -> str:
         LabError: the experiment was deleted.
     """
     client = mlflow.MlflowClient()
+    if outer := _outer_run():
+        return outer.info.experiment_id
+    if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        return _made(client, name, {}).experiment_id
+    if TRACKING_VARIABLE in os.environ and (number := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+        return number
     for name in (f"cnnlab-{dataset.name}", f"cnnlab-{dataset.name}-{_short_hash(dataset.source)}"):
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            # Beside the local database; a server decides for itself, and would be given this machine's path.
-            database = local_database(mlflow.get_tracking_uri())
-            location = (database.parent / "artifacts").as_uri() if database else None
-            # Two processes may both come here first; whoever is second takes the first one's.
-            with contextlib.suppress(mlflow.MlflowException):
-                client.create_experiment(name, artifact_location=location, tags=_experiment_tags(dataset))
-            experiment = client.get_experiment_by_name(name)
+        experiment = _made(client, name, _experiment_tags(dataset))
         if experiment.tags.get(TAG + "source") == dataset.source:
-            if experiment.lifecycle_stage == "deleted":
-                raise LabError(
-                    f"Expected experiment '{name}' to be active. Received: one that was deleted. "
-                    f"Restore it with 'mlflow experiments restore -x {experiment.experiment_id}'."
-                )
             return experiment.experiment_id
     raise LabError(f"Expected '{name}' to be the experiment of {dataset.source}. Received one without our tags.")
+
+
+def _made(client, name, tags):
+    """The experiment of a name, made where there is none."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # Beside the local database; a server decides for itself.
+        location = f"{BESIDE}/" if local_database(mlflow.get_tracking_uri()) else None
+        # Two processes may both come here first; whoever is second takes the first one's.
+        with contextlib.suppress(mlflow.MlflowException):
+            client.create_experiment(name, artifact_location=location, tags=tags)
+        experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        raise LabError(f"Expected to make the experiment '{name}'. Received: a refusal. Ask for the permission.")
+    if experiment.lifecycle_stage == "deleted":
+        raise LabError(
+            f"Expected experiment '{name}' to be active. Received: one that was deleted. "
+            f"Restore it with 'mlflow experiments restore -x {experiment.experiment_id}'."
+        )
+    return experiment
+
+
+def _outer_run():
+    """A run of somebody else's around ours: the active one, or the running one that `mlflow run` names."""
+    if run := mlflow.active_run():
+        return run
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        run = mlflow.MlflowClient().get_run(run_id)
+        if run.info.status == "RUNNING":
+            return run
+        print(
+            f"warning: MLFLOW_RUN_ID names run {run_id[:8]}, which is {run.info.status}; it is not opened again.",
+            file=sys.stderr,
+        )
+        del os.environ["MLFLOW_RUN_ID"]
+    return None
 
 
 @contextmanager
 def tracked_run(experiment_id, run_name, *, params, tags, description=None, parent_run_id=None, resumed_run_id=None):
     """Open a run, and close it FINISHED, FAILED or KILLED (Ctrl-C, SIGTERM), with the reason in a tag.
+
+    A run of the user's that is active, or that `MLFLOW_RUN_ID` names while it runs, becomes its parent.
 
     Args:
         experiment_id, run_name, params, tags, description: the run's; tags without our prefix, `None` left out.
@@ -61,7 +98,13 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
 
     Yields:
         The run's id.
+
+    Raises:
+        StoreGone: the server stopped answering.
     """
+    outer = _outer_run()
+    parent_run_id = parent_run_id or (outer.info.run_id if outer else None)
+    os.environ.pop("MLFLOW_RUN_ID", None)  # which MLflow would open again
     if resumed_run_id and TAG + "reason" in mlflow.MlflowClient().get_run(resumed_run_id).data.tags:
         mlflow.MlflowClient().delete_tag(resumed_run_id, TAG + "reason")
     tags = {TAG + key: str(value) for key, value in {**tags, **process_tags()}.items() if value is not None}
@@ -77,8 +120,9 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
                 tags=tags,
                 description=description,
             )
-        mlflow.log_params(params)
-        yield run.info.run_id
+        with alive(run.info.run_id):
+            mlflow.log_params(params)
+            yield run.info.run_id
         with signals_held():
             mlflow.end_run("FINISHED")
             run = None
@@ -86,12 +130,82 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
         if run:
             with signals_held():
                 _end_unfinished(error)
+        if isinstance(error, (mlflow.MlflowException, OSError)) and _is_away():
+            raise _gone(error) from error
         raise
+
+
+def _is_away():
+    """Whether the store is a server that does not answer now."""
+    uri = mlflow.get_tracking_uri()
+    if not is_server(uri):
+        return False
+    try:
+        probe(uri, HEALTH_TIMEOUT)
+    except (mlflow.MlflowException, OSError):
+        return True
+    return False
+
+
+def _gone(error, more=""):
+    return StoreGone(
+        f"Expected the MLflow server at {masked(mlflow.get_tracking_uri())} to go on answering. Received: "
+        f"{first_line(error)}.{more} Start the server again, and then this job."
+    )
+
+
+def wait_for_store(minutes) -> None:
+    """Wait until the server answers again, or so many minutes have passed."""
+    print("warning: the MLflow server does not answer; waiting for it.", file=sys.stderr)
+    deadline = time.monotonic() + 60 * minutes
+    while _is_away() and time.monotonic() < deadline:
+        time.sleep(5)
+
+
+@contextmanager
+def results_kept(run_id, save):
+    """Around the delivery of results: where it fails, `save(folder)` writes them to a folder that the error names.
+
+    Raises:
+        LabError: the delivery failed.
+    """
+    try:
+        yield
+    except (mlflow.MlflowException, OSError) as error:
+        folder = Path(STORE_FOLDER, "undelivered", run_id).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        save(folder)
+        kept = f" The trained model and all results are in '{folder}'."
+        if _is_away():
+            raise _gone(error, kept) from error
+        raise LabError(f"Expected the store to take the results. Received: {first_line(error)}.{kept}") from error
+
+
+def complete_history(run_id, history) -> None:
+    """Send a server what it missed of the metrics by epoch while it was away, and say how many there were."""
+    if not is_server(mlflow.get_tracking_uri()):
+        return
+    client = mlflow.MlflowClient()
+    with contextlib.suppress(mlflow.MlflowException):  # of values that were lost on the way
+        mlflow.flush_async_logging()
+    missing = []
+    for name, values in history.items():
+        there = {metric.step for metric in client.get_metric_history(run_id, name)}
+        missing += [
+            mlflow.entities.Metric(name, float(value), int(time.time() * 1000), step)
+            for step, value in enumerate(values)
+            if step not in there
+        ]
+    for i in range(0, len(missing), 1000):
+        client.log_batch(run_id, metrics=missing[i : i + 1000])
+    if missing:
+        epochs = len({metric.step for metric in missing})
+        print(f"warning: the server had missed {epochs} of the epochs; their metrics were sent again.", file=sys.stderr)
 
 
 def _end_unfinished(error):
     status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
-    reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    reason = masked(f"{type(error).__name__}: {error}").strip().rstrip(":")
     # A server that is gone must not hide the error that ended the run.
     with contextlib.suppress(Exception):
         mlflow.set_tag(f"{TAG}reason", reason[:500])
@@ -138,38 +252,53 @@ def _metrics_alone():
 @contextmanager
 def autologging():
     """MLflow's Keras autologging for the `fit` inside; models and data sets are logged by us, once and whole."""
-    mlflow.keras.autolog(log_models=False, log_datasets=False, silent=True)
-    try:
-        with no_validation_copies():
-            yield []
-    finally:
-        mlflow.keras.autolog(disable=True, silent=True)
+    with keras_autologging_alone(), no_validation_copies():
+        yield []
 
 
 def log_dataset(dataset) -> None:
     """Record the data set on the active run as an MLflow dataset input (its digest cut to MLflow's 36 characters)."""
     source = CodeDatasetSource({"source": dataset.source})
-    mlflow.log_input(MetaDataset(source, name=dataset.name, digest=dataset.digest[:36]), context="training")
+    data = MetaDataset(source, name=dataset.name, digest=dataset.digest[:36])
+    for attempt in range(10):
+        try:
+            mlflow.log_input(data, context="training")
+            return
+        except mlflow.MlflowException as error:
+            # MLflow looks whether the data set is there, then adds it: another process may have been between.
+            if attempt == 9 or not any(word in str(error) for word in ("UNIQUE", "IntegrityError", "duplicate key")):
+                raise
+            time.sleep(0.05 * (attempt + 1))
 
 
 def log_results(metrics, figures, texts, files=()) -> None:
     """Log metrics, matplotlib figures and texts (by artifact path) and files on the active run, in one upload."""
     mlflow.log_metrics(metrics)
-    with tempfile.TemporaryDirectory() as folder:
-        for path, figure in figures.items():
-            target = Path(folder, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target)
-        _write_texts(folder, texts)
-        for path, write in dict(files).items():
-            write(Path(folder, path))
+    with tempfile.TemporaryDirectory() as private:
+        # MLflow copies the folder's mode too, and nobody else may look into a temporary one.
+        folder = Path(private, "results")
+        folder.mkdir()
+        write_results(folder, figures, texts, files)
         mlflow.log_artifacts(folder)
 
 
-def log_model_texts(model_uri, texts) -> None:
-    """Put texts (by artifact path) beside a logged model, given by its `models:/m-...` URI."""
-    with tempfile.TemporaryDirectory() as folder:
-        _write_texts(folder, texts)
+def write_results(folder, figures, texts, files=(), **facts) -> None:
+    """Write figures and texts (by path), files, and JSON files of facts by their names, into a folder."""
+    for path, figure in figures.items():
+        target = Path(folder, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target)
+    _write_texts(folder, {**texts, **{f"{name}.json": json.dumps(fact, indent=2) for name, fact in facts.items()}})
+    for path, write in dict(files).items():
+        write(Path(folder, path))
+
+
+def log_model_texts(model_uri, texts, files=()) -> None:
+    """Put texts and files (by artifact path) beside a logged model, given by its `models:/m-...` URI."""
+    with tempfile.TemporaryDirectory() as private:
+        folder = Path(private, "texts")
+        folder.mkdir()
+        write_results(folder, {}, texts, files)
         mlflow.MlflowClient().log_model_artifacts(model_uri.removeprefix("models:/"), folder)
 
 

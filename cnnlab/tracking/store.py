@@ -1,27 +1,38 @@
-"""Where runs are kept: the local store in `./mlruns`, or the server that `MLFLOW_TRACKING_URI` names."""
+"""Where runs are kept: the local store in `./mlruns`, or what `MLFLOW_TRACKING_URI` or the user's own run names."""
 
 import contextlib
-import http.client
+import getpass
 import logging
 import os
+import re
+import shutil
 import socket
 import sqlite3
 import tempfile
-import urllib.error
-import urllib.request
+import threading
 from pathlib import Path
 
 import mlflow
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from sqlalchemy.exc import SQLAlchemyError
 
-from cnnlab.errors import LabError, first_line
-from cnnlab.tracking.inside_mlflow import relocate
+from cnnlab.errors import LabError, first_line, masked
+from cnnlab.tracking.inside_mlflow import globals_kept, is_known_schema, probe, put_beside
+from cnnlab.tracking.places import (
+    TRACKING_VARIABLE,
+    artifacts_folder,
+    is_server,
+    local_database,
+    read_from_copy,
+    sqlite_uri,
+    store_uri,
+)
 from cnnlab.tracking.tags import TAG
 
-STORE_FOLDER = "mlruns"
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
+SHARED = 0o666  # less the umask: a folder that a group shares stays shared
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
 
 # Chatter about schema migrations, and about alembic's context, at the first start of a store.
 for _name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic", "alembic.runtime.migration"):
@@ -33,6 +44,43 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # With a server it prints two lines for every run; ours says where to look once.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # no entry for this user, as in many containers; MLflow asks for the name
+    os.environ["LOGNAME"] = str(os.getuid())
+
+_opened = contextlib.ExitStack()
+_users, _turn = [], threading.RLock()
+
+
+@contextlib.contextmanager
+def opened(writes=True):
+    """Around a verb: MLflow points at the store inside, and at what it pointed at before afterwards.
+
+    The store is that of the user's own active run where there is one, so that ours nests below it. Blocks may be
+    nested; the outermost one counts.
+
+    Args:
+        writes: without, a store that may not be written is read from a copy of its database.
+
+    Raises:
+        LabError: as `open_store`.
+    """
+    with _turn:
+        if not _users:
+            with contextlib.ExitStack() as until_open:
+                until_open.enter_context(globals_kept())
+                open_store(writes)
+                _opened.push(until_open.pop_all())
+        _users.append(True)
+    try:
+        yield
+    finally:
+        with _turn:
+            _users.pop()
+            if not _users:
+                _opened.close()
+
 
 def expect_usable_store() -> None:
     """Find out, within seconds and without writing anything, whether the store can be used.
@@ -40,53 +88,99 @@ def expect_usable_store() -> None:
     Raises:
         LabError: the server does not answer, or the local folder cannot be written.
     """
-    uri = _store_uri()
-    if uri.startswith(("http://", "https://")):
+    uri = _uri()
+    if is_server(uri):
         _expect_reachable(uri)
     elif database := local_database(uri):
         existing = next(folder for folder in (database.parent, *database.parent.parents) if folder.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise _unwritable(database.parent, f"'{existing}' is not a writable folder")
+        if database.exists() and not os.access(database, os.W_OK):
+            raise _unwritable(database.parent, f"'{database}' is read-only")
 
 
-def open_store() -> str:
-    """Point MLflow at the store and return its URI: `MLFLOW_TRACKING_URI` when set, else `./mlruns/mlflow.db`.
+def open_store(writes=True) -> str:
+    """Point MLflow at the store and return its address.
 
     A new sqlite store is migrated in a temporary file and renamed into place under a file lock, since MLflow migrates
-    without a lock of its own and a kill half-way leaves a database that never opens again. In a folder that was moved
-    or copied, the artifact paths are put right. Runs that a killed process of this machine left RUNNING are closed.
+    without a lock of its own and a kill half-way leaves a database that never opens again. Runs that a killed process
+    left RUNNING are closed.
 
     Raises:
         LabError: the folder cannot be written, or the server does not answer.
     """
-    expect_usable_store()
-    uri = _store_uri()
+    uri = _uri()
     database = local_database(uri)
     try:
+        if not writes and database and database.exists() and not _may_write(database):
+            uri = sqlite_uri(_copied(database))
+            database = None  # nobody else's runs are closed
+            mlflow.set_tracking_uri(uri)
+            mlflow.MlflowClient()
+            return uri
+        expect_usable_store()
         if database:
             _open_local_store(database)
-        named = TRACKING_VARIABLE in os.environ
-        mlflow.set_tracking_uri(uri)
-        if not named:  # MLflow sets it too, and our own default must not pass for the user's word
-            os.environ.pop(TRACKING_VARIABLE, None)
-        _close_stale_runs(mlflow.MlflowClient())
-    except (OSError, sqlite3.Error, mlflow.MlflowException) as error:
+        _point_at(uri)
+        client = mlflow.MlflowClient()
+        with contextlib.suppress(mlflow.MlflowException if is_server(uri) else ()):  # who may only read closes nothing
+            _close_stale_runs(client, database)
+    except ModuleNotFoundError as error:
+        kind = uri.partition("://")[0].partition("+")[0]
+        raise LabError(
+            f"Expected a driver for the store at {masked(uri)}. Received: {first_line(error)}. "
+            f"Install one: pip install '{DRIVERS.get(kind, error.name)}'."
+        ) from error
+    except (OSError, sqlite3.Error, SQLAlchemyError, mlflow.MlflowException) as error:
+        if found := re.search(r"found version (\w+)", str(error)):
+            newer = not is_known_schema(found[1])
+            raise LabError(
+                f"Expected a store of MLflow {mlflow.__version__} at {masked(uri)}. Received: one of "
+                + ("a newer MLflow. Use that version: pip install -U mlflow." if newer else "an older MLflow. ")
+                + ("" if newer else f"Copy its database, then bring it up to date: mlflow db upgrade '{masked(uri)}'.")
+            ) from error
         if database:
             raise _unwritable(database.parent, error) from error
+        hint = f" Did you mean http://{uri}?" if "://" not in uri and ":" in uri else ""
         raise LabError(
-            f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {first_line(error)}. "
+            f"Expected an MLflow store at {masked(uri)} (MLFLOW_TRACKING_URI). Received: {first_line(error)}.{hint} "
             "Correct the address, or unset the variable to use ./mlruns."
         ) from error
     return uri
 
 
-def _store_uri():
-    return os.environ.get(TRACKING_VARIABLE) or f"sqlite:///{Path(STORE_FOLDER).resolve() / 'mlflow.db'}"
+def is_read_only() -> bool:
+    """Whether the store that is open is a copy of one that may not be written."""
+    database = local_database(mlflow.get_tracking_uri())
+    return database is not None and database.parent != artifacts_folder(database).parent
 
 
-def local_database(uri) -> Path | None:
-    """The sqlite file of a local store's URI; `None` for a server."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+def _uri():
+    return mlflow.get_tracking_uri() if mlflow.active_run() else store_uri()
+
+
+def _point_at(uri):
+    named = TRACKING_VARIABLE in os.environ
+    mlflow.set_tracking_uri(uri)
+    if not named:  # MLflow sets it too, and our own default must not pass for the user's word
+        os.environ.pop(TRACKING_VARIABLE, None)
+
+
+def _may_write(database):
+    folder = database.parent
+    return os.access(database, os.W_OK) and os.access(folder, os.W_OK)
+
+
+def _copied(database):
+    """A copy of a database that may not be written, brought up to date; its artifacts stay where they are."""
+    folder = tempfile.TemporaryDirectory(prefix="cnnlab-read-")
+    _opened.enter_context(folder)
+    copy = Path(folder.name).resolve() / database.name
+    shutil.copyfile(database, copy)
+    mlflow.MlflowClient(sqlite_uri(copy))
+    put_beside(copy)
+    read_from_copy(database, copy)
+    return copy
 
 
 def _unwritable(folder, reason):
@@ -99,55 +193,109 @@ def _unwritable(folder, reason):
 def _expect_reachable(uri):
     """Answer quickly for a server that is down; MLflow's own client would retry for minutes."""
     try:
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=HEALTH_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        pass  # something answers: authentication and the like are MLflow's to report
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        probe(uri, HEALTH_TIMEOUT)
+    except (OSError, ValueError, mlflow.MlflowException) as error:
         raise LabError(
-            f"Expected an MLflow server at {uri} (MLFLOW_TRACKING_URI). Received no answer: {reason}. "
-            "Start the server, correct the address, or unset the variable to use ./mlruns."
+            f"Expected an MLflow server at {masked(uri)} (MLFLOW_TRACKING_URI). Received no answer: "
+            f"{first_line(error)}. Start the server, correct the address, or unset the variable to use ./mlruns."
         ) from error
 
 
 def _open_local_store(database):
-    artifacts = database.parent / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
+    artifacts_folder(database).mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
         if not database.exists():
             with tempfile.TemporaryDirectory(dir=database.parent) as folder:
-                fresh = Path(folder, database.name)
-                mlflow.MlflowClient(f"sqlite:///{fresh}")  # the constructor migrates
+                fresh = Path(folder, "mlflow.db")
+                mlflow.MlflowClient(sqlite_uri(fresh))  # the constructor migrates
+                umask = os.umask(0)
+                os.umask(umask)
+                fresh.chmod(SHARED & ~umask)
                 os.replace(fresh, database)
-        elif not os.access(database, os.W_OK):
-            raise PermissionError(f"'{database}' is read-only")
-        relocate(database, artifacts)
-        mlflow.MlflowClient(f"sqlite:///{database}")  # migrates a store of an older MLflow while we hold the lock
+        mlflow.MlflowClient(sqlite_uri(database))  # migrates a store of an older MLflow while we hold the lock
+        put_beside(database)
 
 
-def _close_stale_runs(client):
-    """End as KILLED what a process of this machine that is gone left RUNNING (SIGKILL, power loss)."""
-    ours = our_experiments(client)
-    if not ours:
-        return
-    here = socket.gethostname()
-    for run in client.search_runs(ours, "attributes.status = 'RUNNING'", max_results=1000):
-        host, _, process = run.data.tags.get(TAG + "process", "").rpartition("/")
-        if host == here and not _is_alive(process):
+def _close_stale_runs(client, database):
+    """End as KILLED what a process that is gone left RUNNING (SIGKILL, power loss)."""
+    running = every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
+    for run in list(running):
+        if _is_gone(run, database):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def our_experiments(client) -> list[str]:
-    """The ids of the experiments that cnnlab made."""
-    return [e.experiment_id for e in client.search_experiments() if TAG + "source" in e.tags]
+def _is_gone(run, database):
+    """Whether the process of a run has ended. Where that cannot be known from here, it has not."""
+    lock = _lock_file(database, run.info.run_id) if database else None
+    if lock and lock.exists():
+        try:
+            with FileLock(lock, timeout=0):
+                lock.unlink(missing_ok=True)
+            return True
+        except (Timeout, OSError, NotImplementedError):
+            return False
+    host, _, process = run.data.tags.get(TAG + "process", "").rpartition("/")
+    # Another container of this machine may have our host's name and other processes under the same numbers.
+    same = run.data.tags.get(TAG + "processes", _processes()) == _processes()
+    return host == socket.gethostname() and same and not _is_alive(process)
+
+
+@contextlib.contextmanager
+def alive(run_id):
+    """Around the work of a run: a lock beside the local store, which ends with its process wherever that runs."""
+    database = local_database(mlflow.get_tracking_uri())
+    if database is None:
+        yield
+        return
+    file = _lock_file(database, run_id)
+    file.parent.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError, NotImplementedError):  # there are file systems without locks
+            held.enter_context(FileLock(file, timeout=0))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
+def _lock_file(database, run_id):
+    return database.parent / "running" / f"{run_id}.lock"
+
+
+# Runs that we made, in whatever experiment.
+OURS = f"tags.`{TAG}process` != ''"
+
+
+def every(search, *args, **kwargs):
+    """All results of one of MLflow's searches, page by page."""
+    token = None
+    while True:
+        page = search(*args, **kwargs, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def all_experiments(client) -> list[str]:
+    """The ids of all active experiments."""
+    return [e.experiment_id for e in every(client.search_experiments)]
 
 
 def process_tags() -> dict:
     """Which process of which machine a run belongs to."""
     # With the start time, since process ids are used again.
     process = f"{os.getpid()}-{psutil.Process().create_time():.0f}"
-    return {"process": f"{socket.gethostname()}/{process}"}
+    return {"process": f"{socket.gethostname()}/{process}", "processes": _processes()}
+
+
+def _processes():
+    """What tells apart the numbers of processes: the start of the system, and the container."""
+    with contextlib.suppress(OSError):
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    return f"{psutil.boot_time():.0f}"
 
 
 def _is_alive(process):

@@ -6,6 +6,16 @@ BEST = "final_val_accuracy"  # what "the best run" means: of the weights that th
 MODEL_SOURCE = "model_source.py"  # the artifact with a function of the user's
 
 
+def matches(key, value) -> str:
+    """A condition of MLflow's filters: that `key` is `value`, whatever quotes the value holds."""
+    value = str(value)
+    if "'" not in value:
+        return f"{key} = '{value}'"
+    if '"' not in value:
+        return f'{key} = "{value}"'
+    return f"{key} LIKE '{value.replace(chr(39), '_')}'"  # MLflow has no way to write both: any character there
+
+
 def our_tags(tags) -> dict:
     """Our own among the tags of a run or a model version, without their prefix."""
     return {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}

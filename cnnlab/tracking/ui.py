@@ -1,6 +1,8 @@
 """The MLflow UI on the lab's store: started, waited for, and left at a link that shows the comparison."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,15 +11,17 @@ import urllib.request
 
 import mlflow
 
-from cnnlab.errors import LabError
-from cnnlab.ports import choose_port
+from cnnlab.errors import LabError, masked
+from cnnlab.ports import address, choose_port
 from cnnlab.tracking import store
 from cnnlab.tracking.inside_mlflow import show_runs
-from cnnlab.tracking.store import our_experiments
-from cnnlab.tracking.tags import TAG
+from cnnlab.tracking.places import artifacts_folder, is_server, local_database
+from cnnlab.tracking.store import OURS, all_experiments
+from cnnlab.tracking.tags import TAG, matches
 
 START_TIMEOUT = 90  # seconds
 DEFAULT_PORT = 5000
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UI_VIEW = "cnnlab"
 UI_COLUMNS = (
     "attributes.`Created`",
@@ -40,15 +44,30 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
         ArgumentError: the port is taken.
         LabError: the server did not start.
     """
-    uri = store.open_store()
-    if uri.startswith(("http://", "https://")):
-        print(f"The store is a server already:\n{_landing(uri.rstrip('/'))}")
+    with store.opened(writes=False):
+        _serve_ui(mlflow.get_tracking_uri(), host, port)
+
+
+def _serve_ui(uri, host, port):
+    if is_server(uri):
+        print(f"The store is a server already:\n{_landing(masked(uri).replace('***@', '').rstrip('/'))}")
         return
     port = choose_port(host, port, DEFAULT_PORT)
-    url = f"http://{host}:{port}"
-    arguments = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    url = address(host, port)
+    arguments = ["--host", host, "--port", str(port), "--workers", "1"]
+    database = local_database(uri)
+    if database:
+        # From its folder: an address that needs no escaping, which MLflow's server does not undo everywhere.
+        arguments += ["--backend-store-uri", f"sqlite:///{database.name}"]
+        arguments += ["--artifacts-destination", artifacts_folder(database).as_uri()]
+    else:
+        arguments += ["--backend-store-uri", uri]
+    if host not in LOOPBACK:
+        arguments += ["--allowed-hosts", ",".join(allowed := _allowed_hosts(host, port))]
+        print(f"It answers to these names only: {', '.join(allowed)} (MLFLOW_SERVER_ALLOWED_HOSTS for others).")
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments],
+        cwd=database.parent if database else None,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # Its job queue is for GenAI evaluations: seven more processes, and seconds more to start and to stop.
@@ -77,8 +96,7 @@ def ui_links(server_url) -> dict[str, str]:
         "runs" to a link to the runs, and for a comparison or a search "figures" to the figures on its parent run.
     """
     client = mlflow.MlflowClient()
-    ours = our_experiments(client)
-    newest = client.search_runs(ours, order_by=["attributes.start_time DESC"], max_results=1) if ours else []
+    newest = client.search_runs(all_experiments(client), OURS, order_by=["attributes.start_time DESC"], max_results=1)
     if not newest:
         return {"runs": server_url}
     [run] = newest
@@ -86,7 +104,7 @@ def ui_links(server_url) -> dict[str, str]:
     parent = run.data.tags.get("mlflow.parentRunId")
     # A comparison of stored runs has no runs below it: it carries the figures itself, and names those that it compared.
     carrier = client.get_run(parent) if parent else run
-    shown = f"tags.mlflow.parentRunId = '{parent}'" if parent else ""
+    shown = matches("tags.mlflow.parentRunId", parent) if parent else ""
     if compared := run.data.tags.get(TAG + "runs"):
         shown = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in compared.split(','))})"
     # The UI folds children away under a parent without scores; filtered, they are rows of their own.
@@ -99,6 +117,19 @@ def ui_links(server_url) -> dict[str, str]:
     return links
 
 
+def _allowed_hosts(host, port):
+    """The names that a browser may call the server by, which MLflow checks."""
+    if given := os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS"):
+        return given.split(",")
+    names = {host, socket.gethostname(), socket.getfqdn(), *LOOPBACK}
+    with contextlib.suppress(OSError):
+        names |= {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+    names = sorted(names - {"0.0.0.0", "::"})
+    return [
+        name for host in names for name in (f"[{host}]" if ":" in host else host,) for name in (name, f"{name}:{port}")
+    ]
+
+
 def _landing(url):
     return "\n".join(f"  {what:8} {link}" for what, link in ui_links(url).items())
 
@@ -109,7 +140,8 @@ def _wait_until_up(server, url):
         if server.poll() is not None:
             break
         try:
-            urllib.request.urlopen(url + "/health", timeout=2).close()
+            # Past any proxy: it is this machine.
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url + "/health", timeout=2).close()
             return
         except OSError:
             time.sleep(0.2)

@@ -23,6 +23,7 @@ def build_model(recipe, dataset):
         ArgumentError: there is no such model, or it cannot be built for these images.
         LabError: its weights cannot be had, or a function of the user's fails.
     """
+    compute.expect_keras()
     model = find_model(recipe.model)
     precision, frozen = compute.resolve(recipe.precision), recipe.frozen_precision
     arguments = recipe.factory_arguments()

@@ -1,15 +1,18 @@
 """The stored features of frozen layers: where they are, what is there, and the pass that makes them."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
@@ -20,12 +23,19 @@ BATCH, BATCH_BYTES = 256, 2**28  # images a forward pass at most, and bytes of i
 CACHE_VARIABLE = "CNNLAB_CACHE"
 LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
 DEFAULT_LIMIT_GB = 20
+UNFINISHED = "unfinished-"
 
 
 def cache_folder() -> Path:
     """Where features are kept: `$CNNLAB_CACHE`, else `cnnlab` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnlab"
-    return Path(os.environ.get(CACHE_VARIABLE) or default) / "features"
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given) / "features"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "cnnlab" / "features"
+    try:
+        return Path.home() / ".cache" / "cnnlab" / "features"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir(), f"cnnlab-{os.getuid()}", "features")
 
 
 def cache_entries() -> list[dict]:
@@ -42,6 +52,9 @@ def cache_entries() -> list[dict]:
 def clear_cache() -> int:
     """Remove every stored file; returns the bytes freed."""
     freed = 0
+    for folder in cache_folder().glob(f"{UNFINISHED}*"):  # of a process that was killed
+        freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        shutil.rmtree(folder, ignore_errors=True)
     for path in [path for ending in ("npy", "json", "lock") for path in cache_folder().glob(f"*.{ending}")]:
         freed += path.stat().st_size
         path.unlink(missing_ok=True)
@@ -60,17 +73,33 @@ def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float
         dtype: to store them in.
 
     Returns:
-        `(M, ...)` of that dtype, in the order of `unique`.
+        `(M, ...)` of that dtype, in the order of `unique`; where they cannot be stored, in memory, and `None` where
+        there is no room for them in memory either.
     """
     key = _cache_key(front, unique, mirrored, dtype)
     path = cache_folder() / f"{key}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # of two processes that need it, one computes and the other waits
-        stored = _load(path)
-        if stored is None:
-            stored = _compute(front, parts, first, mirrored, dtype, path)
-            _remove_oldest(keep=path)
-    return stored
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Of two processes that need it, one computes and the other waits.
+        with FileLock(path.with_suffix(".lock")):
+            stored = _load(path)
+            if stored is None:
+                stored = _compute(front, parts, first, mirrored, dtype, path)
+                _remove_oldest(keep=path)
+            return stored
+    except OSError as error:
+        shape = (len(first), *front.output_shape[1:])
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        fits = size < psutil.virtual_memory().available / 2
+        print(
+            f"warning: features of frozen layers ({size / 1e6:,.0f} MB) cannot be stored in '{path.parent}' ({error}); "
+            + ("keeping them in memory." if fits else "computing them in every epoch."),
+            file=sys.stderr,
+        )
+        if not fits:
+            return None
+        filled = _fill(np.empty(shape, dtype), front, parts, first, mirrored)
+        return filled if len(filled) else _fill(np.empty(shape, filled.dtype), front, parts, first, mirrored)
 
 
 def _cache_key(front, unique, mirrored, dtype):
@@ -121,30 +150,14 @@ def _load(path):
 
 
 def _compute(front, parts, first, mirrored, dtype, path):
-    """One pass over the images at positions `first` of the concatenated parts, written to `path` atomically."""
-    bounds = np.cumsum([0, *map(len, parts)])
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    """The features, written to `path` atomically."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
         fresh = Path(folder, path.name)
         stored = np.lib.format.open_memmap(fresh, "w+", dtype, (len(first), *front.output_shape[1:]))
-        title = f"Frozen layers over {len(first):,} {'mirrored ' if mirrored else ''}images"
-        console = Console(stderr=True)
-        batch = _batch_size(front)
-        steps = range(0, len(first), batch)
-        for i in track(steps, title, console=console, disable=not console.is_terminal):
-            positions = first[i : i + batch]
-            owner = np.searchsorted(bounds, positions, side="right") - 1
-            images = np.stack([parts[o][p - bounds[o]] for o, p in zip(owner, positions, strict=True)])
-            if mirrored:
-                images = images[:, :, ::-1]
-            with signals_held():
-                features = front.predict_on_batch(images)
-            if np.abs(features).max(initial=0) > np.finfo(dtype).max:
-                print(
-                    f"warning: features of the frozen layers are too large for {dtype}; storing them in float32.",
-                    file=sys.stderr,
-                )
-                return _compute(front, parts, first, mirrored, "float32", path)
-            stored[i : i + batch] = features
+        _reserve(fresh)
+        stored = _fill(stored, front, parts, first, mirrored)
+        if stored.dtype != dtype:
+            return _compute(front, parts, first, mirrored, str(stored.dtype), path)
         stored.flush()
         with fresh.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -152,6 +165,47 @@ def _compute(front, parts, first, mirrored, dtype, path):
         Path(folder, "about.json").write_text(json.dumps(about))
         os.replace(Path(folder, "about.json"), path.with_suffix(".json"))
         os.replace(fresh, path)
+    return stored
+
+
+def _reserve(file):
+    """Take a file's space on the disk now: where there is none, writing to its mapping would kill the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    size = file.stat().st_size
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, size)
+    elif shutil.disk_usage(file.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _fill(stored, front, parts, first, mirrored):
+    """One pass over the images at positions `first` of the concatenated parts, into `stored`; where its type is too
+    small for the features, an empty array of one that is not.
+    """
+    bounds = np.cumsum([0, *map(len, parts)])
+    title = f"Frozen layers over {len(first):,} {'mirrored ' if mirrored else ''}images"
+    console = Console(stderr=True)
+    batch = _batch_size(front)
+    steps = range(0, len(first), batch)
+    for i in track(steps, title, console=console, disable=not console.is_terminal):
+        positions = first[i : i + batch]
+        owner = np.searchsorted(bounds, positions, side="right") - 1
+        images = np.stack([parts[o][p - bounds[o]] for o, p in zip(owner, positions, strict=True)])
+        if mirrored:
+            images = images[:, :, ::-1]
+        with signals_held():
+            features = front.predict_on_batch(images)
+        if np.abs(features).max(initial=0) > np.finfo(stored.dtype).max:
+            print(
+                f"warning: features of the frozen layers are too large for {stored.dtype}; storing them in float32.",
+                file=sys.stderr,
+            )
+            return np.empty(0, np.float32)
+        stored[i : i + batch] = features
     return stored
 
 

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
+from cnnlab.errors import LabError
 from cnnlab.signals import signals_held
 
 # Linux's names of the instructions that multiply bfloat16: x86 AVX-512 and AMX, Arm.
@@ -64,6 +65,18 @@ def policy(precision):
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def expect_keras() -> None:
+    """Raise `LabError` where a keras.json or the caller gave Keras settings that the models are not made for."""
+    import keras
+
+    settings = (keras.backend.backend(), keras.config.image_data_format(), keras.config.floatx())
+    if settings != (expected := ("tensorflow", "channels_last", "float32")):
+        raise LabError(
+            f"Expected Keras with {', '.join(expected)}. Received: {', '.join(settings)}. Set KERAS_BACKEND and "
+            "keras.config, or correct keras.json."
+        )
 
 
 def expect_determinism() -> None:

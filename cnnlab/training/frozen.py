@@ -77,15 +77,19 @@ def features_of(split, *parts, dtype="float32"):
 
     Returns:
         Arrays `(N, ...)`, with flips `(N, 2, ...)` for training and `(N, 1, ...)` for the rest; each a `MappedRows`
-        instead where it is too large for memory.
+        instead where it is too large for memory. `None` where there is no room for them.
     """
     hashes = [_image_hashes(part) for part in parts]
     unique, first = np.unique(np.concatenate(hashes), return_index=True)
     stored = cache.load_or_compute(split.front, parts, first, unique, dtype=dtype)
+    if stored is None:
+        return None
     sources = [[(stored, np.searchsorted(unique, part))] for part in hashes]
     if split.flips:
         unique, first = np.unique(hashes[0], return_index=True)
         stored = cache.load_or_compute(split.front, parts[:1], first, unique, mirrored=True, dtype=dtype)
+        if stored is None:
+            return None
         sources[0].append((stored, np.searchsorted(unique, hashes[0])))
     rows = [MappedRows(source, split.flips) for source in sources]
     return [part[:] if part.nbytes <= IN_MEMORY else part for part in rows]

@@ -144,6 +144,8 @@ def _cut(model, used, recipe):
         return _Cut(model, model, images, False)
     dtype = "float16" if recipe.feature_dtype == "float16" else "float32"
     features = features_of(split, *images.values(), dtype=dtype)
+    if features is None:
+        return _Cut(model, model, images, False)
     return _Cut(split.head, split.head, dict(zip(images, features, strict=True)), True)
 
 

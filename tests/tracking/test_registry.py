@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 import cnnlab
 from cnnlab import predict, reproduce, serve
 from cnnlab.compare import compare_runs, train_model
+from cnnlab.models import own
 from cnnlab.tracking import read, registry
 
 
@@ -110,9 +112,59 @@ def test_other_images_are_not_comparable(store, small_cnn, picture_folder):
 def test_another_validation_split_is_judged_on_the_test_set(store, small_cnn):
     first = train_model(small_cnn)
     second = train_model(dataclasses.replace(small_cnn, val_fraction=0.2))
-    registry.promote(registry.register(first.run_id)[0])
-    decision = registry.promote(registry.register(second.run_id)[0])
+    champion, challenger = (registry.register(result.run_id)[0] for result in (first, second))
+    registry.promote(champion)
+    store.delete_run(first.run_id)  # what it is compared by lies beside the model
+    decision = registry.promote(challenger)
     assert "On the same 37 test images (they held out other validation images)" in decision.reason
+
+    model = store.get_model_version(champion.name, champion.number).source.removeprefix("models:/")
+    Path("mlruns/artifacts/models", model, "artifacts/predictions.npz").unlink()
+    Path("mlruns/artifacts", first.run_id, "artifacts/predictions.npz").unlink()
+    with pytest.raises(cnnlab.LabError, match=r"Expected cnnlab-digits version 1 to have its predictions.*--force"):
+        registry.promote(challenger)
+    assert registry.find_champion("cnnlab-digits").number == 1
+    assert "Forced, not compared" in registry.promote(challenger, force=True).reason
+
+
+CUSTOM = """
+import keras
+
+@keras.saving.register_keras_serializable("mine")
+class Scaled(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.cast(x, "float32") / 255
+
+def build(input_shape, num_classes):
+    x = images = keras.Input(input_shape, dtype="uint8")
+    x = keras.layers.Flatten()(Scaled()(x))
+    return keras.Model(images, keras.layers.Dense(num_classes, activation="softmax")(x))
+"""
+
+
+def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digits, workplace):
+    images = keras.Input(digits.image_shape, dtype="uint8")
+    flat = keras.layers.Flatten()(keras.layers.Lambda(lambda x: keras.ops.cast(x, "float32") / 255)(images))
+    model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(flat))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    recipe = dataclasses.replace(small_cnn, epochs=1)
+    result = cnnlab.fit_and_evaluate(model, digits, recipe)
+    with pytest.raises(cnnlab.LabError, match=r"to load again. Received .*without Lambda"):
+        registry.register(result.run_id)
+    assert registry.list_versions() == []
+
+    (workplace / "mine.py").write_text(CUSTOM)
+    recipe = cnnlab.Recipe(model="mine.py:build", dataset="digits", limit=150, epochs=1)
+    result = train_model(recipe)
+    (workplace / "mine.py").unlink()
+    # As in another process.
+    keras.saving.get_custom_objects().pop("mine>Scaled")
+    own._load.cache_clear()
+    version, _ = registry.register(result.run_id)
+    keras.saving.get_custom_objects().pop("mine>Scaled")
+    own._load.cache_clear()
+    classifier = predict.load_classifier(f"models:/{version.name}/1")
+    assert np.allclose(classifier.probabilities(digits.test.images), result.test.probabilities, atol=1e-5)
 
 
 def test_stored_runs_are_compared_on_their_predictions(store, small_cnn, capsys):
@@ -261,7 +313,7 @@ def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):
     other = train_model(dataclasses.replace(recipe, seed=1))
     store.set_tag(other.run_id, "cnnlab.threads", "64")
     # As if it had been trained with another seed than it says.
-    artifacts = Path(store.get_run(other.run_id).info.artifact_uri.removeprefix("file://"))
+    artifacts = Path("mlruns/artifacts", other.run_id, "artifacts")
     (artifacts / "recipe.json").write_text(recipe.to_json())
     different = reproduce.reproduce(other.run_id)
     assert "differ, by at most" in different.verdict
