@@ -75,7 +75,6 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
         tracking.log_dataset(dataset)
         fits = tracking.fits_of_a_run()
         trained = train(model, dataset, recipe, callbacks=callbacks, parts=parts, quiet=not tested, recorded=fits)
-        tracking.complete_history(run_id, trained.history)
         test, val = trained.predictions.get("test"), trained.predictions.get("val")
         sizes = {"params": params, "trainable_params": _trainable(model)}
         metrics = {**sizes, "train_seconds": round(trained.seconds, 1)}  # the UI shows every digit
@@ -108,6 +107,7 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
             tracking.write_results(folder, figures, texts, {**files, "model.keras": model.save}, **facts)
 
         with tracking.results_kept(run_id, save) if tested else contextlib.nullcontext():
+            tracking.complete_history(run_id, trained.history)
             if tested:
                 model_uri = tracking.log_model(model, dataset.class_names, dataset.image_shape)
             tracking.log_results(metrics, figures, texts, files)

@@ -70,7 +70,7 @@ def test_params_and_tags(trained):
     assert run.data.metrics["params"] == result.params == 3 * 3 * 3 * 8 + 8 + 3 * 3 * 8 * 8 + 8 + 288 * 16 + 16 + 170
 
 
-def test_artifacts(trained):
+def test_artifacts(trained, here):
     client, result, run, dataset = trained
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     figures = {"curves.png", "confusion_matrix.png", "class_scores.png", "mistakes.png", "gradcam.png"}

@@ -83,6 +83,13 @@ def probe(uri, timeout) -> None:
 
 
 @contextmanager
+def tried_once():
+    """Calls to a server that is known to be away fail at once inside."""
+    with mock.patch.dict(os.environ, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
+        yield
+
+
+@contextmanager
 def globals_kept():
     """Leave MLflow's global settings as they were: the user's own runs go on where theirs go.
 

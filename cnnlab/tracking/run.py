@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from mlflow.types import Schema, TensorSpec
 
 from cnnlab.errors import LabError, StoreGone, first_line, masked
 from cnnlab.signals import signals_held
-from cnnlab.tracking.inside_mlflow import keras_autologging_alone, no_validation_copies, probe
+from cnnlab.tracking.inside_mlflow import keras_autologging_alone, no_validation_copies, probe, tried_once
 from cnnlab.tracking.places import BESIDE, STORE_FOLDER, TRACKING_VARIABLE, is_server, local_database
 from cnnlab.tracking.store import HEALTH_TIMEOUT, alive, process_tags
 from cnnlab.tracking.tags import TAG
@@ -150,8 +151,14 @@ def _is_away():
 def _gone(error, more=""):
     return StoreGone(
         f"Expected the MLflow server at {masked(mlflow.get_tracking_uri())} to go on answering. Received: "
-        f"{first_line(error)}.{more} Start the server again, and then this job."
+        f"{_in_short(error)}.{more} Start the server again, and then this job."
     )
+
+
+def _in_short(error):
+    """What went wrong with a connection, without the layers that each wrap the last one's words."""
+    found = re.findall(r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out)|(\d{3} [A-Z][\w ]+)", str(error))
+    return "".join(found[-1]) if found else first_line(error)[:200]
 
 
 def wait_for_store(minutes) -> None:
@@ -206,11 +213,12 @@ def complete_history(run_id, history) -> None:
 def _end_unfinished(error):
     status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
     reason = masked(f"{type(error).__name__}: {error}").strip().rstrip(":")
-    # A server that is gone must not hide the error that ended the run.
-    with contextlib.suppress(Exception):
-        mlflow.set_tag(f"{TAG}reason", reason[:500])
-    with contextlib.suppress(Exception):
-        mlflow.end_run(status)
+    # A server that is gone must not hide the error that ended the run, nor be asked again and again.
+    with tried_once() if _is_away() else contextlib.nullcontext():
+        with contextlib.suppress(Exception):
+            mlflow.set_tag(f"{TAG}reason", reason[:500])
+        with contextlib.suppress(Exception):
+            mlflow.end_run(status)
 
 
 def delete_run(run_id) -> None:

@@ -37,6 +37,8 @@ DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc
 # Chatter about schema migrations, and about alembic's context, at the first start of a store.
 for _name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic", "alembic.runtime.migration"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+# What a server misses is sent again, and said then.
+logging.getLogger("mlflow.utils.async_logging.async_logging_queue").setLevel(logging.CRITICAL)
 # MLflow's default of 7 retries blocks for minutes on a server that went away.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 # A lab's use is its own business, and a closed network would be tried in vain.
