@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -13,6 +15,7 @@ def job(trains=True):
     def stop(signum, frame):
         raise SystemExit(128 + signum)
 
+    expect_home()
     before = signal.signal(signal.SIGTERM, stop)
     try:
         if trains:
@@ -20,6 +23,17 @@ def job(trains=True):
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def expect_home():
+    """Give a user without a home, as in many containers, a folder of their own: MLflow does not import without one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir(), f"cnnlab-{os.getuid()}")
+        home.mkdir(mode=0o700, exist_ok=True)
+        os.environ["HOME"] = str(home)
+        print(f"warning: this user has no home folder; using '{home}'.", file=sys.stderr)
 
 
 def load_tensorflow():

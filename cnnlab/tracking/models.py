@@ -1,5 +1,8 @@
 """Models of the store and its registry, by their URIs."""
 
+import atexit
+import shutil
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -23,7 +26,7 @@ def fetch(uri) -> tuple[str, str]:
 def _fetch(uri):
     try:
         info = mlflow.models.get_model_info(uri)
-        folder = mlflow.artifacts.download_artifacts(uri)
+        folder = _local(uri)
     except (mlflow.MlflowException, OSError) as error:
         raise _not_of_this_store(uri, error) from error
     file = Path(folder, "data", "model.keras")
@@ -51,10 +54,20 @@ def load(uri):
     return model, tuple(class_names)
 
 
+def _local(uri):
+    """The folder of a model: in the store, where MLflow adds a file of its own, or a copy where it may not."""
+    if not store.is_read_only():
+        return mlflow.artifacts.download_artifacts(uri)
+    folder = tempfile.mkdtemp(prefix="cnnlab-model-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+
+
 def _load_keras(uri, info):
     """The model; one with layers of the user's own after the file that registers them with Keras, as the run has it."""
+    folder = _local(uri)
     try:
-        return mlflow.keras.load_model(uri)
+        return mlflow.keras.load_model(folder)
     except (mlflow.MlflowException, OSError):
         raise
     except Exception as error:  # of whatever layer
@@ -65,7 +78,7 @@ def _load_keras(uri, info):
         if own.is_own(name):
             with own.pinned([name], read.read_text(run, MODEL_SOURCE)):
                 own.load(name)
-                return mlflow.keras.load_model(uri)
+                return mlflow.keras.load_model(folder)
     except Exception as error:
         reason = error
     raise LabError(
