@@ -21,7 +21,7 @@ from filelock import FileLock
 from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
 
 import cnnlab
-from cnnlab import ports
+from cnnlab import job, ports
 from cnnlab.cli.failures import sentence
 from cnnlab.predict import load_classifier
 from cnnlab.tracking import read, registry
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_cache_out(monkeypatch, capsys):
     assert cache.clear_cache() == 5
 
 
-def test_features_without_a_home(monkeypatch):
+def test_a_user_without_a_home(monkeypatch, workplace, capsys):
     def nobody():
         raise RuntimeError("Could not determine home directory.")
 
@@ -230,6 +230,11 @@ def test_features_without_a_home(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(Path, "home", nobody)
     assert cache.cache_folder().parts[-1] == "features"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(workplace))
+    monkeypatch.setenv("HOME", "")
+    job.expect_home()
+    assert os.environ["HOME"] == str(workplace / f"cnnlab-{os.getuid()}")
+    assert "no home folder" in capsys.readouterr().err
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
