@@ -23,12 +23,14 @@ from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
 import cnnlab
 from cnnlab import job, ports
 from cnnlab.cli.failures import sentence
+from cnnlab.errors import StoreGone
 from cnnlab.predict import load_classifier
-from cnnlab.tracking import read, registry
+from cnnlab.tracking import provenance, read, registry, ui
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
 from cnnlab.tracking.tags import TAG, matches
 from cnnlab.training import cache
+from tuning.trials import Place
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -443,3 +445,59 @@ def test_system_s_errors_are_sentences():
     ):
         assert said in sentence(error)
     assert sentence(ZeroDivisionError()) is None
+
+
+def test_who_may_only_read_gets_the_link(store, digits, monkeypatch):
+    log_something(digits)
+
+    def refused(*_):
+        raise mlflow.MlflowException("PERMISSION_DENIED: 403")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_experiment_tag", refused)
+    assert ui.ui_links("http://here")["runs"].endswith("/runs?workflowType=machine_learning")
+
+
+def test_the_ui_s_own_wait_goes_past_a_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with answering(Refusing) as port:
+        ui._wait_until_up(type("Server", (), {"poll": lambda self: None})(), f"http://127.0.0.1:{port}")
+
+
+def test_the_names_that_the_ui_answers_to(monkeypatch):
+    monkeypatch.delenv("MLFLOW_SERVER_ALLOWED_HOSTS", raising=False)
+    names = ui._allowed_hosts("0.0.0.0", 5000)
+    assert {os.uname().nodename, f"{os.uname().nodename}:5000", "localhost:5000", "[::1]:5000"} <= set(names)
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "lab.example.org")
+    assert ui._allowed_hosts("0.0.0.0", 5000) == ["lab.example.org"]
+
+
+def test_without_git(monkeypatch, workplace):
+    monkeypatch.setenv("PATH", str(workplace))
+    assert provenance._code_tags.__wrapped__() == {}
+
+
+def test_a_trial_is_repeated_when_the_store_is_back(digits, monkeypatch):
+    calls = []
+
+    def scored(*_):
+        calls.append(True)
+        if len(calls) < 2:
+            raise StoreGone("away")
+        return 0.5
+
+    monkeypatch.setattr(Place, "_scored_run", scored)
+    assert Place("0", "parent", digits, {}).scored_run(None, None, "trial", "1", "trial 1") == 0.5
+    assert len(calls) == 2
+
+
+def test_an_error_s_traceback_is_shown_when_asked_for(workplace):
+    command = [sys.executable, "-m", "cnnlab", "models"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "lab.example.org:5000"}
+    plain, debug = (
+        subprocess.run([*command, *more], capture_output=True, text=True, env=environment, check=False)
+        for more in ([], ["--debug"])
+    )
+    assert plain.returncode == debug.returncode == 1
+    assert plain.stderr.count("\n") == 1
+    assert "Traceback" in debug.stderr
