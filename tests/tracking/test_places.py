@@ -101,9 +101,12 @@ print(run_id)
 def test_one_store_under_two_paths_at_once(store, workplace):
     there = workplace / "there"
     there.mkdir()
-    bound = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f"mount --bind {workplace} {there} && exec true"], check=False
-    ).returncode
+    bound = (
+        not shutil.which("unshare")
+        or subprocess.run(
+            ["unshare", "--mount", "sh", "-c", f"mount --bind {workplace} {there} && exec true"], check=False
+        ).returncode
+    )
     if bound:
         pytest.skip("no bind mounts here")
     command = f"mount --bind '{workplace}' '{there}' && exec \"$@\""
@@ -213,7 +216,7 @@ def test_a_full_disk_leaves_the_cache_out(monkeypatch, capsys):
     front = keras.Model(given, keras.layers.Flatten()(given))
     images = np.arange(2 * 48, dtype="uint8").reshape(2, 4, 4, 3)
     arguments = (front, [images], np.array([0, 1]), np.array([b"a", b"b"]))
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     assert np.array_equal(cache.load_or_compute(*arguments), images.reshape(2, -1))
     assert "cannot be stored" in capsys.readouterr().err
     assert list(cache.cache_folder().glob("*.npy")) == []
