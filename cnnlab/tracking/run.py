@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -181,7 +182,11 @@ def results_kept(run_id, save):
     except (mlflow.MlflowException, OSError) as error:
         folder = Path(STORE_FOLDER, "undelivered", run_id).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        save(folder)
+        try:
+            save(folder)
+        except OSError:  # this disk is full as well
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         kept = f" The trained model and all results are in '{folder}'."
         if _is_away():
             raise _gone(error, kept) from error

@@ -35,7 +35,9 @@ SHARED = 0o666  # less the umask: a folder that a group shares stays shared
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
 
 # Chatter about schema migrations, and about alembic's context, at the first start of a store.
-for _name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic", "alembic.runtime.migration"):
+# What the database refuses is raised as well as logged, with its traceback.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+for _name in ("mlflow.tracking.fluent", "alembic", "alembic.runtime.migration"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 # What a server misses is sent again, and said then.
 logging.getLogger("mlflow.utils.async_logging.async_logging_queue").setLevel(logging.CRITICAL)
