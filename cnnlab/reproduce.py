@@ -79,7 +79,7 @@ def _reproduce(run_id, deterministic, dataset, weights, backbone):
     figures = [
         Figure(name, values[-1], result.history[name][-1], _largest_difference(values, result.history[name]))
         for name, values in history.items()
-        if values
+        if len(values) == len(result.history[name])
     ]
     if tested:
         for name in ("accuracy", "loss"):
@@ -88,7 +88,7 @@ def _reproduce(run_id, deterministic, dataset, weights, backbone):
         difference = _largest_difference(test.probabilities, result.test.probabilities)
         figures.append(Figure("test probabilities", None, None, difference))
     lost = [
-        f"{name}: {len(values)} epochs recorded then, {len(result.history[name])} now; those of both are compared"
+        f"{name}: {len(values)} epochs recorded then, {len(result.history[name])} now: not compared"
         for name, values in history.items()
         if len(values) != len(result.history[name])
     ]
@@ -96,10 +96,8 @@ def _reproduce(run_id, deterministic, dataset, weights, backbone):
 
 
 def _largest_difference(then, now):
-    """Of the values that both have: `_verdict` says where some are missing."""
     then, now = np.asarray(then, float), np.asarray(now, float)
-    count = min(len(then), len(now))
-    return float(np.abs(then[:count] - now[:count]).max(initial=0.0))
+    return float(np.abs(then - now).max()) if then.shape == now.shape else float("inf")
 
 
 def _changes(before, after):
