@@ -23,6 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from cnnlab.errors import LabError
 from cnnlab.models import Range
+from cnnlab.tracking.places import share
 from tuning import report
 from tuning.settings import OBJECTIVES
 from tuning.spaces import LENGTHS, kind_of, recipe_of, value_of
@@ -206,9 +207,7 @@ def write_json(path, state) -> None:
             json.dump(state, file)
             file.flush()
             os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(file.name, 0o666 & ~umask)  # a temporary file is its owner's alone
+            share(file.name)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(file.name)

@@ -45,6 +45,13 @@ def is_server(uri) -> bool:
     return uri.lower().startswith(("http://", "https://"))
 
 
+def share(path) -> None:
+    """Give a file that was made as a temporary one the mode of any other, so that a group can share its folder."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
+
+
 def artifacts_folder(database) -> Path:
     """Where figures and models of a local store are: beside its database."""
     return _snapshots.get(database, database).parent / "artifacts"

@@ -151,7 +151,7 @@ def _is_away():
 
 def _gone(error, more=""):
     return StoreGone(
-        f"Expected the MLflow server at {masked(mlflow.get_tracking_uri())} to go on answering. Received: "
+        f"Expected the MLflow server at {mlflow.get_tracking_uri()} to go on answering. Received: "
         f"{_in_short(error)}.{more} Start the server again, and then this job."
     )
 

@@ -17,7 +17,7 @@ import psutil
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
-from cnnlab.errors import LabError, first_line, masked
+from cnnlab.errors import LabError, first_line
 from cnnlab.tracking.inside_mlflow import globals_kept, is_known_schema, probe, put_beside
 from cnnlab.tracking.places import (
     TRACKING_VARIABLE,
@@ -25,13 +25,13 @@ from cnnlab.tracking.places import (
     is_server,
     local_database,
     read_from_copy,
+    share,
     sqlite_uri,
     store_uri,
 )
 from cnnlab.tracking.tags import TAG
 
 HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
-SHARED = 0o666  # less the umask: a folder that a group shares stays shared
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
 
 # Chatter about schema migrations, and about alembic's context, at the first start of a store.
@@ -132,22 +132,22 @@ def open_store(writes=True) -> str:
     except ModuleNotFoundError as error:
         kind = uri.partition("://")[0].partition("+")[0]
         raise LabError(
-            f"Expected a driver for the store at {masked(uri)}. Received: {first_line(error)}. "
+            f"Expected a driver for the store at {uri}. Received: {first_line(error)}. "
             f"Install one: pip install '{DRIVERS.get(kind, error.name)}'."
         ) from error
     except (OSError, sqlite3.Error, SQLAlchemyError, mlflow.MlflowException) as error:
         if found := re.search(r"found version (\w+)", str(error)):
             newer = not is_known_schema(found[1])
             raise LabError(
-                f"Expected a store of MLflow {mlflow.__version__} at {masked(uri)}. Received: one of "
+                f"Expected a store of MLflow {mlflow.__version__} at {uri}. Received: one of "
                 + ("a newer MLflow. Use that version: pip install -U mlflow." if newer else "an older MLflow. ")
-                + ("" if newer else f"Copy its database, then bring it up to date: mlflow db upgrade '{masked(uri)}'.")
+                + ("" if newer else f"Copy its database, then bring it up to date: mlflow db upgrade '{uri}'.")
             ) from error
         if database:
             raise _unwritable(database.parent, error) from error
         hint = f" Did you mean http://{uri}?" if "://" not in uri and ":" in uri else ""
         raise LabError(
-            f"Expected an MLflow store at {masked(uri)} (MLFLOW_TRACKING_URI). Received: {first_line(error)}.{hint} "
+            f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {first_line(error)}.{hint} "
             "Correct the address, or unset the variable to use ./mlruns."
         ) from error
     return uri
@@ -200,7 +200,7 @@ def _expect_reachable(uri):
         probe(uri, HEALTH_TIMEOUT)
     except (OSError, ValueError, mlflow.MlflowException) as error:
         raise LabError(
-            f"Expected an MLflow server at {masked(uri)} (MLFLOW_TRACKING_URI). Received no answer: "
+            f"Expected an MLflow server at {uri} (MLFLOW_TRACKING_URI). Received no answer: "
             f"{first_line(error)}. Start the server, correct the address, or unset the variable to use ./mlruns."
         ) from error
 
@@ -212,9 +212,7 @@ def _open_local_store(database):
             with tempfile.TemporaryDirectory(dir=database.parent) as folder:
                 fresh = Path(folder, "mlflow.db")
                 mlflow.MlflowClient(sqlite_uri(fresh))  # the constructor migrates
-                umask = os.umask(0)
-                os.umask(umask)
-                fresh.chmod(SHARED & ~umask)
+                share(fresh)
                 os.replace(fresh, database)
         mlflow.MlflowClient(sqlite_uri(database))  # migrates a store of an older MLflow while we hold the lock
         put_beside(database)
