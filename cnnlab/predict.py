@@ -4,15 +4,17 @@ import csv
 import io
 import json
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cnnlab.data import folders
-from cnnlab.data.images import decode_image
+from cnnlab.data.images import SIXTEEN_BITS, decode_image
+from cnnlab.data.listing import in_words, list_pictures_below
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.names import shown
 from cnnlab.signals import signals_held
 from cnnlab.tracking import models as stored_models
 from cnnlab.tracking import read, registry, store
@@ -29,12 +31,19 @@ class Classifier:
         model: `keras.Model`, `(N, image_size, image_size, 3) uint8` to `(N, num_classes)` probabilities.
         class_names: of the probabilities, from the model's own metadata.
         image_size: pixels a side.
+        fit, grey_range: how a picture becomes an image of that size, as the training had it.
     """
 
     uri: str
     model: object
     class_names: tuple[str, ...]
     image_size: int
+    fit: str = "stretch"
+    grey_range: tuple[float, float] = SIXTEEN_BITS
+
+    def image(self, file, **bounds) -> np.ndarray:
+        """One picture, a path or its bytes, as `(image_size, image_size, 3) uint8`; raises as `decode_image`."""
+        return decode_image(file, self.image_size, fit=self.fit, grey_range=self.grey_range, **bounds)
 
     def probabilities(self, images) -> np.ndarray:
         """`(N, H, W, 3) uint8` to `(N, num_classes) float32`."""
@@ -55,8 +64,15 @@ def load_classifier(model=None) -> Classifier:
     """
     with store.opened(writes=False):
         uri = _uri(model)
-        loaded, class_names = stored_models.load(uri)
-    return Classifier(uri, loaded, class_names, loaded.input_shape[1])
+        loaded, about = stored_models.load(uri)
+    return Classifier(
+        uri,
+        loaded,
+        tuple(about["class_names"]),
+        loaded.input_shape[1],
+        about.get("fit") or "stretch",  # of a named set, and before there was a choice
+        tuple(about.get("grey_range") or SIXTEEN_BITS),
+    )
 
 
 def _uri(model):
@@ -77,9 +93,14 @@ def list_pictures(paths) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise ArgumentError(f"Expected pictures or folders of them. Received: '{path}', which does not exist.")
-        files = sorted(map(Path, folders.pictures_below(path))) if path.is_dir() else [path]
-        if not files:
-            raise ArgumentError(f"Expected '{path}' to hold pictures ({folders.FORMATS}). Received: none.")
+        files = [path]
+        if path.is_dir():
+            listing = list_pictures_below(path)
+            files, left_out = [path / file for file in listing.files], shown(in_words(listing.left_out))
+            if left_out:
+                print(f"Left out of {shown(path)}: {left_out}.", file=sys.stderr)
+            if not files:
+                raise ArgumentError(f"Expected '{shown(path)}' to hold pictures. Received: none.")
         found.extend(files)
     return found
 
@@ -94,7 +115,7 @@ def classify_files(classifier, files):
 
     def decode(file):
         try:
-            return decode_image(file, classifier.image_size)
+            return classifier.image(file)
         except LabError as error:
             return error
 

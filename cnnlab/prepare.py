@@ -5,8 +5,10 @@ import functools
 import sys
 from pathlib import Path
 
+from cnnlab import data
 from cnnlab.data import ImageDataset, load_dataset
 from cnnlab.data.class_weights import read_class_weights
+from cnnlab.data.layouts import Layout
 from cnnlab.data.named import NAMED
 from cnnlab.data.sizes import picture_side
 from cnnlab.errors import ArgumentError, LabError
@@ -18,6 +20,7 @@ from cnnlab.training import build, compute
 
 ENLARGED = 3  # at most as many times, where nobody says how much
 SMALLEST = 32  # pixels a side that pictures are brought to in memory
+FROM_SCRATCH = 64  # pixels a side that networks without a usual size see pictures of a folder at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +46,21 @@ def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
         LabError: data, weights or a backbone cannot be had.
     """
     recipes = [_located(recipe) for recipe in recipes]
-    side = functools.cache(lambda: picture_side(recipes[0].dataset))  # looked at where it matters
-    recipes = [dataclasses.replace(recipe, image_size=_image_size(recipe, side)) for recipe in recipes]
+    source = _find(recipes[0])
+    if isinstance(source, Layout):
+        recipes = [dataclasses.replace(recipe, fit=recipe.fit or "crop") for recipe in recipes]
+    side = functools.cache(lambda: picture_side(source, recipes[0].fit))  # looked at where it matters
+    shrunk = {recipe.label for recipe in recipes if not recipe.said("image_size") and _is_from_scratch(recipe)}
+    recipes = [dataclasses.replace(recipe, image_size=_image_size(recipe, source, side)) for recipe in recipes]
     # One size for all, so that they are tested on the same images.
     in_memory = int(max(recipe.picture_size or _picture_size(recipe, side) for recipe in recipes))
     recipes = [_with_pictures(recipe, in_memory) for recipe in recipes]
     for recipe in recipes:
         find_model(recipe.model).check(recipe.image_size, **recipe.factory_arguments())
-    dataset = load_for(recipes[0])
+    dataset = load_for(recipes[0], source)
+    print("\n".join(dataset.found.lines))
+    for label in sorted(shrunk if isinstance(source, Layout) and side() > FROM_SCRATCH else ()):
+        print(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
     recipes = [
         dataclasses.replace(recipe, class_weights=read_class_weights(recipe.class_weights, dataset.class_names))
         for recipe in recipes
@@ -73,11 +83,19 @@ def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
     return dataset, prepared
 
 
-def load_for(recipe) -> ImageDataset:
-    """The data set that a recipe asks for."""
+def _find(recipe):
+    given = {name: getattr(recipe, name) for name in ("labels", "class_names", "skip_bad")}
+    return data.find(recipe.dataset, **given)
+
+
+def load_for(recipe, source=None) -> ImageDataset:
+    """The data set that a recipe asks for, `source` being what `data.find` gave for it."""
     return load_dataset(
-        recipe.dataset,
+        source or _find(recipe),
         image_size=recipe.picture_size or recipe.image_size or SMALLEST,
+        fit=recipe.fit or "crop",
+        skip_bad=recipe.skip_bad,
+        drop_duplicates=recipe.drop_duplicates,
         val_fraction=recipe.val_fraction,
         limit=recipe.limit,
         seed=recipe.split_seed,
@@ -111,6 +129,8 @@ def _located(recipe):
         model=model,
         arguments=_arguments(recipe),
         dataset=_full_path(recipe.dataset, NAMED),
+        labels=_full_path(recipe.labels, ()),
+        class_names=_full_path(recipe.class_names, ()),
         weights=_full_path(recipe.weights, ("imagenet", "random")),
         backbone=_full_path(backbone, BACKBONES),
     )
@@ -132,12 +152,21 @@ def _takes(recipe, argument):
     return not own.is_own(recipe.model) and argument in find_model(recipe.model).arguments
 
 
-def _image_size(recipe, side):
-    if recipe.image_size:
+def _image_size(recipe, source, side):
+    if recipe.said("image_size"):
         return recipe.image_size
+    if recipe.image_size:  # its row's, for the small pictures of the named sets
+        if not isinstance(source, Layout):
+            return recipe.image_size
+        usual = FROM_SCRATCH if _is_from_scratch(recipe) else weights.usual_side(recipe.model)
+        return max(recipe.image_size, min(usual, side()))
     backbone = recipe.backbone or recipe.model
     smallest = BACKBONES[backbone].smallest if backbone in BACKBONES else SMALLEST
     return max(smallest, min(weights.usual_side(backbone), ENLARGED * side()))
+
+
+def _is_from_scratch(recipe):
+    return not (recipe.backbone or recipe.model in BACKBONES)
 
 
 def _picture_size(recipe, side):

@@ -39,7 +39,22 @@ class Recipe:
         "Pixels a side inside the model.",
         low=8,
         high=1024,
-        unsaid="32; of other backbones than vgg16 the usual one, but at most 3 times the pictures'",
+        unsaid="the model's usual one, of a named set 32 for cnn, resnet9 and vgg16; at most the pictures' own for "
+        "these three, 3 times it for the others",
+    )
+    fit: str | None = field(
+        None,
+        "How a picture of a folder becomes a square: crop cuts its middle out, pad adds grey, stretch changes its "
+        "shape.",
+        choices=("crop", "pad", "stretch"),
+        unsaid="crop",
+    )
+    labels: str | None = field(None, "CSV file with the labels of the pictures, in place of class folders.")
+    class_names: str | None = field(None, "CSV file with the names of classes whose folders are ids.")
+    skip_bad: bool = field(False, "Leave files that do not decode out, and class folders without pictures.")
+    drop_duplicates: bool = field(
+        False,
+        "Keep pictures that validation or test has too, that come again or have two labels out of training.",
     )
     picture_size: int | None = field(
         None,
@@ -308,6 +323,7 @@ class Recipe:
         stored.setdefault("picture_size", stored["image_size"])
         stored.setdefault("frozen_precision", stored["precision"])
         stored.setdefault("feature_dtype", "float32")
+        stored.setdefault("fit", "stretch")
         return cls(**stored, read_back=True)
 
 

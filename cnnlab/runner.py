@@ -91,6 +91,8 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
             figures["augmented.png"] = _augmented(recipe, dataset)
         # The summary in place of autologging's, which is of the head alone where features were cached.
         texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
+        if dataset.found:
+            texts |= {"data.txt": dataset.found.text, **dataset.found.tables}
         if source:
             texts[MODEL_SOURCE] = source
         files, model_uri = {}, None
@@ -98,6 +100,8 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
             print(f"{run_name}: test_accuracy {test.accuracy:.4f}, test_loss {test.loss:.4f}")
             metrics |= {f"test_{name}": value for name, value in {**test.scores, "loss": test.loss}.items()}
             more_figures, more_texts = describe(recipe.label, dataset.class_names, dataset.test.images, test)
+            if dataset.found and dataset.found.duplicates:
+                figures["duplicates.png"] = _duplicates(dataset)
             figures |= {**more_figures, **looked_at(model, dataset.class_names, dataset.test.images, test)}
             texts |= more_texts
             files[PREDICTIONS_FILE] = lambda path: save_predictions(path, dataset.class_names, **trained.predictions)
@@ -109,7 +113,7 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
         with tracking.results_kept(run_id, save) if tested else contextlib.nullcontext():
             tracking.complete_history(run_id, trained.history)
             if tested:
-                model_uri = tracking.log_model(model, dataset.class_names, dataset.image_shape)
+                model_uri = tracking.log_model(model, dataset)
             tracking.log_results(metrics, figures, texts, files)
             total_seconds = time.perf_counter() - started
             tracking.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
@@ -150,6 +154,13 @@ def _augmented(recipe, dataset, count=6, rows=3):
                 "\n".join(f"{share[label]:.0%} {names[label]}" for label in parts) if len(parts) > 1 else ""
             )
     return plots.image_grid(np.concatenate(shown), captions, f"Training images, and augmented by {recipe.augment}")
+
+
+def _duplicates(dataset, count=12):
+    """A few pairs of pictures that are one, side by side."""
+    pictures, positions = dataset.pictures, [i for p in dataset.found.duplicates[:count] for i in (p.first, p.second)]
+    captions = [f"{pictures.part[i]}\n{dataset.class_names[pictures.labels[i]]}" for i in positions]
+    return plots.image_grid(pictures.images(np.array(positions))[:], captions, "Pictures that are there twice")
 
 
 def _summary(model):

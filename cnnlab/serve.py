@@ -1,20 +1,21 @@
 """A registered model behind MLflow's scoring server, which also takes picture files."""
 
 import asyncio
-import io
 
 import numpy as np
 import uvicorn
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from cnnlab.data.images import decode_image
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.data.images import UndecodableError
+from cnnlab.errors import ArgumentError
 from cnnlab.ports import address, choose_port
 from cnnlab.predict import load_classifier
 from cnnlab.tracking.inside_mlflow import scoring_app
 
 DEFAULT_PORT = 5001  # beside the UI's
+MOST_BYTES = 2**26  # of a request
+MOST_PIXELS = 50_000_000  # that a picture is decoded to; a JPEG may have four times as many
 
 
 def make_app(classifier, top=3):
@@ -32,20 +33,31 @@ def make_app(classifier, top=3):
     app = scoring_app(predict, shape, len(classifier.class_names))
 
     def classify_bytes(body):
-        image = decode_image(io.BytesIO(body), classifier.image_size)
+        image = classifier.image(body, most_pixels=MOST_PIXELS)
         return classifier.top(classifier.probabilities(image[None])[0], top)
 
     @app.post("/classify")
     async def classify(request: Request):
         try:
             best = await asyncio.to_thread(classify_bytes, await request.body())
-        except LabError:
-            return JSONResponse(
-                {"error": "Expected the body to be a picture file. Received: one that does not decode."}, 400
-            )
+        except UndecodableError as error:
+            return _error(400, f"Expected the body to be a picture file. Received: {error.reason}.")
         return {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in best]}
 
+    @app.middleware("http")
+    async def bounded(request: Request, call_next):
+        length = request.headers.get("content-length", "")
+        if request.method == "POST" and not length.isdigit():
+            return _error(411, "Expected a Content-Length. Received none.")
+        if length and int(length) > MOST_BYTES:
+            return _error(413, f"Expected at most {MOST_BYTES:,} bytes. Received: {int(length):,}.")
+        return await call_next(request)
+
     return app
+
+
+def _error(status, sentence):
+    return JSONResponse({"error": sentence}, status)
 
 
 def serve(model, host, port) -> None:
@@ -70,6 +82,7 @@ def serve(model, host, port) -> None:
         f"  arrays:          POST {url}/invocations, as 'mlflow models serve' takes them: "
         '{"inputs": [image, ...]}, whole numbers from 0 to 255\n'
         "  base64 or a form: not taken; send the file's bytes as the body of /classify\n"
+        f"  at most:         {MOST_BYTES:,} bytes a request, {MOST_PIXELS:,} pixels a picture\n"
         "Ctrl-C ends it.",
         flush=True,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {f"cnnlab.{name}" for name in ("errors", "names", "signals", "downloads", "ports", "job", "fields")}
+GROUND = {f"cnnlab.{name}" for name in ("errors", "names", "signals", "downloads", "ports", "job", "fields", "cached")}
 VERBS = {f"cnnlab.{verb}" for verb in ("prepare", "runner", "compare", "reproduce", "predict", "serve")}
 # Each may import itself and what stands before it; what stands in one line is side by side.
 FLOORS = [GROUND, {"cnnlab.data", "cnnlab.models"}, {"cnnlab.recipe"}, {"cnnlab.results"}]
@@ -20,7 +20,7 @@ KNOWN_IN = {
     "matplotlib": ("cnnlab.results.plots",),
     "keras_hub": ("cnnlab.models.weights",),
     "fastapi": ("cnnlab.serve",),
-    "rich": ("cnnlab.cli.", "cnnlab.data.parallel", "cnnlab.training.cache"),
+    "rich": ("cnnlab.cli.", "cnnlab.data.shards", "cnnlab.training.cache"),
 }
 INSIDE = {  # private parts
     "mlflow.protos": "cnnlab.tracking.inside_mlflow",
@@ -107,7 +107,11 @@ def test_packages_that_are_imported_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
     declared = {re.match(r"[\w-]+", text)[0].lower() for text in texts}
-    distributions = {**importlib.metadata.packages_distributions(), "keras_hub": ["keras-hub"]}
+    distributions = {
+        **importlib.metadata.packages_distributions(),
+        "keras_hub": ["keras-hub"],
+        "pillow_heif": ["pillow-heif"],
+    }
     imported = {name.split(".")[0] for path in FILES.values() for name in imports_of(path)}
     for package in imported - {"cnnlab", "tuning"} - set(sys.stdlib_module_names):
         assert declared & {name.lower() for name in distributions[package]}, package

@@ -74,7 +74,7 @@ def test_artifacts(trained, here):
     client, result, run, dataset = trained
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     figures = {"curves.png", "confusion_matrix.png", "class_scores.png", "mistakes.png", "gradcam.png"}
-    assert names == figures | {"recipe.json", "model_summary.txt", "class_scores.csv", "predictions.npz"}
+    assert names == figures | {"recipe.json", "model_summary.txt", "class_scores.csv", "predictions.npz", "data.txt"}
     recipe = cnnlab.Recipe.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/recipe.json"))
     assert recipe == result.recipe
     lines = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/class_scores.csv").splitlines()

@@ -62,6 +62,22 @@ def experiment_option(command):
     )(command)
 
 
+def recheck_option(command):
+    """Add `--recheck`, which is a variable for this process and the workers that it starts."""
+
+    def set_variable(context, option, value):
+        if value:
+            os.environ["CNNLAB_RECHECK"] = "1"
+
+    return click.option(
+        "--recheck",
+        is_flag=True,
+        expose_value=False,
+        callback=set_variable,
+        help="Compare the files of a folder with its stored pictures byte by byte; else names, sizes and times tell.",
+    )(command)
+
+
 def recipes_of(models, options) -> list[Recipe]:
     """A recipe for each model; options that were not given keep the recipe's defaults.
 

@@ -5,7 +5,7 @@ import re
 
 import click
 
-from cnnlab.cli.options import experiment_option, option_name, recipe_options, recipes_of
+from cnnlab.cli.options import experiment_option, option_name, recheck_option, recipe_options, recipes_of
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.job import job
 from tuning.settings import OBJECTIVES
@@ -14,6 +14,7 @@ from tuning.settings import OBJECTIVES
 @click.command()
 @click.argument("model", metavar="MODEL")
 @experiment_option
+@recheck_option
 @recipe_options
 def train(model, **options):
     """Train MODEL as one tracked run.
@@ -36,6 +37,7 @@ def train(model, **options):
 @click.argument("models", nargs=-1, metavar="[MODEL|RUN_ID]...")
 @click.option("--seeds", type=click.IntRange(1, 100), help="Train each model this often, from --seed upwards.")
 @experiment_option
+@recheck_option
 @recipe_options
 def compare(models, seeds, **options):
     """Train models (by default cnn and vgg16) side by side, or compare runs of the store by their ids.
@@ -89,6 +91,7 @@ def compare(models, seeds, **options):
 @click.option("--name", help="Of the search; the same name and settings go on.  [default: the model's]")
 @click.option("--restart", is_flag=True, help="Forget an unfinished search of that name.")
 @experiment_option
+@recheck_option
 @recipe_options
 def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers, name, restart, **options):
     """Search the hyperparameters of MODEL, which is as in 'cnnlab train'.

@@ -22,19 +22,20 @@ def ui(port, host):
 @click.command()
 @click.option("--clear", is_flag=True, help="Remove everything that is stored.")
 def cache(clear):
-    """Show or clear the stored features of frozen layers."""
+    """Show or clear what is stored: decoded pictures, and features of frozen layers."""
     from datetime import datetime
 
-    from cnnlab.training import cache as stored
+    from cnnlab import cached
 
+    folder = cached.cache_folder()
     if clear:
-        print(f"Freed {stored.clear_cache() / 1e6:,.0f} MB in {stored.cache_folder()}")
+        print(f"Freed {cached.clear() / 1e6:,.0f} MB in {folder}")
         return
-    entries = stored.cache_entries()
-    print(f"{len(entries)} stored, {sum(e['bytes'] for e in entries) / 1e6:,.0f} MB, in {stored.cache_folder()}")
+    entries = cached.entries()
+    print(f"{len(entries)} stored, {sum(e['bytes'] for e in entries) / 1e6:,.0f} MB, in {folder}")
     for e in entries:
         used = datetime.fromtimestamp(e["used"]).strftime("%Y-%m-%d %H:%M")
-        print(f"{e['key'][:12]}  {e['bytes'] / 1e6:9,.1f} MB  used {used}  {e['shape']} up to layer {e['front']}")
+        print(f"{e['key'][:12]}  {e['bytes'] / 1e6:9,.1f} MB  used {used}  {e['kind']} {e['shape']} {e['what']}")
 
 
 COMMANDS = (ui, cache)

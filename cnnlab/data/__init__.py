@@ -1,5 +1,6 @@
 """Image sets: by name or from a folder, as uint8 arrays in three parts, with class names and digests."""
 
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -8,6 +9,8 @@ from cnnlab.errors import ArgumentError, LabError
 
 if TYPE_CHECKING:  # the command line asks for names only, and answers without NumPy
     import numpy as np
+
+    from cnnlab.data.found import Found
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class ImageDataset:
         digest: sha256 of class names, images and labels of the training set before the validation split, and of the
             test set, so that it does not change with `val_fraction`.
         stands_in_for: the name of the data set that could not be had, when this is its embedded stand-in.
+        found: what was found, taken for what, and left out.
+        fit, grey_range: of a folder, how its pictures were decoded, as `decode_image` takes it.
+        pictures: of a folder, all of them, as `folders.Pictures`.
     """
 
     name: str
@@ -51,6 +57,10 @@ class ImageDataset:
     test: ImagePart
     digest: str
     stands_in_for: str | None = None
+    found: "Found | None" = None
+    fit: str | None = None
+    grey_range: tuple[float, float] | None = None
+    pictures: object = field(default=None, repr=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -63,60 +73,144 @@ class ImageDataset:
         return self.val is self.test
 
 
-def load_dataset(name_or_folder=None, *, image_size=32, val_fraction=0.1, limit=None, seed=0) -> ImageDataset:
+def find(name_or_folder=None, *, labels=None, class_names=None, skip_bad=False):
+    """Look what data is meant, before any of it is read: a name, or the `Layout` of a folder.
+
+    Args:
+        name_or_folder: as in `load_dataset`.
+        labels, class_names: CSV files, as in `layouts.find_layout`.
+        skip_bad: leave class folders without pictures out.
+
+    Raises:
+        ArgumentError: an unknown name, a missing folder or one that is not understood.
+    """
+    from cnnlab.data import named
+
+    if name_or_folder is not None and named.is_folder(str(name_or_folder)):
+        from cnnlab.data.layouts import find_layout
+
+        return find_layout(name_or_folder, labels=labels, class_names=class_names, skip_empty=skip_bad)
+    if labels or class_names:
+        raise ArgumentError(
+            f"Expected labels and class_names with a folder of pictures. Received: {name_or_folder or 'no dataset'}. "
+            "Leave them out."
+        )
+    return name_or_folder
+
+
+def load_dataset(
+    name_or_folder=None,
+    *,
+    image_size=32,
+    val_fraction=0.1,
+    limit=None,
+    seed=0,
+    fit="crop",
+    labels=None,
+    class_names=None,
+    skip_bad=False,
+    drop_duplicates=False,
+) -> ImageDataset:
     """Load an image set by name or from a folder.
 
     Args:
         name_or_folder: "cifar10", "cifar100", "mnist", "fashion_mnist" (through `keras.datasets`), "digits" (from
-            scikit-learn), or a folder with `train/<class>/*` and `test/<class>/*`, or with class folders only, of
-            which a seeded stratified fifth becomes the test set. `None` is "cifar10", or "digits" with a warning
-            where that cannot be downloaded.
-        image_size: images are stretched to this many pixels a side; grey images become RGB.
-        val_fraction: share of the training set held out, stratified; 0 validates on the test set.
+            scikit-learn), or a folder with `train/<class>/*`, `test/<class>/*` and perhaps `val/<class>/*`, or with
+            class folders only, of which a seeded stratified fifth becomes the test set; or what `find` gives. `None`
+            is "cifar10", or "digits" with a warning where that cannot be downloaded.
+        image_size: pixels a side that images are brought to; grey images become RGB.
+        val_fraction: share of the training set held out, stratified, where a folder has no val/; 0 validates on the
+            test set.
         limit: use at most this many training images, and test images in proportion, both stratified.
         seed: of the splits.
+        fit: how a picture of a folder becomes a square: "crop", "pad" or "stretch".
+        labels, class_names: CSV files, as in `find`.
+        skip_bad: leave files that do not decode out, and class folders without pictures.
+        drop_duplicates: keep training pictures that are in another part too, come again, or have two labels out.
 
     Raises:
         ArgumentError: an unknown name, a missing or unusable folder, a split or limit too small for the classes.
-        LabError: a corrupt image, or data that was named and cannot be downloaded.
+        LabError: pictures that do not decode, or data that was named and cannot be downloaded.
     """
-    from cnnlab.data import folders, named
+    from cnnlab.data import named
 
     if not 0 <= val_fraction < 1:
         raise ArgumentError(f"Expected val_fraction to be at least 0 and below 1. Received: {val_fraction}.")
-    if name_or_folder is not None and named.is_folder(str(name_or_folder)):
-        name, source, class_names, train, test = folders.load_folder(name_or_folder, image_size, limit=limit, seed=seed)
-        return _in_parts(name, source, class_names, train, test, val_fraction, seed)
-
-    name = name_or_folder or named.DEFAULT_DATASET
+    source = name_or_folder
+    if source is None or isinstance(source, (str, os.PathLike)):
+        source = find(source, labels=labels, class_names=class_names, skip_bad=skip_bad)
+    if source is not None and not isinstance(source, str):
+        how = {"fit": fit, "skip_bad": skip_bad, "drop_duplicates": drop_duplicates}
+        return _from_folder(source, image_size, val_fraction, limit, seed, how)
+    name = source or named.DEFAULT_DATASET
     try:
-        return _in_parts(*named.load_named(name, image_size, limit=limit, seed=seed), val_fraction, seed)
+        return _from_name(name, image_size, val_fraction, limit, seed)
     except LabError as error:
-        if name_or_folder is not None or isinstance(error, ArgumentError):
+        if source is not None or isinstance(error, ArgumentError):
             raise
     print(
         f"warning: {name} cannot be downloaded; using the embedded {named.STAND_IN} instead "
         "(name --dataset to choose).",
         file=sys.stderr,
     )
-    stand_in = _in_parts(*named.load_named(named.STAND_IN, image_size, limit=limit, seed=seed), val_fraction, seed)
-    return replace(stand_in, stands_in_for=name)
+    return replace(_from_name(named.STAND_IN, image_size, val_fraction, limit, seed), stands_in_for=name)
 
 
-def _in_parts(name, source, class_names, train, test, val_fraction, seed):
-    """The data set of `(images, labels)` for training and test, with a share of the training set held out."""
+def _from_name(name, image_size, val_fraction, limit, seed):
+    from cnnlab.data import named
+    from cnnlab.data.found import Found, describe
     from cnnlab.data.splits import digest_of, stratified_split
 
+    name, source, class_names, train, test = named.load_named(name, image_size, limit=limit, seed=seed)
     class_names = tuple(class_names)
     digest = digest_of(class_names, *train, *test)
+    parts = {"train": train, "test": test}
+    if val_fraction:
+        images, labels = train
+        rest, held_out = stratified_split(labels, float(val_fraction), class_names, seed, "validation split")
+        parts |= {"train": (images[rest], labels[rest]), "val": (images[held_out], labels[held_out])}
+    counts = {part: len(labels) for part, (_, labels) in parts.items()}
+    notes = [f"a folder of that name is here too; --dataset ./{name} is the folder"] if named.hides(name) else []
+    found = Found(describe(name, class_names, counts, image_size, notes=notes))
+    return _dataset(name, source, class_names, parts, digest, found)
 
-    def part(images, labels):
-        return ImagePart(images, labels, digest_of(class_names, images, labels))
 
-    tested = part(*test)
-    if not val_fraction:
-        return ImageDataset(name, source, class_names, part(*train), tested, tested, digest)
-    images, labels = train
-    rest, held_out = stratified_split(labels, float(val_fraction), class_names, seed, "validation split")
-    parts = (part(images[index], labels[index]) for index in (rest, held_out))
-    return ImageDataset(name, source, class_names, *parts, tested, digest)
+def _from_folder(layout, image_size, val_fraction, limit, seed, how):
+    from cnnlab.data import folders
+    from cnnlab.data.found import Found, describe
+    from cnnlab.data.splits import digest_of
+    from cnnlab.names import shown
+
+    pictures, notes, duplicates = folders.load_pictures(
+        layout, image_size, val_fraction=val_fraction, limit=limit, seed=seed, **how
+    )
+    name, class_names = shown(os.path.basename(layout.top)) or "root", layout.class_names
+    parts, whole = {}, []
+    for part in ("train", "val", "test"):
+        positions = pictures.positions(part)
+        if part != "val" or len(positions):
+            parts[part] = (pictures.images(positions), pictures.labels[positions])
+    for positions in (pictures.positions("train", "val"), pictures.positions("test")):
+        whole += [pictures.rows(positions), pictures.labels[positions]]
+    counts = {part: len(labels) for part, (_, labels) in parts.items()}
+    used = pictures.positions("train", "val", "test")
+    words = {"labels": parts["train"][1], "sizes": pictures.stored.sizes[used], "fit": how["fit"]}
+    words["left_out"] = layout.left_out
+    lines = describe(name, class_names, counts, image_size, notes=notes, **words)
+    tables = {"duplicates.csv": duplicates.table(class_names)} if duplicates.pairs else {}
+    found = Found(lines, layout.left_out, tables, tuple(duplicates.pairs))
+    dataset = _dataset(
+        name, folders.source_of(layout), class_names, parts, digest_of(class_names, *whole), found, pictures
+    )
+    return replace(dataset, fit=how["fit"], grey_range=pictures.stored.grey_range)
+
+
+def _dataset(name, source, class_names, parts, digest, found, pictures=None):
+    from cnnlab.data.splits import digest_of
+
+    made = {
+        part: ImagePart(images, labels, digest_of(class_names, images, labels))
+        for part, (images, labels) in parts.items()
+    }
+    made.setdefault("val", made["test"])
+    return ImageDataset(name, source, class_names, **made, digest=digest, found=found, pictures=pictures)

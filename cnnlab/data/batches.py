@@ -1,25 +1,9 @@
-"""Rows that do not fit in memory, read from the disk batch by batch."""
+"""Batches that are made one at a time: of rows on the disk, mixed, or weighted."""
 
 import math
 
 import keras
 import numpy as np
-
-
-class MappedRows:
-    """Rows of memory-mapped arrays, read when indexed; with `stacked`, the arrays side by side on axis 1."""
-
-    def __init__(self, sources, stacked):
-        self.sources, self.stacked = sources, stacked
-        stored, rows = sources[0]
-        self.nbytes = len(sources) * len(rows) * stored[:1].nbytes
-
-    def __len__(self):
-        return len(self.sources[0][1])
-
-    def __getitem__(self, index):
-        arrays = [np.asarray(stored[rows[index]]) for stored, rows in self.sources]
-        return np.stack(arrays, axis=1) if self.stacked else arrays[0]
 
 
 class Batches(keras.utils.PyDataset):

@@ -1,98 +1,180 @@
-"""Folders of pictures: listing the classes, and reading them to uint8 arrays of one size."""
+"""Folders of pictures: from their layout to three parts of uint8 images."""
 
 import hashlib
 import os
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 
-from cnnlab.data.parallel import decode_files
+from cnnlab.data.duplicates import find_duplicates
+from cnnlab.data.layouts import Layout
+from cnnlab.data.rows import IN_MEMORY, MappedRows
+from cnnlab.data.shards import decoded
 from cnnlab.data.splits import limited_indices, stratified_split
-from cnnlab.errors import ArgumentError
+from cnnlab.errors import ArgumentError, LabError
+from cnnlab.names import shown
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
-FORMATS = ", ".join(sorted(extension[1:] for extension in EXTENSIONS))
 TEST_SHARE = 0.2  # of a folder that has no test set of its own
+PARTS = ("train", "val", "test")
 
 
-def load_folder(folder, image_size, *, limit=None, seed=0):
-    """Read `train/<class>/*` and `test/<class>/*`, or class folders only.
+class Pictures:
+    """The pictures of a layout that are used, decoded, with `labels` and `part` of each.
+
+    Attributes:
+        files: `(N,)` relative paths.
+        labels: `(N,) int64`.
+        part: `(N,)` of "train", "val" and "test".
+        stored: `shards.Decoded`.
+    """
+
+    def __init__(self, files, labels, part, stored):
+        self.files, self.labels, self.part, self.stored = files, labels, part, stored
+
+    def positions(self, *parts):
+        """Positions of the pictures of some parts, in order of class and name."""
+        return np.flatnonzero(np.isin(self.part, parts))
+
+    def without(self, positions):
+        """Take some out of all parts."""
+        self.part = self.part.copy()
+        self.part[positions] = ""
+
+    def rows(self, positions):
+        """Pictures as `MappedRows`, with digests where all of them together are too large for memory."""
+        large = self.stored.pixels.nbytes > IN_MEMORY
+        return MappedRows([(self.stored.pixels, positions)], digests=self.stored.digests if large else None)
+
+    def images(self, positions):
+        """`(n, side, side, 3) uint8`: an array, or `MappedRows` where all of them together are too large for memory."""
+        rows = self.rows(positions)
+        return rows[:] if rows.digests is None else rows
+
+
+def choose(layout: Layout, val_fraction, limit, seed, notes):
+    """Which pictures are used, and for what.
 
     Returns:
-        `(name, source, class_names, (train_images, train_labels), (test_images, test_labels))`, images
-        `(N, image_size, image_size, 3) uint8`, labels `(N,) int64`.
+        `(files, labels, part)`: arrays `(N,)` of relative paths, `int64` and "train", "val" or "test", in the order of
+        the parts, classes and names.
 
     Raises:
-        ArgumentError: the folder is empty, has one class, or the test set has classes that the training set lacks.
-        LabError: an image does not decode (the message names the file).
+        ArgumentError: there are too few for the splits or the limit.
     """
-    folder = Path(folder).resolve()
-    parts = {p.name for p in folder.iterdir() if p.is_dir()}
-    if {"train", "test"} <= parts:
-        train, test = _list_classes(folder / "train"), _list_classes(folder / "test")
-        if extra := sorted(set(test) - set(train)):
-            raise ArgumentError(
-                f"Expected every class of '{folder / 'test'}' to be in train too. "
-                f"Received: {', '.join(extra)} in test only. Add training images of it or remove it."
-            )
-        class_names = sorted(train)
-        train_files, train_labels = _flatten(train, class_names)
-        test_files, test_labels = _flatten(test, class_names)
-    elif "train" in parts:
-        raise ArgumentError(
-            f"Expected '{folder}' to hold train/ and test/, or class folders only. Received: train/ without test/. "
-            f"Add test/, or pass '{folder / 'train'}' to have a test set split off."
+    names = layout.class_names
+    numbers = {name: label for label, name in enumerate(names)}
+    chosen = {}
+    for part in PARTS:
+        pairs = layout.parts[part]
+        chosen[part] = (
+            np.array([file for file, _ in pairs], dtype=object),
+            np.array([numbers[name] for _, name in pairs], dtype=np.int64),
         )
-    else:
-        classes = _list_classes(folder)
-        class_names = sorted(classes)
-        files, labels = _flatten(classes, class_names)
-        rest, chosen = stratified_split(labels, TEST_SHARE, class_names, seed, "test split")
-        train_files, train_labels = files[rest], labels[rest]
-        test_files, test_labels = files[chosen], labels[chosen]
+    if not len(chosen["test"][0]):
+        files, labels = chosen["train"]
+        rest, held_out = stratified_split(labels, TEST_SHARE, names, seed, "test split")
+        chosen["train"], chosen["test"] = (files[rest], labels[rest]), (files[held_out], labels[held_out])
+        where = "its training pictures" if len(chosen["val"][0]) else "it"
+        notes.append(f"a fifth of {where} is held out as the test set, as it has none")
+    total = len(chosen["train"][0])
+    indices = limited_indices(chosen["train"][1], chosen["test"][1], names, limit, seed)
+    for part, index in zip(("train", "test"), indices, strict=True):
+        chosen[part] = tuple(column[index] for column in chosen[part])
+    if len(chosen["val"][0]) and not val_fraction:
+        layout.left_out["validation pictures, as val_fraction is 0"] = list(chosen["val"][0])
+        chosen["val"] = tuple(column[:0] for column in chosen["val"])
+    elif len(chosen["val"][0]) and limit is not None and limit < total:
+        labels = chosen["val"][1]
+        count = max(round(limit / total * len(labels)), len(np.unique(labels)))
+        index = limited_indices(labels, labels, names, max(count, len(names)), seed)[0]
+        chosen["val"] = tuple(column[index] for column in chosen["val"])
+    elif val_fraction and not len(chosen["val"][0]):
+        files, labels = chosen["train"]
+        rest, held_out = stratified_split(labels, float(val_fraction), names, seed, "validation split")
+        chosen["train"], chosen["val"] = (files[rest], labels[rest]), (files[held_out], labels[held_out])
+    part = np.concatenate([np.full(len(chosen[name][0]), name) for name in PARTS])
+    return *(np.concatenate([chosen[name][i] for name in PARTS]) for i in (0, 1)), part
 
-    source = _source(folder, train_files, test_files)
-    train_index, test_index = limited_indices(train_labels, test_labels, class_names, limit, seed)
-    train_files, train_labels = train_files[train_index], train_labels[train_index]
-    test_files, test_labels = test_files[test_index], test_labels[test_index]
-    # Two arrays: a view into a common one would keep all of it in memory.
-    train_images, test_images = decode_files(train_files, image_size), decode_files(test_files, image_size)
-    return folder.name, source, class_names, (train_images, train_labels), (test_images, test_labels)
+
+def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_bad, drop_duplicates):
+    """Choose and decode the pictures of a layout.
+
+    Returns:
+        `(Pictures, notes, duplicates)`: what is said of them, and `Duplicates`.
+
+    Raises:
+        ArgumentError: as `choose`.
+        LabError: a picture does not decode (all of them are named), or there is no room for them.
+    """
+    notes = list(layout.notes)
+    files, labels, part = choose(layout, val_fraction, limit, seed, notes)
+    # In one order whatever the split, so that another one finds the same decoded pictures.
+    order = np.argsort(files.astype(str), kind="stable")
+    stored = decoded(layout.top, {file: layout.stamps[file] for file in files[order]}, image_size, fit)
+    pictures = Pictures(files[order], labels[order], part[order], stored)
+    if stored.bad:
+        _leave_bad_out(layout, pictures, skip_bad)
+    duplicates = find_duplicates(pictures)
+    if duplicates.pairs:
+        notes.extend(duplicates.sentences())
+    if drop_duplicates and len(dropped := duplicates.to_drop()):
+        pictures.without(dropped)
+        layout.left_out["duplicate pictures of the training set"] = list(pictures.files[dropped])
+    _expect_training_pictures(layout, pictures)
+    if stored.grey_range:
+        low, high = stored.grey_range
+        notes.append(f"grey values of 16 bits, {low:g} to {high:g} here, become 0 to 255")
+    notes.extend(_missing(layout, pictures))
+    return pictures, notes, duplicates
 
 
-def pictures_below(folder):
-    """Paths, as texts, in a folder and its subfolders that claim to be pictures, in no order, without hidden files."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
-                yield os.path.join(parent, name)
-
-
-def _list_classes(folder):
-    """Class name to its sorted image files; hidden files and files that claim to be no image are left out."""
-    classes = {}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            files = sorted(pictures_below(child))
-            if files:
-                classes[child.name] = files
-    if len(classes) < 2:
-        received = f"only '{next(iter(classes))}'" if classes else "none"
-        raise ArgumentError(
-            f"Expected '{folder}' to hold at least two class folders with images ({FORMATS}). Received: {received}."
+def _leave_bad_out(layout, pictures, skip_bad):
+    bad = pictures.stored.bad
+    if not skip_bad:
+        named = [f"{shown(os.path.join(layout.top, pictures.files[i]))} ({reason})" for i, reason in bad.items()]
+        one = len(named) == 1
+        received = f"{'one that does' if one else f'{len(named):,} that do'} not decode: {'; '.join(named)}"
+        raise LabError(
+            f"Expected all pictures of '{shown(layout.top)}' to decode. Received {received}. Repair or remove "
+            f"{'it' if one else 'them'}, or leave {'it' if one else 'them'} out with --skip-bad."
         )
-    return classes
+    positions = np.fromiter(bad, int)
+    pictures.without(positions)
+    layout.left_out["files without a picture that decodes"] = list(pictures.files[positions])
 
 
-def _flatten(classes, class_names):
-    files = np.array([file for name in class_names for file in classes.get(name, ())], dtype=object)
-    labels = [label for label, name in enumerate(class_names) for _ in classes.get(name, ())]
-    return files, np.array(labels, dtype=np.int64)
+def _expect_training_pictures(layout, pictures):
+    counts = np.bincount(pictures.labels[pictures.positions("train")], minlength=len(layout.class_names))
+    if empty := [name for name, count in zip(layout.class_names, counts, strict=True) if not count]:
+        raise ArgumentError(
+            f"Expected training pictures of every class. Received none that are left of: {', '.join(empty)}. Add some, "
+            "or move the class away."
+        )
+    for part in ("val", "test"):
+        if not len(pictures.positions(part)) and part in set(pictures.part):
+            raise ArgumentError(f"Expected {part} pictures. Received none that decode. Add some.")
 
 
-def _source(folder, train_files, test_files):
-    """A name for the folder's content that survives moving it: a hash of the relative names and sizes of its files."""
-    listing, top = hashlib.sha256(), len(os.path.join(folder, ""))
-    for file in sorted([*train_files, *test_files]):  # texts, as a Path a file takes longer than decoding does
-        listing.update(f"{file[top:]}\0{os.stat(file).st_size}\n".encode())
+def _missing(layout, pictures):
+    """A sentence for each rare class that a part has no picture of."""
+    of_training = Counter(pictures.labels.tolist())
+    without = {}
+    for part, what in (("val", "validation"), ("test", "test")):
+        labels = set(pictures.labels[pictures.positions(part)].tolist())
+        # Said of a layout's own parts already.
+        if labels and not layout.parts[part]:
+            for label in set(range(len(layout.class_names))) - labels:
+                without.setdefault(label, []).append(what)
+    for label, parts in sorted(without.items()):
+        count = of_training[label]
+        pictures_ = "one picture, which is" if count == 1 else f"{count} pictures, none of which is"
+        where = "for training" if count == 1 else f"for {' or '.join(parts)}"
+        yield f"'{layout.class_names[label]}' has {pictures_} {where}"
+
+
+def source_of(layout: Layout) -> str:
+    """A name for the folder's content that survives moving it: a hash of its files' relative names and sizes."""
+    listing = hashlib.sha256()
+    for file in layout.files:
+        listing.update(os.fsencode(f"{file}\0{layout.stamps[file][0]}\n"))
     return f"folder/{listing.hexdigest()[:12]}"

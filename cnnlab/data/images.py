@@ -1,46 +1,242 @@
-"""One picture file to uint8 pixels.
+"""One picture file to uint8 pixels."""
 
-The decoding workers import this module, and start the sooner for NumPy being imported in functions only.
-"""
+import contextlib
+import io
+import struct
+import threading
+import warnings
+from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from cnnlab.errors import LabError
+from cnnlab.errors import ArgumentError, LabError, first_line
+
+with contextlib.suppress(ImportError):  # the extra "heic"
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+# What is read, by Pillow's names: formats of pixels only, none that is a program or a document (EPS, WMF).
+Image.init()
+WANTED = "JPEG PNG WEBP GIF BMP TIFF AVIF HEIF DDS DIB ICNS ICO JPEG2000 PCX PPM PSD QOI SGI SUN XBM XPM TGA".split()
+FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
+FITS = ("stretch", "crop", "pad")
+# Pixels of a picture at most: 1 GB at 4 bytes each while it is decoded. JPEG is read at a reduced scale where it is
+# much larger than needed, so that only what is read counts.
+MOST_PIXELS = 250_000_000
+MOST_IN_FILE = 4 * MOST_PIXELS
+REDUCED = 16_000_000  # pixels, above which a picture is made smaller before its colours are converted
+SIXTEEN_BITS = (0, 65_535)
+GREY = 128  # of what "pad" adds
+
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+# Pillow's guard against large pictures is replaced by the bounds above; it is one number for the whole process.
+GUARD = threading.Lock()
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on metadata that is of no use here
 
 
-def decode_image(file, image_size):
+class UndecodableError(LabError):
+    """A file that does not decode, with the `reason` alone."""
+
+    def __init__(self, file, reason):
+        super().__init__(
+            f"Expected '{file}' to be an image. Received a file that does not decode: {reason}. Repair or remove it."
+        )
+        self.file, self.reason = file, reason
+
+    def __reduce__(self):  # decoding workers send it
+        return type(self), (self.file, self.reason)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture of mode RGB as a square, its own `size` (width, height), and of 16-bit grey the lowest and highest
+    `values`.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    values: tuple[float, float] | None = None
+
+
+def decode_image(file, image_size, *, fit="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS):
     """One picture of any format, size and colour mode as `(image_size, image_size, 3) uint8`.
 
-    EXIF orientation is respected, transparency is laid on white, of an animation the first frame is taken, and the
-    picture is stretched to the square.
+    A good EXIF orientation is respected, and metadata never stops a picture whose pixels are fine. Transparency is laid
+    on white, and of an animation the first frame is taken.
+
+    Args:
+        file: a path, or the file's content as bytes.
+        image_size: pixels a side.
+        fit: how the picture becomes a square: "crop" cuts its middle out, "pad" adds grey, "stretch" changes its shape.
+        grey_range: lowest and highest value of grey pictures of 16 bits or floats, which become 0 and 255.
+        most_pixels: that are decoded.
 
     Raises:
         LabError: the file does not decode as an image.
     """
     import numpy as np
 
-    return np.asarray(decode(file, image_size))
+    if isinstance(file, bytes):
+        return np.asarray(decode(file, "the file", image_size, fit, grey_range, most_pixels).image)
+    return np.asarray(decode(read(file), file, image_size, fit, grey_range, most_pixels).image)
 
 
-def decode(file, image_size) -> Image.Image:
-    """`decode_image`, as a Pillow image of mode RGB."""
+def read(file) -> bytes:
+    """A file's content.
+
+    Raises:
+        UndecodableError: it cannot be read.
+    """
     try:
-        with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):  # 16-bit grey: convert() would clip it, not scale it
-                import numpy as np
+        with open(file, "rb") as opened:
+            return opened.read()
+    except OSError as error:
+        raise UndecodableError(file, error.strerror or error) from error
 
-                image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            if image.mode != "RGB":
-                image = image.convert("RGB")
-            if image.size != (image_size, image_size):
-                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            return image
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = "it is not in an image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise LabError(
-            f"Expected '{file}' to be an image. Received a file that does not decode: {reason}. Repair or remove it."
-        ) from error
+
+def decode(content, name, side, fit="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS) -> Decoded:
+    """As `decode_image`, of a file's content, `name` being for the message."""
+    if fit not in FITS:
+        raise ArgumentError(f"Expected fit to be one of: {', '.join(FITS)}. Received: '{fit}'.")
+    if not content:
+        raise UndecodableError(name, "it is empty")
+    try:
+        try:
+            return _decode(content, side, fit, grey_range, most_pixels)
+        except _TooLargeError:
+            raise
+        except Exception:
+            plain = _without_metadata(content)
+            if plain is None:
+                raise
+            return _decode(plain, side, fit, grey_range, most_pixels)
+    except Exception as error:  # Pillow's readers raise all kinds: struct.error, IndexError, ZeroDivisionError, ...
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "it is not in an image format" if unknown else first_line(error) or type(error).__name__
+        raise UndecodableError(name, reason) from error
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+def _decode(content, side, fit, grey_range, most_pixels):
+    with _opened(content) as image:
+        if image.width * image.height > 4 * most_pixels:
+            raise _TooLargeError(_too_large(image, most_pixels))
+        width, height = image.size
+        image.draft(None, (2 * side, 2 * side))  # JPEG: a half, a quarter or an eighth of each side
+        if image.width * image.height > most_pixels:
+            raise _TooLargeError(_too_large(image, most_pixels))
+        orientation = _orientation(image)
+        values = None
+        if image.mode.startswith(("I", "F")):  # convert() would clip it, not scale it
+            image, values = _grey(image, grey_range)
+        smallest = min(image.size)
+        if image.width * image.height > REDUCED and smallest > 4 * side and image.mode != "P":
+            image = image.reduce(smallest // (2 * side))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        image.load()
+        if orientation in TURNS:
+            image = image.transpose(TURNS[orientation])
+        if orientation in SIDEWAYS:
+            width, height = height, width
+        return Decoded(_fitted(image, side, fit), (width, height), values)
+
+
+def _opened(content):
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        with GUARD:
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return Image.open(io.BytesIO(content), formats=FORMATS)
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
+
+
+def _too_large(image, most_pixels):
+    return f"it has {image.width} x {image.height} pixels, and at most {most_pixels / 1e6:.0f} million are read"
+
+
+def _orientation(image):
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # EXIF can be broken in every way, and says nothing about the pixels
+        return 1
+
+
+def _grey(image, grey_range):
+    import numpy as np
+
+    pixels = np.nan_to_num(np.asarray(image, np.float64))
+    (low, high), values = grey_range, (float(pixels.min()), float(pixels.max()))
+    pixels = (pixels - low) * (255 / max(high - low, 1e-9))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), values
+
+
+def _fitted(image, side, fit):
+    width, height = image.size
+    if fit == "pad" and width != height:
+        scale = side / max(width, height)
+        inside = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)
+        square = Image.new("RGB", (side, side), (GREY, GREY, GREY))
+        square.paste(inside, ((side - inside.width) // 2, (side - inside.height) // 2))
+        return square
+    box = (0, 0, width, height)
+    if fit == "crop" and width != height:
+        edge = min(width, height)
+        left, top = (width - edge) / 2, (height - edge) / 2
+        box = (left, top, left + edge, top + edge)
+    if image.size == (side, side):
+        return image
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+
+def _without_metadata(content):
+    """A PNG or JPEG without the parts that say nothing about its pixels; `None` for other formats."""
+    if content.startswith(PNG):
+        return _png_pixels(content)
+    return _jpeg_pixels(content) if content.startswith(JPEG) else None
+
+
+def _png_pixels(content):
+    """The chunks that the PNG specification calls critical, and transparency, each once where it may be there once."""
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(content):
+        length, kind = struct.unpack(">I4s", content[at : at + 8])
+        if kind in (b"IDAT", b"PLTE", b"tRNS") or (kind == b"IHDR" and len(kept) == 1):
+            kept.append(content[at : at + 12 + length])
+        at += 12 + length
+    return b"".join([*kept, b"\0\0\0\0IEND\xaeB`\x82"])
+
+
+def _jpeg_pixels(content):
+    """A JPEG without its application segments, but Adobe's, which says how its colours are stored."""
+    kept, at = [content[:2]], 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], struct.unpack(">H", content[at + 2 : at + 4])[0]
+        if marker == 0xDA:  # the pixels
+            break
+        if not 0xE0 <= marker <= 0xEF or marker == 0xEE:
+            kept.append(content[at : at + 2 + length])
+        at += 2 + length
+    return b"".join([*kept, content[at:]])

@@ -66,6 +66,11 @@ def is_folder(name) -> bool:
     expect_one_of("dataset", name, [*NAMED, "an existing folder"])
 
 
+def hides(name) -> bool:
+    """Whether a folder of pictures has the name of a built-in set, which is then taken."""
+    return Path(name).is_dir()
+
+
 def load_named(name, image_size, *, limit=None, seed=0):
     """Download or read a named set.
 

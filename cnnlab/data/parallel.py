@@ -1,11 +1,12 @@
-"""Many picture files to one uint8 array, on all cores.
+"""Many picture files to uint8 pixels, on all cores.
 
-The workers are this module again (`work`) and import Pillow only, which is why NumPy is imported in functions.
+The workers are this module again (`work`) and import little.
 Threads would not do: for a small picture Pillow holds Python's lock for longer than it decodes. multiprocessing runs
 the user's script again in every worker, and joblib's workers take seconds to start.
 """
 
 import contextlib
+import hashlib
 import os
 import pickle
 import queue
@@ -13,10 +14,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from PIL import Image
+import imagehash
 
-from cnnlab.data.images import decode
+from cnnlab.data.images import UndecodableError, decode, read
 from cnnlab.errors import LabError
 
 CHUNK = 100  # images a task at most
@@ -24,44 +26,55 @@ PATIENCE, WORTH = 0.1, 0.5  # seconds: decode here that long, then start workers
 WORKER = "import sys; sys.path[:] = sys.argv[1:]; from cnnlab.data.parallel import work; work()"
 
 
-def decode_files(files, image_size):
-    """All files as `(N, image_size, image_size, 3) uint8`, in order, on all cores, with a progress bar."""
-    import numpy as np
-    from rich.console import Console
-    from rich.progress import Progress
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a file that was decoded, or was not.
 
-    images = np.empty((len(files), image_size, image_size, 3), np.uint8)
-    flat, done, console = images.reshape(-1), 0, Console(stderr=True)
-    bar = Progress(console=console, disable=not console.is_terminal)
-    with bar, contextlib.closing(_decode_all(list(files), image_size)) as parts:
-        task = bar.add_task(f"Decoding {len(files):,} images", total=images.size)
-        for part in parts:
-            flat[done : done + len(part)] = np.frombuffer(part, np.uint8)
-            done += len(part)
-            bar.update(task, completed=done)
-    return images
+    Attributes:
+        pixels: sha256 of its pixels as they are stored.
+        content: sha256 of the file.
+        look: its difference hash, 64 bits.
+        size: width and height before it became a square.
+        values: lowest and highest value of 16-bit grey.
+        reason: why it does not decode; its pixels are 0 then.
+    """
 
-
-def _decode_chunk(files, image_size) -> bytes:
-    # Below each other in one picture: exporting the pixels of many at once is several times as fast as one by one.
-    column = Image.new("RGB", (image_size, image_size * len(files)))
-    for i, file in enumerate(files):
-        column.paste(decode(file, image_size), (0, image_size * i))
-    return column.tobytes()
+    pixels: bytes
+    content: bytes = b""
+    look: int = 0
+    size: tuple[int, int] = (0, 0)
+    values: tuple[float, float] | None = None
+    reason: str | None = None
 
 
-def _decode_all(files, image_size):
-    """Yield the pixels of a few files at a time: first from here, then, if much is left, from workers."""
+def decode_files(files, side, fit, grey_range):
+    """Yield `(pixels, facts)` for a few files at a time, in order: bytes of `(n, side, side, 3) uint8`, and `Facts` of
+    each.
+    """
     start = time.perf_counter()
     for done, file in enumerate(files):
         spent = time.perf_counter() - start
-        if spent > PATIENCE and spent / done * (len(files) - done) > WORTH:
-            yield from _decode_in_workers(files[done:], image_size)
+        if done and spent > PATIENCE and spent / done * (len(files) - done) > WORTH:
+            yield from _decode_in_workers(files[done:], (side, fit, grey_range))
             return
-        yield decode(file, image_size).tobytes()
+        pixels, facts = _decode_one(file, side, fit, grey_range)
+        yield pixels, [facts]
 
 
-def _decode_in_workers(files, image_size):
+def _decode_one(file, side, fit, grey_range):
+    try:
+        content = read(file)
+        decoded = decode(content, file, side, fit, grey_range)
+    except UndecodableError as error:
+        pixels = bytes(3 * side * side)
+        return pixels, Facts(hashlib.sha256(pixels).digest(), reason=str(error.reason))
+    pixels = decoded.image.tobytes()
+    look = int(str(imagehash.dhash(decoded.image)), 16)
+    digests = hashlib.sha256(pixels).digest(), hashlib.sha256(content).digest()
+    return pixels, Facts(*digests, look, decoded.size, decoded.values)
+
+
+def _decode_in_workers(files, how):
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = min(CHUNK, len(files) // (4 * count) + 1)  # a few photographs are shared out too
     chunks = [files[i : i + size] for i in range(0, len(files), size)]
@@ -70,7 +83,7 @@ def _decode_in_workers(files, image_size):
     def ask_worker(chunk):
         worker = idle.get()
         try:
-            pickle.dump((chunk, image_size), worker.stdin)
+            pickle.dump((chunk, how), worker.stdin)
             worker.stdin.flush()
             reply = pickle.load(worker.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
@@ -87,9 +100,19 @@ def _decode_in_workers(files, image_size):
         for _ in range(min(count, len(chunks))):
             command = [sys.executable, "-c", WORKER, *sys.path]
             pipe = subprocess.PIPE
-            workers.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True))
+            # libtiff writes what it thinks of a broken file to stderr; the reason is in what the worker answers.
+            workers.append(
+                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
+            )
             idle.put(workers[-1])
-        yield from threads.map(ask_worker, chunks)
+        # A few chunks ahead only: the one who asks may be slower, and memory is bounded by them.
+        waiting, ahead = [], iter(chunks)
+        for chunk in ahead:
+            waiting.append(threads.submit(ask_worker, chunk))
+            if len(waiting) > 2 * count:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
@@ -100,12 +123,13 @@ def _decode_in_workers(files, image_size):
 
 
 def work():
-    """Answer requests on stdin with pixels, or the error, on stdout, until the other end closes."""
+    """Answer requests on stdin with pixels and facts, or the error, on stdout, until the other end closes."""
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            request = pickle.load(sys.stdin.buffer)
+            files, how = pickle.load(sys.stdin.buffer)
             try:
-                reply = _decode_chunk(*request)
+                pixels, facts = zip(*(_decode_one(file, *how) for file in files), strict=True)
+                reply = (b"".join(pixels), list(facts))
             except Exception as error:
                 reply = error
             pickle.dump(reply, sys.stdout.buffer)

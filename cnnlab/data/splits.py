@@ -5,25 +5,42 @@ import hashlib
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from cnnlab.data.rows import MappedRows
 from cnnlab.errors import ArgumentError
 
 
 def stratified_split(labels, part, class_names, seed, what):
     """Indices `(rest, part)` of a seeded stratified split; `part` is a number or a share, at least one a class.
 
+    Each class is on both sides, but one with a single image, which is in the rest.
+
     Raises:
-        ArgumentError: a class would be missing from one side.
+        ArgumentError: there are too few images for that.
     """
     count = part if isinstance(part, int) else max(round(part * len(labels)), len(class_names))
-    smallest = int(np.bincount(labels, minlength=len(class_names)).min())
-    if smallest < 2 or count < len(class_names) or len(labels) - count < len(class_names):
+    by_class = np.bincount(labels, minlength=len(class_names))
+    shared = np.flatnonzero(by_class[labels] > 1)  # positions
+    classes = int((by_class > 1).sum())
+    if count < classes or len(shared) - count < classes or not classes:
+        smallest = int(by_class.argmin())
         raise ArgumentError(
             f"Expected at least one image of each of the {len(class_names)} classes on both sides of the {what}. "
-            f"Received: {count} of {len(labels)} images, the smallest class having {smallest}. "
-            "Use more images or another share."
+            f"Received: {count} of {len(labels)} images, the smallest class, '{class_names[smallest]}', having "
+            f"{by_class[smallest]}. Use more images or another share."
         )
-    rest, chosen = train_test_split(np.arange(len(labels)), test_size=count, stratify=labels, random_state=seed)
-    return np.sort(rest), np.sort(chosen)
+    _, chosen = train_test_split(shared, test_size=count, stratify=labels[shared], random_state=seed)
+    chosen = _with_every_class(labels, chosen, by_class, seed)
+    return np.setdiff1d(np.arange(len(labels)), chosen), np.sort(chosen)
+
+
+def _with_every_class(labels, chosen, by_class, seed):
+    """A choice that has some, not all, of every class of two or more images: rounding may leave rare ones out."""
+    counts, order = np.bincount(labels[chosen], minlength=len(by_class)), np.random.default_rng(seed)
+    for label in np.flatnonzero((by_class > 1) & (counts == 0)):
+        chosen = np.append(chosen, order.choice(np.flatnonzero(labels == label)))
+    for label in np.flatnonzero((by_class > 1) & (counts == by_class)):
+        chosen = np.setdiff1d(chosen, order.choice(np.flatnonzero(labels == label)))
+    return chosen
 
 
 def limited_indices(train_labels, test_labels, class_names, limit, seed):
@@ -53,5 +70,11 @@ def digest_of(class_names, *arrays) -> str:
     digest = hashlib.sha256("\0".join(class_names).encode())
     for array in arrays:
         digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array))
+        if not isinstance(array, MappedRows):
+            digest.update(np.ascontiguousarray(array))
+        elif array.digests is not None:  # of many rows, which would take long to read
+            digest.update(array.digests)
+        else:
+            for start in range(0, len(array), 1000):
+                digest.update(array[start : start + 1000])
     return digest.hexdigest()

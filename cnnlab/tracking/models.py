@@ -38,7 +38,7 @@ def _fetch(uri):
 
 
 def load(uri):
-    """A model that cnnlab logged: `(keras.Model, class_names)`.
+    """A model that cnnlab logged: `(keras.Model, metadata)`, with its "class_names", "fit" and "grey_range".
 
     Raises:
         LabError: there is no such model, it does not load, or it does not carry its class names.
@@ -48,10 +48,10 @@ def load(uri):
         model = _load_keras(uri, info) if "keras" in info.flavors else None
     except (mlflow.MlflowException, OSError) as error:
         raise _not_of_this_store(uri, error) from error
-    class_names = (info.metadata or {}).get("class_names")
-    if model is None or not class_names:
+    metadata = info.metadata or {}
+    if model is None or not metadata.get("class_names"):
         raise LabError(f"Expected a model that cnnlab logged, with its class names. Received: '{uri}', another kind.")
-    return model, tuple(class_names)
+    return model, metadata
 
 
 def _local(uri):

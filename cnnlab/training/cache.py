@@ -1,12 +1,9 @@
-"""The stored features of frozen layers: where they are, what is there, and the pass that makes them."""
+"""The stored features of frozen layers, and the pass that makes them."""
 
-import contextlib
-import errno
 import hashlib
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -17,48 +14,10 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
+from cnnlab import cached
 from cnnlab.signals import signals_held
 
 BATCH, BATCH_BYTES = 256, 2**28  # images a forward pass at most, and bytes of its largest layer's output
-CACHE_VARIABLE = "CNNLAB_CACHE"
-LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
-DEFAULT_LIMIT_GB = 20
-UNFINISHED = "unfinished-"
-
-
-def cache_folder() -> Path:
-    """Where features are kept: `$CNNLAB_CACHE`, else `cnnlab` in the user's cache folder."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given) / "features"
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "cnnlab" / "features"
-    try:
-        return Path.home() / ".cache" / "cnnlab" / "features"
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir(), f"cnnlab-{os.getuid()}", "features")
-
-
-def cache_entries() -> list[dict]:
-    """What is stored, newest use first: `key`, `shape`, `bytes`, `used` (seconds since the epoch) and `front`."""
-    entries = []
-    for path in cache_folder().glob("*.npy"):
-        with contextlib.suppress(OSError, ValueError):  # cleared or damaged meanwhile
-            about = json.loads(path.with_suffix(".json").read_text())
-            stat = path.stat()
-            entries.append({"key": path.stem, **about, "bytes": stat.st_size, "used": stat.st_mtime})
-    return sorted(entries, key=lambda entry: -entry["used"])
-
-
-def clear_cache() -> int:
-    """Remove every stored file; returns the bytes freed."""
-    freed = 0
-    for folder in cache_folder().glob(f"{UNFINISHED}*"):  # of a process that was killed
-        freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        shutil.rmtree(folder, ignore_errors=True)
-    for path in [path for ending in ("npy", "json", "lock") for path in cache_folder().glob(f"*.{ending}")]:
-        freed += path.stat().st_size
-        path.unlink(missing_ok=True)
-    return freed
 
 
 def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float32"):
@@ -77,7 +36,7 @@ def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float
         there is no room for them in memory either.
     """
     key = _cache_key(front, unique, mirrored, dtype)
-    path = cache_folder() / f"{key}.npy"
+    path = cached.cache_folder("features") / f"{key}.npy"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Of two processes that need it, one computes and the other waits.
@@ -85,7 +44,7 @@ def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float
             stored = _load(path)
             if stored is None:
                 stored = _compute(front, parts, first, mirrored, dtype, path)
-                _remove_oldest(keep=path)
+                cached.remove_oldest(keep=path)
             return stored
     except OSError as error:
         shape = (len(first), *front.output_shape[1:])
@@ -151,35 +110,21 @@ def _load(path):
 
 def _compute(front, parts, first, mirrored, dtype, path):
     """The features, written to `path` atomically."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=cached.UNFINISHED) as folder:
         fresh = Path(folder, path.name)
         stored = np.lib.format.open_memmap(fresh, "w+", dtype, (len(first), *front.output_shape[1:]))
-        _reserve(fresh)
+        cached.reserve(fresh)
         stored = _fill(stored, front, parts, first, mirrored)
         if stored.dtype != dtype:
             return _compute(front, parts, first, mirrored, str(stored.dtype), path)
         stored.flush()
         with fresh.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        about = {"sha256": sha256, "shape": list(stored.shape), "front": f"{front.layers[-1].name}"}
+        about = {"sha256": sha256, "shape": list(stored.shape), "what": f"up to layer {front.layers[-1].name}"}
         Path(folder, "about.json").write_text(json.dumps(about))
         os.replace(Path(folder, "about.json"), path.with_suffix(".json"))
         os.replace(fresh, path)
     return stored
-
-
-def _reserve(file):
-    """Take a file's space on the disk now: where there is none, writing to its mapping would kill the process.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    size = file.stat().st_size
-    if hasattr(os, "posix_fallocate"):
-        with file.open("r+b") as opened:
-            os.posix_fallocate(opened.fileno(), 0, size)
-    elif shutil.disk_usage(file.parent).free < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _fill(stored, front, parts, first, mirrored):
@@ -214,16 +159,3 @@ def _batch_size(front):
     shapes = [shape for layer in front.layers if len(shape := getattr(layer.output, "shape", ())) == 4]
     largest = max((math.prod(side or 1 for side in shape[1:]) for shape in shapes), default=1)
     return max(8, min(BATCH, BATCH_BYTES // (4 * largest)))
-
-
-def _remove_oldest(keep):
-    limit = float(os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT_GB) * 1e9
-    entries = cache_entries()
-    total = sum(entry["bytes"] for entry in entries)
-    for entry in reversed(entries):
-        if total <= limit:
-            break
-        if entry["key"] != keep.stem:
-            for suffix in (".npy", ".json"):
-                (cache_folder() / f"{entry['key']}{suffix}").unlink(missing_ok=True)
-            total -= entry["bytes"]

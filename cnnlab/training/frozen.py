@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from cnnlab.data.batches import MappedRows
+from cnnlab.data.rows import MappedRows
 from cnnlab.training import cache
 from cnnlab.training.compiling import compile_like
 
@@ -131,4 +131,6 @@ def _is_random(layer):
 
 def _image_hashes(images):
     """`(N,)` of 32-byte sha256 digests, one an image."""
+    if isinstance(images, MappedRows):  # known since they were decoded
+        return images.digests
     return np.array([hashlib.sha256(image).digest() for image in images], dtype="S32")

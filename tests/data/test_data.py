@@ -12,7 +12,6 @@ from PIL import Image
 
 import cnnlab
 from cnnlab import downloads
-from cnnlab.data.images import decode_image
 
 
 def test_digits_shapes_and_range():
@@ -98,39 +97,6 @@ def test_source_survives_a_move_and_tells_other_files_apart(picture_folder, work
     assert cnnlab.load_dataset(moved, image_size=8).source != before.source
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif"])
-def test_formats(suffix, workplace):
-    path = workplace / f"x.{suffix}"
-    Image.new("RGB", (20, 10), (200, 40, 90)).save(path)
-    image = decode_image(path, 16)
-    assert image.shape == (16, 16, 3)
-    assert np.abs(image.astype(int) - (200, 40, 90)).max() <= 4
-
-
-def test_exif_orientation_is_respected(workplace):
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[:4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
-    Image.fromarray(pixels).save(workplace / "x.png", exif=exif)
-    image = decode_image(workplace / "x.png", 8)
-    assert (image[:4] == 0).all()
-    assert (image[4:] == 255).all()
-
-
-def test_colour_modes(workplace):
-    Image.new("L", (4, 4), 100).save(workplace / "grey.png")
-    assert (decode_image(workplace / "grey.png", 4) == 100).all()
-    Image.fromarray(np.full((4, 4), 257 * 100, np.uint16)).save(workplace / "grey16.png")
-    assert (decode_image(workplace / "grey16.png", 4) == 100).all()
-    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(workplace / "transparent.png")
-    assert (decode_image(workplace / "transparent.png", 4) == 255).all()
-    Image.new("CMYK", (4, 4), (0, 0, 0, 255)).save(workplace / "cmyk.jpg")
-    assert decode_image(workplace / "cmyk.jpg", 4).max() <= 2
-    Image.new("1", (4, 4), 1).save(workplace / "bits.bmp")
-    assert (decode_image(workplace / "bits.bmp", 4) == 255).all()
-
-
 def test_nearest_name_is_offered():
     with pytest.raises(cnnlab.ArgumentError, match=r"Received: 'cifar01'. Did you mean 'cifar10'"):
         cnnlab.load_dataset("cifar01")
@@ -157,10 +123,9 @@ def _truncated(folder):
         (shutil.rmtree, "existing folder", 2),
         (_empty, "at least two class folders", 2),
         (lambda f: shutil.rmtree(f / "train/red"), "only 'blue'", 2),
-        (lambda f: shutil.rmtree(f / "test"), "train/ without test/", 2),
-        (lambda f: shutil.move(f / "test/red", f / "test/green"), "green in test only", 2),
-        (_text_as_jpg, "notes.jpg' to be an image", 1),
-        (_truncated, "t.jpg' to be an image", 1),
+        (lambda f: shutil.move(f / "test/red", f / "test/green"), "'green' in test only", 2),
+        (_text_as_jpg, r"notes.jpg \(it is not in an image format\)", 1),
+        (_truncated, r"t.jpg \(.*truncated", 1),
     ],
 )
 def test_unusable_folders_get_one_sentence(picture_folder, damage, message, status):

@@ -158,11 +158,11 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/model_source.py") == MY_MODELS
     version, _ = registry.register()
     assert json.loads(version.tags["recipe"])["model"] == str(workplace / "my_models.py:build_net")
-    model, class_names = models.load("models:/cnnlab-digits/1")
+    model, about = models.load("models:/cnnlab-digits/1")
     assert model.predict(cnnlab.load_dataset("digits", limit=150).test.images, verbose=0) == pytest.approx(
         before.test.probabilities, abs=1e-6
     )
-    assert len(class_names) == 10
+    assert len(about["class_names"]) == 10
     (workplace / "my_models.py").write_text(MY_MODELS.replace("strides=2", "strides=4"))
     again = reproduce.reproduce(before.run_id)
     assert again.verdict == f"All {len(again.figures)} figures are equal bit for bit."

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import cnnlab
+from cnnlab import cached
 from cnnlab.compare import train_model
 from cnnlab.models import BACKBONES, MODELS, graft, weights
 from cnnlab.prepare import prepare
 from cnnlab.tracking import registry
-from cnnlab.training import build, cache
+from cnnlab.training import build
 from cnnlab.training.frozen import split_at_frozen_front
 
 SMALL = {"dataset": "digits", "limit": 150, "epochs": 1}
@@ -39,7 +40,7 @@ def test_every_network_of_keras_has_a_row():
 @pytest.mark.parametrize("name", ["mobilenetv2", "efficientnetv2b0", "resnet50"])
 def test_families_train_on_stored_features_and_reload_equally(name, store):
     result = train_model(cnnlab.Recipe(model=name, weights="random", **SMALL))
-    [entry] = cache.cache_entries()
+    [entry] = cached.entries()
     assert entry["shape"][1:] == [keras.models.load_model(_file(result)).get_layer("average_pool").output.shape[1]]
     reloaded = mlflow.pyfunc.load_model(result.model_uri)
     dataset = cnnlab.load_dataset("digits", limit=150)
@@ -202,7 +203,7 @@ def test_sequential_models_lose_what_classifies_and_say_what_is_left(store, caps
     result = train_model(cnnlab.Recipe(model="transfer", backbone="seq.keras", **SMALL))
     assert f"seq: features are the output of its layer '{ends_at}'" in capsys.readouterr().out
     assert f"'{ends_at}'" in store.get_run(result.run_id).data.tags["cnnlab.features"]
-    assert len(cache.cache_entries()) == 1
+    assert len(cached.entries()) == 1
 
 
 def test_what_is_no_backbone_gets_a_sentence(store, workplace, digits):

@@ -21,7 +21,7 @@ from filelock import FileLock
 from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
 
 import cnnlab
-from cnnlab import job, ports
+from cnnlab import cached, job, ports
 from cnnlab.cli.failures import sentence
 from cnnlab.errors import StoreGone
 from cnnlab.predict import load_classifier
@@ -219,12 +219,12 @@ def test_a_full_disk_leaves_the_cache_out(monkeypatch, capsys):
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     assert np.array_equal(cache.load_or_compute(*arguments), images.reshape(2, -1))
     assert "cannot be stored" in capsys.readouterr().err
-    assert list(cache.cache_folder().glob("*.npy")) == []
+    assert list(cached.cache_folder("features").glob("*.npy")) == []
     monkeypatch.setattr(cache.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0}))
     assert cache.load_or_compute(*arguments) is None
-    (cache.cache_folder() / "unfinished-x").mkdir()
-    (cache.cache_folder() / "unfinished-x" / "part.npy").write_bytes(b"12345")
-    assert cache.clear_cache() == 5
+    (cached.cache_folder("features") / "unfinished-x").mkdir()
+    (cached.cache_folder("features") / "unfinished-x" / "part.npy").write_bytes(b"12345")
+    assert cached.clear() == 5
 
 
 def test_a_user_without_a_home(monkeypatch, workplace, capsys):
@@ -234,7 +234,7 @@ def test_a_user_without_a_home(monkeypatch, workplace, capsys):
     for variable in ("CNNLAB_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(Path, "home", nobody)
-    assert cache.cache_folder().parts[-1] == "features"
+    assert cached.cache_folder("features").parts[-1] == "features"
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(workplace))
     monkeypatch.setenv("HOME", "")
     job.expect_home()

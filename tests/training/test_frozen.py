@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab.data.batches import Batches, MappedRows
+from cnnlab import cached
+from cnnlab.data.batches import Batches
+from cnnlab.data.rows import MappedRows
 from cnnlab.training import cache, compute, frozen, loop
-from cnnlab.training.cache import cache_entries, clear_cache
 from cnnlab.training.frozen import features_of, split_at_frozen_front
 
 
@@ -70,14 +71,14 @@ def test_training_on_features_equals_training_the_whole_model(kind, vgg16, digit
             (half_frozen(), RECIPE) if kind == "cut in the middle" else vgg16(dropout=0.3 if "dropout" in kind else 0.0)
         )
 
-    cached = train(*build(), digits)
-    assert len(cache_entries()) == 1
+    on_features = train(*build(), digits)
+    assert len(cached.entries()) == 1
     monkeypatch.setattr(loop, "split_at_frozen_front", lambda model: None)
     whole = train(*build(), digits)
-    for a, b in zip(cached[2], whole[2], strict=True):
+    for a, b in zip(on_features[2], whole[2], strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=2e-5)
-    assert cached[0]["val_loss"] == pytest.approx(whole[0]["val_loss"], rel=1e-4)
-    assert cached[1] == pytest.approx(whole[1], abs=1e-4)
+    assert on_features[0]["val_loss"] == pytest.approx(whole[0]["val_loss"], rel=1e-4)
+    assert on_features[1] == pytest.approx(whole[1], abs=1e-4)
 
 
 def test_where_the_front_ends(vgg16, digits):
@@ -145,7 +146,7 @@ def test_flip_takes_two_passes_and_picks_one_of_them(digits, passes):
 def test_damaged_file_is_computed_again_with_a_warning(damage, vgg16, digits, passes, capsys):
     split = split_at_frozen_front(half_frozen())
     before = features_of(split, *parts(digits))
-    [path] = cache.cache_folder().glob("*.npy")
+    [path] = cached.cache_folder("features").glob("*.npy")
     path.write_bytes(damage(path.read_bytes()))
     after = features_of(split, *parts(digits))
     assert len(passes) == 2
@@ -159,12 +160,12 @@ def test_oldest_out_first_and_clear(digits, monkeypatch):
     monkeypatch.setenv("CNNLAB_CACHE_GB", str(45 * 512 * 4 / 1e9))  # room for two of 20 images, not for three
     for i in range(3):
         features_of(split, train_images[20 * i : 20 * i + 20], train_images[:0], train_images[:0])
-        for age, entry in enumerate(reversed(cache_entries())):
-            os.utime(cache.cache_folder() / f"{entry['key']}.npy", (1000 * i + age, 1000 * i + age))
-    assert len(cache_entries()) == 2
-    assert {tuple(e["shape"]) for e in cache_entries()} == {(20, 8, 8, 8)}
-    assert clear_cache() > 2 * 20 * 512 * 4
-    assert cache_entries() == []
+        for age, entry in enumerate(reversed(cached.entries())):
+            os.utime(cached.cache_folder("features") / f"{entry['key']}.npy", (1000 * i + age, 1000 * i + age))
+    assert len(cached.entries()) == 2
+    assert {tuple(e["shape"]) for e in cached.entries()} == {(20, 8, 8, 8)}
+    assert cached.clear() > 2 * 20 * 512 * 4
+    assert cached.entries() == []
 
 
 def test_large_features_are_read_batch_by_batch(digits, store, monkeypatch):
@@ -187,7 +188,7 @@ def test_half_precision_is_kept_and_what_does_not_fit_is_said(digits, capsys):
     [half] = features_of(split, digits.test.images, dtype="float16")
     assert half.dtype == np.float16
     assert half == pytest.approx(whole, rel=1e-3, abs=1e-5)
-    assert len(cache_entries()) == 2
+    assert len(cached.entries()) == 2
     assert capsys.readouterr().err == ""
     large = split_at_frozen_front(half_frozen(scale=1e4))
     [kept] = features_of(large, digits.test.images, dtype="float16")
@@ -206,5 +207,5 @@ def test_a_front_in_bfloat16_feeds_a_trained_stage_in_float32(digits, store):
     assert model.get_layer("block5_conv1").compute_dtype == "float32"
     trained = loop.train(model, digits, recipe)
     assert np.isfinite(trained.history["loss"]).all()
-    [entry] = cache_entries()
+    [entry] = cached.entries()
     assert entry["shape"][1:] == [2, 2, 512]

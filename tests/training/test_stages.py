@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import reproduce
+from cnnlab import cached, reproduce
 from cnnlab.compare import train_model
 from cnnlab.models.graft import layers_from
 from cnnlab.models.transfer import check_transfer
 from cnnlab.models.weights import read_network
-from cnnlab.training import cache, loop
+from cnnlab.training import loop
 from cnnlab.training.stages import begin_fine_tuning, stages_of
 
 STAGED = {"dataset": "digits", "limit": 150, "epochs": 2, "fine_tune": 1, "dense_units": 0, "batch_size": 16}
@@ -46,7 +46,7 @@ def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
     assert (run.data.params["fine_tune"], run.data.params["fine_tune_from"]) == ("1", "top")
     assert "fine-tuning from top" in run.data.tags["cnnlab.stages"]
     # Both stages' frozen fronts were computed once: what the head takes, and what the upper stage takes.
-    assert [entry["shape"][1:] for entry in cache.cache_entries()] in ([[64], [8, 8, 8]], [[8, 8, 8], [64]])
+    assert [entry["shape"][1:] for entry in cached.entries()] in ([[64], [8, 8, 8]], [[8, 8, 8], [64]])
     assert result.trainable_params == (9 * 8 + 1) * 16 + 65 * 10
     again = reproduce.reproduce(result.run_id)
     assert all(figure.difference < 1e-5 for figure in again.figures), again.figures

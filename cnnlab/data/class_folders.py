@@ -1,0 +1,177 @@
+"""Pictures in folders that are their classes: train/val/test, by any of their usual names, or class folders only."""
+
+import os
+import re
+
+from cnnlab.data.listing import Listing, in_words
+from cnnlab.errors import ArgumentError
+from cnnlab.names import shown
+
+PARTS = {
+    "train": {"train", "training", "trainset", "trainingset"},
+    "val": {"val", "valid", "validation", "validate", "dev", "valset"},
+    "test": {"test", "testing", "tests", "testset", "eval", "evaluation"},
+}
+NAMES = {"train": "training", "val": "validation", "test": "test"}
+OUTSIDE = "pictures outside of class folders"
+
+
+def from_class_folders(listing: Listing, where, skip_empty):
+    """What the pictures of a listing are for, by the names of the folders that they are in.
+
+    Args:
+        where: the folder, for messages.
+        skip_empty: leave class folders without pictures out.
+
+    Returns:
+        `(parts, notes)`: "train", "val", "test" to `(relative path, class)` pairs, and what was taken for what. What
+        is left out is counted in the listing.
+
+    Raises:
+        ArgumentError: what is meant is not clear, or a class has no pictures.
+    """
+    paths, prefix = _unwrapped(listing.files)
+    notes = [f"the pictures are inside of {shown(prefix)}"] if prefix else []
+    by_child = {}
+    for path in paths:
+        child, below, _ = path.partition(os.sep)
+        by_child.setdefault(child if below else "", []).append(path)
+    flat = by_child.pop("", [])
+    found = _parts_among(by_child, where)
+    if found:
+        _leave_others_out(listing, by_child, found, prefix)
+    else:
+        unlabelled = _unlabelled_among(by_child, where)
+        for child in unlabelled:
+            _leave_unlabelled(listing, child, by_child[child], prefix)
+        found = {"train": ("", [path for child in by_child if child not in unlabelled for path in by_child[child]])}
+    _leave_out(listing, OUTSIDE, flat, prefix)
+    parts, used = {part: [] for part in PARTS}, []
+    for part, (child, inside) in found.items():
+        below = os.path.join(child, "") if child else ""
+        short, wrapper = _unwrapped([path.removeprefix(below) for path in inside])
+        before = prefix + below + wrapper
+        used.append(before)
+        _leave_out(listing, OUTSIDE, [path for path in short if os.sep not in path], before)
+        parts[part] = [(before + path, path.split(os.sep)[0]) for path in short if os.sep in path]
+        if child and (part == "val" or before != os.path.join(part, "")):
+            notes.append(f"{shown(before)} is the {NAMES[part]} set")
+    _expect_no_empty_class(listing, used, where, skip_empty)
+    return parts, notes
+
+
+def part_of(name, loosely=False):
+    """The part that a folder's name stands for, in any case: "Training", and loosely "seg_train", "test-images"."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    for part, names in PARTS.items():
+        if "".join(words) in names or (loosely and words and (words[0] in names or words[-1] in names)):
+            return part
+    return None
+
+
+def _unwrapped(paths):
+    """Paths without the folders that all of them are in together, above their class folders; and those folders."""
+    prefix = ""
+    while paths:
+        first = {path.split(os.sep)[0] for path in paths}
+        if len(first) > 1 or min(path.count(os.sep) for path in paths) < 2 or part_of(next(iter(first))):
+            break
+        [folder] = first
+        prefix += folder + os.sep
+        paths = [path[len(folder) + 1 :] for path in paths]
+    return paths, prefix
+
+
+def _is_flat(paths):
+    return all(path.count(os.sep) == 1 for path in paths)
+
+
+def _parts_among(by_child, where):
+    """`{part: (folder, its paths)}` where folders of parts hold class folders; empty where there are only classes."""
+    for loosely in (False, True):
+        found = {}
+        for child, paths in by_child.items():
+            part = part_of(child, loosely)
+            if part and not _is_flat(paths):
+                found.setdefault(part, []).append(child)
+        # One folder with a name that only holds the word may be a class of its own: "train_station".
+        if len(found) > loosely:
+            break
+    else:
+        return {}
+    for part, folders in found.items():
+        if len(folders) > 1:
+            raise ArgumentError(
+                f"Expected one folder of {NAMES[part]} pictures in '{where}'. Received: "
+                f"{' and '.join(shown(child) + '/' for child in folders)}. Move one of them away."
+            )
+    others = [child for child in by_child if not part_of(child, loosely=True)]
+    if "train" not in found or (len(found) == 1 and others):
+        received = ", ".join(shown(child) + "/" for child in list(by_child)[:6])
+        raise ArgumentError(
+            f"Expected '{where}' to hold train/ and test/, or class folders only. Received: {received}. "
+            "Put the training pictures into train/, or name the one folder to use."
+        )
+    return {part: (child, by_child[child]) for part, [child] in found.items()}
+
+
+def _unlabelled_among(by_child, where):
+    """Folders of val or test pictures without classes, beside class folders."""
+    flat = {child: part for child in by_child if (part := part_of(child)) and _is_flat(by_child[child])}
+    # A class may be called "train", as in CIFAR-100; not where nothing else is there.
+    if "train" in flat.values() and len(by_child) - len(flat) < 2:
+        child = next(child for child, part in flat.items() if part == "train")
+        raise ArgumentError(
+            f"Expected class folders inside of the {shown(child)}/ of '{where}'. Received: pictures without class "
+            "folders. Sort them into class folders, or name a CSV file of their labels with --labels."
+        )
+    return [child for child, part in flat.items() if part != "train"]
+
+
+def _leave_others_out(listing, by_child, found, prefix):
+    """What lies beside the folders of the parts."""
+    taken = {child for child, _ in found.values()}
+    for child, paths in by_child.items():
+        if child in taken:
+            continue
+        if part_of(child, loosely=True):
+            _leave_unlabelled(listing, child, paths, prefix)
+        else:
+            _leave_out(listing, f"in {shown(child)}/, which is neither train, val nor test", paths, prefix)
+
+
+def _leave_unlabelled(listing, child, paths, prefix):
+    _leave_out(listing, f"in {shown(child)}/ without labels", paths, prefix)
+
+
+def _leave_out(listing, reason, paths, prefix):
+    for path in paths:
+        listing.leave_out(reason, prefix + path)
+
+
+def _expect_no_empty_class(listing, used, where, skip_empty):
+    """A class folder without pictures is an error that names it: its class would be missing without a word."""
+    full = {before + path[len(before) :].split(os.sep)[0] for before in used for path in listing.files}
+    empty = [
+        folder
+        for folder in listing.folders
+        for before in used
+        if folder.startswith(before)
+        and os.sep not in folder[len(before) :]
+        and not part_of(folder[len(before) :])
+        and folder not in full
+    ]
+    for folder in empty:
+        if skip_empty:
+            listing.leave_out("class folders without pictures", folder)
+            continue
+        lost = {
+            reason: held
+            for reason, paths in listing.left_out.items()
+            if (held := [path for path in paths if path.startswith(folder + os.sep)])
+        }
+        raise ArgumentError(
+            f"Expected pictures in every class folder of '{where}'. Received: {shown(folder)}/ without any that can be "
+            f"read ({shown(in_words(lost)) or 'it is empty'}). Convert them (.heic is read after pip install "
+            "'cnnlab[heic]'), move the folder away, or leave it out with --skip-bad."
+        )

@@ -1,0 +1,130 @@
+"""Which pictures of a folder are for what, and of which class."""
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+
+from cnnlab.data.class_folders import from_class_folders
+from cnnlab.data.labelled import from_labels, read_table
+from cnnlab.data.listing import in_words, list_pictures_below
+from cnnlab.errors import ArgumentError
+from cnnlab.names import shown
+
+
+@dataclass
+class Layout:
+    """The pictures of a folder by part and class.
+
+    Attributes:
+        top: the folder, absolute.
+        parts: "train", "val", "test" to `(relative path, class name)` pairs, sorted by class and path; parts that the
+            folder has not are empty.
+        notes: what was taken for what.
+        class_names: of the training pictures, numbers ordered as numbers.
+        stamps, left_out: as in `Listing`.
+    """
+
+    top: str
+    parts: dict[str, list[tuple[str, str]]]
+    notes: list[str] = field(default_factory=list)
+    class_names: tuple[str, ...] = ()
+    stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """Relative paths of all pictures that are used, sorted."""
+        return sorted(file for pairs in self.parts.values() for file, _ in pairs)
+
+
+def find_layout(folder, *, labels=None, class_names=None, skip_empty=False) -> Layout:
+    """List a folder and find out what its pictures are for.
+
+    Args:
+        folder: with train/ and test/ and perhaps val/ (by any of their usual names), or with class folders only,
+            perhaps all of it inside of one more folder.
+        labels: a CSV file with a column of file names and one of labels, in place of class folders, and perhaps one
+            "split" of train, val and test.
+        class_names: a CSV file of the folders' names and what they mean, as ImageNet's ids need it.
+        skip_empty: leave class folders without pictures out.
+
+    Raises:
+        ArgumentError: there are not at least two classes, a class has no pictures, or what is meant is not clear.
+    """
+    listing = list_pictures_below(folder)
+    where = shown(folder)
+    found = from_labels(listing, labels) if labels else from_class_folders(listing, where, skip_empty)
+    layout = Layout(listing.top, *found, stamps=listing.stamps, left_out=listing.left_out)
+    _name_classes(layout, class_names)
+    train, counts = Counter(name for _, name in layout.parts["train"]), {}
+    if len(train) < 2:
+        received = f"only '{next(iter(train))}'" if train else "none"
+        left = f" Left out: {shown(in_words(layout.left_out))}." if layout.left_out else ""
+        raise ArgumentError(
+            f"Expected '{where}' to hold at least two class folders with pictures, or train/ and test/ with those. "
+            f"Received: {received}.{left} Pictures that are listed in a file need --labels FILE.csv."
+        )
+    for part in ("val", "test"):
+        counts[part] = Counter(name for _, name in layout.parts[part])
+        if extra := sorted(set(counts[part]) - set(train), key=natural):
+            raise ArgumentError(
+                f"Expected every class of the {part} pictures of '{where}' to be in train too. Received: "
+                f"{_spelled(extra[0], train)}{_and_more(extra[1:])} in {part} only. Add training images of it, rename "
+                "or remove it."
+            )
+    layout.class_names = tuple(sorted(train, key=natural))
+    for part, given in counts.items():
+        if given and (missing := [name for name in layout.class_names if name not in given]):
+            layout.notes.append(f"no {part} pictures of {_first(missing)}")
+    alike = Counter(name.casefold() for name in layout.class_names)
+    if double := [name for name in layout.class_names if alike[name.casefold()] > 1]:
+        layout.notes.append(f"classes that differ in upper and lower case only: {_first(double)}")
+    return layout
+
+
+def natural(name):
+    """A key to sort names by, with the numbers in them as numbers: 1, 2, 10."""
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _name_classes(layout, class_names):
+    """Give classes their names for people: one Unicode form, what cannot be shown escaped, ids by a file's names."""
+    meanings = {}
+    if class_names:
+        rows, _ = read_table(class_names)
+        meanings = {row[0].strip(): row[1].strip() for row in rows if row[1].strip()}
+    given = {name for pairs in layout.parts.values() for _, name in pairs}
+    called = {name: shown(unicodedata.normalize("NFC", meanings.get(name, name))) for name in given}
+    order = {name: natural(name) for name in called.values()}
+    for part, pairs in layout.parts.items():
+        named = [(file, called[name]) for file, name in pairs]
+        layout.parts[part] = sorted(named, key=lambda pair: (order[pair[1]], pair[0]))
+    spelled = {}
+    for name, one in called.items():
+        spelled.setdefault(one, set()).add(name)
+    for name, spellings in spelled.items():
+        if len(spellings) > 1 and not meanings:
+            layout.notes.append(f"'{name}' is written in {len(spellings)} Unicode forms, which are one class")
+    if meanings and (unnamed := sorted(given - set(meanings), key=natural)):
+        layout.notes.append(f"classes that {class_names} has no name for: {_first(unnamed)}")
+    if meanings and len(spelled) < len(given):
+        double = next(sorted(spellings) for spellings in spelled.values() if len(spellings) > 1)
+        raise ArgumentError(
+            f"Expected a name of its own for each class in '{class_names}'. Received the same one for "
+            f"{' and '.join(double)}. Give them different names."
+        )
+
+
+def _spelled(name, others):
+    near = next((other for other in others if other.casefold() == name.casefold()), None)
+    return f"'{name}'" + (f" (train has '{near}')" if near else "")
+
+
+def _and_more(names):
+    return f" and {len(names)} more" if names else ""
+
+
+def _first(names, count=10):
+    listed = ", ".join(map(shown, names[:count]))
+    return listed + (f" and {len(names) - count:,} more" if len(names) > count else "")

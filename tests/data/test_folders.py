@@ -1,0 +1,300 @@
+"""Folders of pictures as people have them: pytest tests/data/test_folders.py"""
+
+import os
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+from pictures import encoded, fill, picture
+from PIL import Image
+
+import cnnlab
+from cnnlab.data.layouts import find_layout, natural
+from cnnlab.data.listing import in_words
+
+
+def load(folder, **options):
+    return cnnlab.load_dataset(folder, image_size=8, **options)
+
+
+def counts(dataset):
+    return len(dataset.train), len(dataset.val), len(dataset.test)
+
+
+def said(dataset):
+    return " ".join(dataset.found.lines)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val"])
+def test_a_validation_folder_is_the_validation_set(name, workplace):
+    fill("data/train", ["cat", "dog"], 10)
+    fill(f"data/{name}", ["cat", "dog"], 4, 100)
+    fill("data/test", ["cat", "dog"], 3, 200)
+    d = load("data")
+    assert counts(d) == (20, 8, 6)
+    assert f"{name}/ is the validation set" in said(d)
+    assert "20 training, 8 validation and 6 test pictures" in said(d)
+    shutil.rmtree("data/test")
+    d = load("data")
+    assert counts(d) == (16, 8, 4)
+    assert "a fifth of its training pictures is held out as the test set" in said(d)
+    d = load("data", val_fraction=0)
+    assert d.val is d.test
+    assert "8 validation pictures, as val_fraction is 0" in said(d)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("TRAIN", "TEST"),
+        ("train_images", "test-images"),
+        ("data/train", "data/test"),
+        ("a/b/Train", "a/b/Test"),
+    ],
+)
+def test_parts_by_their_usual_names(train, test, workplace):
+    fill(f"lab/{train}", ["glioma", "pituitary"], 10)
+    fill(f"lab/{test}", ["glioma", "pituitary"], 3, 100)
+    d = load("lab")
+    assert d.class_names == ("glioma", "pituitary")
+    assert counts(d) == (18, 2, 6)
+    assert "training set" in said(d) or train in ("data/train",)
+
+
+def test_pictures_without_labels_are_said_and_not_used(workplace):
+    fill("fruits/Training", ["Apple", "Banana"], 10)
+    fill("fruits/Test", ["Apple", "Banana"], 3, 100)
+    fill("fruits", ["test-multiple_fruits", "papers"], 5, 200)
+    d = load("fruits")
+    assert d.class_names == ("Apple", "Banana")
+    assert "5 files in test-multiple_fruits/ without labels" in said(d)
+    assert "5 files in papers/, which is neither train, val nor test" in said(d)
+    fill("plain", ["Apple", "Banana", "test"], 5)
+    d = load("plain")
+    assert d.class_names == ("Apple", "Banana")
+    assert "5 files in test/ without labels" in said(d)
+
+
+def test_a_class_may_be_called_train_among_others(workplace):
+    fill("vehicles", ["bus", "car", "train"], 6)
+    assert load("vehicles").class_names == ("bus", "car", "train")
+    fill("places", ["bus_station", "train_station", "test_track"], 6)
+    assert load("places").class_names == ("bus_station", "test_track", "train_station")
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train", "test"], "Received: pictures without class folders"),
+        (["test/cat", "test/dog"], "Put the training pictures into train/"),
+        (["train/cat", "train/dog", "training/cat", "training/dog"], "train/ and training/. Move one of them away"),
+        (["train/cat", "train/dog", "bus/red", "bus/blue"], "Received: bus/, train/"),
+        (["cat"], "only 'cat'"),
+    ],
+)
+def test_what_is_not_clear_gets_a_sentence(folders, message, workplace):
+    fill("data", folders, 4)
+    with pytest.raises(cnnlab.ArgumentError, match=message) as caught:
+        load("data")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_data_is_counted(workplace):
+    fill("data/train", ["cat", "dog"], 6)
+    fill("data/test", ["cat", "dog"], 2, 100)
+    for hidden in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+        fill("data/train/cat", [hidden], 2, 300)
+    fill("data/mlruns", ["artifacts"], 3, 400)
+    (workplace / "data/mlruns/mlflow.db").touch()
+    (workplace / "data/train/cat/.DS_Store").touch()
+    (workplace / "data/train/cat/notes.txt").write_text("hello")
+    (workplace / "data/train/dog/gone.png").symlink_to(workplace / "nowhere.png")
+    (workplace / "data/train/dog/again").symlink_to(workplace / "data/train")
+    os.mkfifo(workplace / "data/train/dog/pipe.png")
+    picture(0, 999).save(workplace / "data/lost.png")
+    d = load("data")
+    assert d.class_names == ("cat", "dog")
+    assert sum(counts(d)) == 16
+    for part in (
+        *("2 files in hidden folders", "2 files in folders @eaDir", "2 files in folders __MACOSX"),
+        *("4 files in mlruns, the folder of a tool", "1 hidden file in train/cat/", "1 .txt in train/cat/"),
+        *("1 dangling link in train/dog/", "1 circular link in train/dog/", "1 special file in"),
+        "1 picture outside of class folders",
+    ):
+        assert part in said(d), part
+    assert "  train/cat/notes.txt\n" in d.found.text
+
+
+def test_pictures_are_known_by_their_content(workplace):
+    fill("data", ["bird", "cat"], 6, ending="jpg")
+    for i, file in enumerate(sorted((workplace / "data/bird").iterdir())):
+        file.rename(file.with_suffix((".jfif", ".JPG", "", ".dat", ".jpg", ".tiff")[i]))
+    assert sum(counts(load("data"))) == 12
+
+
+def test_a_class_without_pictures_is_named(workplace):
+    fill("data", ["bird", "cat"], 6)
+    (workplace / "data/dog").mkdir()
+    for i in range(20):
+        (workplace / f"data/dog/IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(90))
+    with pytest.raises(cnnlab.ArgumentError, match=r"dog/ without any that can be read \(20 .heic in dog/\)"):
+        load("data")
+    d = load("data", skip_bad=True)
+    assert d.class_names == ("bird", "cat")
+    assert "20 .heic in dog/, 1 class folder without pictures" in said(d)
+
+
+def test_linked_classes_and_pictures_are_followed(workplace):
+    fill("store", ["cat", "dog", "more"], 5)
+    (workplace / "data/cat").mkdir(parents=True)
+    for i in range(5):
+        (workplace / f"data/cat/{i}.png").symlink_to(workplace / f"store/cat/000{i}.png")
+    (workplace / "data/cat/more").symlink_to(workplace / "store/more")
+    (workplace / "data/dog").symlink_to(workplace / "store/dog")
+    d = load("data", val_fraction=0)
+    assert np.bincount(np.concatenate([d.train.labels, d.test.labels])).tolist() == [10, 5]
+
+
+def test_numbers_are_ordered_as_numbers(workplace):
+    fill("data", [str(i) for i in range(1, 13)], 4)
+    assert load("data").class_names == tuple(str(i) for i in range(1, 13))
+    assert sorted(["b10", "b9", "a", "B"], key=natural) == ["B", "a", "b9", "b10"]
+
+
+def test_unicode_forms_are_one_class_and_cases_are_shown(workplace):
+    fill("accents/train", [unicodedata.normalize("NFC", "église"), "maison"], 6)
+    fill("accents/test", [unicodedata.normalize("NFD", "église"), "maison"], 2, 100)
+    d = load("accents")
+    assert d.class_names == ("maison", unicodedata.normalize("NFC", "église"))
+    assert len(d.test) == 4
+    assert "2 Unicode forms" in said(d)
+    fill("case/train", ["Cat", "Dog"], 4)
+    fill("case/test", ["cat", "dog"], 2, 100)
+    with pytest.raises(cnnlab.ArgumentError, match=r"'cat' \(train has 'Cat'\)"):
+        load("case")
+    fill("both", ["Cat", "cat", "dog"], 4)
+    assert "upper and lower case only: Cat, cat" in said(load("both"))
+
+
+def test_names_that_cannot_be_shown_are_escaped(workplace):
+    raw = os.fsencode(workplace) + b"/data/caf\xe9"
+    fill("data", ["dog", "a\x1b[31mb"], 5)
+    os.makedirs(raw)
+    for i in range(5):
+        with open(raw + b"/%d.png" % i, "wb") as file:
+            file.write(encoded(picture(2, i), "PNG"))
+    d = load("data")
+    assert d.class_names == ("a\\x1b[31mb", "caf\\udce9", "dog")
+    d.found.text.encode()
+
+
+@pytest.mark.parametrize("rare", [1, 2, 3, 4])
+def test_a_rare_class_is_in_every_part_or_named(rare, workplace):
+    fill("data", ["common", "rare", "usual"], [60, rare, 60])
+    d = load("data")
+    have = [int((part.labels == 1).sum()) for part in (d.train, d.val, d.test)]
+    assert sum(have) == rare
+    assert have[0] >= 1
+    assert ("'rare' has" in said(d)) == (0 in have) == (rare < 3)
+    assert "--class-weight balanced" in said(d)
+
+
+def test_all_bad_files_are_named_at_once_or_left_out(workplace):
+    fill("data", ["Cat", "Dog"], 8, ending="jpg")
+    (workplace / "data/Cat/666.jpg").write_bytes(b"")
+    (workplace / "data/Cat/404.jpg").write_text("<!doctype html>")
+    (workplace / "data/Dog/0003.jpg").write_bytes(encoded(picture(1, 3, (300, 200)))[:-200])
+    with pytest.raises(cnnlab.LabError, match="Received 3 that do not decode") as caught:
+        load("data")
+    assert all(name in str(caught.value) for name in ("Cat/666.jpg (it is empty)", "Cat/404.jpg", "Dog/0003.jpg"))
+    assert caught.value.exit_code == 1
+    d = load("data", skip_bad=True)
+    assert sum(counts(d)) == 15
+    assert "3 files without a picture that decodes" in said(d)
+    assert min(part.images.max() for part in (d.train, d.val, d.test)) > 0
+
+
+def test_labels_of_a_file(workplace):
+    fill("data", ["a", "b"], 6)
+    rows = [f"{name}/{i:04}.png,{'cat' if i % 2 else 'dog'}" for name in ("a", "b") for i in range(6)]
+    for i, head in enumerate(["filename,label\n", "image,split,class\n", ""]):
+        used = [row.replace(",", ",train," if n < 9 else ",test,") for n, row in enumerate(rows)] if i == 1 else rows
+        (workplace / "labels.csv").write_text(head + "\n".join([*used, used[0].replace("a/0000", "a/none")]))
+        d = load("data", labels="labels.csv", val_fraction=0)
+        assert d.class_names == ("cat", "dog")
+        assert "1 row of labels.csv without a picture" in said(d)
+    assert sum(counts(d)[::2]) == 12
+    names = [f"{i:04}" for i in range(6)]
+    (workplace / "labels.csv").write_text("id;breed\n" + "\n".join(f"{n};{'x' if n > '0002' else 'y'}" for n in names))
+    with pytest.raises(cnnlab.ArgumentError, match=r"which is a/0000.png and b/0000.png"):
+        load("data", labels="labels.csv")
+    shutil.rmtree("data/b")
+    assert load("data", labels="labels.csv", val_fraction=0).class_names == ("x", "y")
+    (workplace / "labels.csv").write_text("0000,x\n0000,y\n0001,y\n")
+    with pytest.raises(cnnlab.ArgumentError, match=r"one label for each picture.*'x' and, in row 2, 'y'"):
+        load("data", labels="labels.csv")
+    (workplace / "labels.csv").write_text("id,size,colour\n1,2,3\n")
+    with pytest.raises(cnnlab.ArgumentError, match="a column of labels"):
+        load("data", labels="labels.csv")
+
+
+def test_ids_get_their_names(workplace):
+    fill("data", ["n02084071", "n02121808"], 6)
+    (workplace / "names.csv").write_text("id,name\nn02084071,dog\nn02121808,cat\n")
+    assert load("data", class_names="names.csv").class_names == ("cat", "dog")
+    (workplace / "names.csv").write_text("n02084071,dog\n")
+    d = load("data", class_names="names.csv")
+    assert d.class_names == ("dog", "n02121808")
+    assert "has no name for: n02121808" in said(d)
+    with pytest.raises(cnnlab.ArgumentError, match="with a folder of pictures"):
+        load("digits", class_names="names.csv")
+
+
+def test_duplicates_are_counted_and_dropped(workplace):
+    fill("data/train", ["early", "late"], 12)
+    fill("data/test", ["early", "late"], 4, 100)
+    for i in range(3):
+        shutil.copy(f"data/train/early/000{i}.png", f"data/test/early/copy{i}.png")
+    shutil.copy("data/train/late/0000.png", "data/test/early/other.png")
+    shutil.copy("data/train/early/0010.png", "data/train/late/again.png")
+    near = np.asarray(picture(1, 5)).astype(int) + 2  # as if it had been saved anew
+    Image.fromarray(near.clip(0, 255).astype(np.uint8)).save("data/test/late/near.png")
+    d = cnnlab.load_dataset("data", image_size=16, val_fraction=0)
+    assert "4 pictures in train and in test, pixel by pixel" in said(d)
+    assert "1 picture of nearly the same look in train and in test" in said(d)
+    assert "2 pictures under two labels" in said(d)
+    rows = d.found.tables["duplicates.csv"].splitlines()
+    assert rows[0] == "kind,first,first_part,first_class,second,second_part,second_class"
+    assert "near,test/late/near.png,test,late,train/late/0005.png,train,late" in rows
+    assert len(rows) == 7
+    without = cnnlab.load_dataset("data", image_size=16, val_fraction=0, drop_duplicates=True)
+    assert counts(without)[0] == 25 - 7
+    assert "7 duplicate pictures of the training set" in said(without)
+    again = {image.tobytes() for image in without.train.images} & {image.tobytes() for image in without.test.images}
+    assert not again
+
+
+def test_a_folder_with_the_name_of_a_set_is_said(workplace):
+    fill("digits", ["a", "b"], 4)
+    d = cnnlab.load_dataset("digits", limit=50)
+    assert d.source == "sklearn/digits"
+    assert "--dataset ./digits is the folder" in said(d)
+    assert load("./digits").class_names == ("a", "b")
+
+
+def test_what_was_left_out_in_words():
+    left_out = {".heic": ["dog/a", "dog/b"], "in hidden folders": ["x/.a/b"], "hidden files": [".a", "b/.c"]}
+    assert in_words(left_out) == "2 .heic in dog/, 1 file in hidden folders, 2 hidden files"
+    assert in_words({}) == ""
+
+
+def test_a_layout_is_listed_once(workplace):
+    fill("data", ["a", "b"], 4)
+    layout = find_layout("data")
+    shutil.rmtree("data/b")
+    assert layout.class_names == ("a", "b")
+    with pytest.raises(cnnlab.LabError, match="4 that do not decode"):
+        cnnlab.load_dataset(layout, image_size=8)

@@ -1,0 +1,196 @@
+"""Decoded pictures in the cache: pytest tests/data/test_shards.py"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from pictures import encoded, fill, picture
+from PIL import Image
+
+import cnnlab
+from cnnlab import cached
+from cnnlab.compare import train_model
+from cnnlab.data import folders, parallel, shards
+from cnnlab.data.rows import MappedRows
+
+
+@pytest.fixture
+def birds(workplace):
+    return fill("birds", ["robin", "wren"], 20)
+
+
+@pytest.fixture
+def decoding(monkeypatch):
+    """How many files each pass over a folder has decoded."""
+    counts, original = [], shards.decode_files
+
+    def counted(files, *how):
+        counts.append(len(files))
+        return original(files, *how)
+
+    monkeypatch.setattr(shards, "decode_files", counted)
+    return counts
+
+
+def load(folder="birds", **options):
+    return cnnlab.load_dataset(folder, image_size=8, **options)
+
+
+def test_a_folder_is_decoded_once(birds, decoding, workplace):
+    first = load()
+    again, other = load(), load(seed=3, val_fraction=0.3)
+    assert decoding == [40]
+    assert (again.train.images == first.train.images).all()
+    assert again.digest == first.digest
+    assert not np.array_equal(other.train.images[:20], first.train.images[:20])
+    shutil.copytree("birds", "elsewhere/birds")  # times go with it
+    load("elsewhere/birds")
+    load(fit="pad")
+    load(limit=10)
+    assert decoding == [40, 40, 12]
+    [entry, *_] = [e for e in cached.entries() if e["shape"][0] == 40]
+    assert entry["bytes"] > 40 * 8 * 8 * 3
+    assert "40 of birds" in entry["what"]
+
+
+def test_another_file_or_time_is_decoded_again(birds, decoding):
+    before = load().digest
+    picture(3, 3).save("birds/wren/0003.png")
+    os.utime("birds/wren/0003.png", ns=(1, 1))
+    assert load().digest != before
+    assert decoding == [40, 40]
+
+
+def test_recheck_compares_bytes(birds, decoding, monkeypatch, capsys):
+    before = load().digest
+    about = os.stat("birds/wren/0003.png")
+    content = bytearray(Path("birds/wren/0003.png").read_bytes())
+    other = encoded(Image.fromarray(np.asarray(picture(1, 3))[::-1]), "PNG").ljust(len(content), b"\0")
+    Path("birds/wren/0003.png").write_bytes(other[: len(content)])
+    os.utime("birds/wren/0003.png", ns=(about.st_atime_ns, about.st_mtime_ns))
+    if len(other) == len(content):
+        assert load().digest == before
+    monkeypatch.setenv("CNNLAB_RECHECK", "1")
+    load(skip_bad=True)
+    assert "1 files changed, 0 stored ones damaged" in capsys.readouterr().out
+    assert decoding[-1] == 40
+    [path] = [e["path"] for e in cached.entries() if "of birds" in e["what"]][:1]
+    pixels = np.load(path, mmap_mode="r+")
+    pixels[0] ^= 1
+    pixels.flush()
+    load(skip_bad=True)
+    assert "0 files changed, 1 stored ones damaged" in capsys.readouterr().out
+
+
+def test_damaged_files_are_decoded_again(birds, decoding, capsys):
+    before = load().digest
+    [entry] = cached.entries()
+    entry["path"].with_suffix(".npz").write_bytes(b"nothing")
+    assert load().digest == before
+    assert "are damaged" in capsys.readouterr().err
+    assert decoding == [40, 40]
+
+
+def test_a_pass_that_was_killed_goes_on(birds, decoding, monkeypatch):
+    whole = load().digest
+    cached.clear()
+    monkeypatch.setattr(shards, "WRITTEN_AT_ONCE", 8 * 8 * 3 * 10)
+    original, seen = parallel._decode_one, []
+
+    def killed(file, *how):
+        seen.append(file)
+        if len(seen) == 25:
+            raise KeyboardInterrupt
+        return original(file, *how)
+
+    monkeypatch.setattr(parallel, "_decode_one", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    assert cached.entries() == []
+    assert load().digest == whole
+    assert decoding == [40, 40, 20]
+    assert not list(cached.cache_folder("pictures").glob("unfinished-*"))
+
+
+def test_kill_9_loses_nothing(workplace):
+    """In workers, at some moment of the pass."""
+    fill("many", ["a", "b"], 600)
+    code = (
+        "import cnnlab; from cnnlab.data import shards, parallel; shards.WRITTEN_AT_ONCE = parallel.WORTH = 0; "
+        "parallel.PATIENCE = 0; parallel.CHUNK = 20; print('go', flush=True); "
+        "print(cnnlab.load_dataset('many', image_size=8).digest)"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cnnlab.__file__).parent.parent)}
+    for wait in (0.6, 1.0):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(wait)
+            process.kill()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == cnnlab.load_dataset("many", image_size=8).digest
+    cached.clear()
+    assert done.stdout.split()[-1] == cnnlab.load_dataset("many", image_size=8).digest
+
+
+def test_no_room_for_them(birds, monkeypatch, capsys):
+    before = load().digest
+    cached.clear()
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100))
+    assert load().digest == before
+    assert "cannot be stored" in capsys.readouterr().err
+    assert cached.entries() == []
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0}))
+    with pytest.raises(cnnlab.LabError, match=r"Expected 0.0 GB for the decoded pictures.*only 0.0 GB are free"):
+        load()
+
+
+def test_grey_of_16_bits_is_scaled_by_the_sets_own_range(workplace):
+    for name, value in (("dark", 100), ("light", 4000)):
+        (workplace / "scans" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(np.full((8, 8), value + i, np.uint16)).save(workplace / "scans" / name / f"{i}.png")
+    d = load("scans", val_fraction=0)
+    assert d.grey_range == (100, 4009)
+    assert d.train.images[d.train.labels == 0].max() == 0
+    assert d.train.images[d.train.labels == 1].min() >= 254
+    assert "grey values of 16 bits, 100 to 4009 here, become 0 to 255" in " ".join(d.found.lines)
+    assert load("scans").grey_range == (100, 4009)
+
+
+def test_rows_of_the_disk_train_as_those_in_memory_do(birds, monkeypatch, store):
+    """Predictions, figures and digests come out of batches that are read one by one."""
+    recipe = cnnlab.Recipe(dataset="birds", image_size=16, filters=(4,), dense_units=4, epochs=2, batch_size=64)
+    in_memory = train_model(recipe)
+    monkeypatch.setattr(folders, "IN_MEMORY", 0)
+    dataset = cnnlab.load_dataset("birds", image_size=16)
+    assert isinstance(dataset.train.images, MappedRows)
+    assert dataset.train.images.shape == (29, 16, 16, 3)
+    assert (dataset.train.images[3] == cnnlab.load_dataset("birds", image_size=16).train.images[3:4][0]).all()
+    mapped = train_model(recipe)
+    # One batch an epoch, so that its order says nothing.
+    assert mapped.history["loss"] == pytest.approx(in_memory.history["loss"], rel=1e-4)
+    assert mapped.test.probabilities == pytest.approx(in_memory.test.probabilities, abs=1e-4)
+    assert train_model(recipe).history["loss"] == mapped.history["loss"]
+
+
+def test_both_kinds_share_the_bound_of_the_cache(birds, monkeypatch, workplace):
+    load()
+    [entry] = cached.entries()
+    features = cached.cache_folder("features")
+    features.mkdir(parents=True)
+    np.save(features / "old.npy", np.zeros(1000))
+    (features / "old.json").write_text(json.dumps({"shape": [1000], "what": "up to layer x"}))
+    os.utime(features / "old.npy", (0, 0))
+    monkeypatch.setenv(cached.LIMIT_VARIABLE, str(entry["bytes"] * 1.5 / 1e9))
+    load(limit=4)
+    assert [e["kind"] for e in cached.entries()] == ["pictures", "pictures"]
+    load(limit=6)
+    assert len(cached.entries()) == 2
