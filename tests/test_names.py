@@ -1,10 +1,16 @@
 """pytest tests/test_names.py"""
 
+import csv
+import html
 import os
+import re
 
 import pytest
+from markdown_it import MarkdownIt
 
-from cnnlab.names import shown
+from cnnlab.names import csv_line, markdown, shortened, shown
+
+MARKDOWN = MarkdownIt("gfm-like", {"linkify": False})  # as CommonMark has it, with tables and strikethrough
 
 
 @pytest.mark.parametrize(
@@ -33,3 +39,29 @@ def test_what_cannot_be_shown_is_escaped(name, expected):
     assert shown(name) == expected
     assert shown(expected) == expected
     shown(name).encode("utf-8")
+
+
+def test_long_names_keep_both_ends():
+    assert shortened("cat", 3) == "cat"
+    assert shortened("a" * 200 + "_left", 20) == "a" * 13 + "…a_left"
+    assert len(shortened("a" * 200, 20)) == 20
+
+
+def test_markdown_shows_names_as_they_are():
+    names = [r"$a$ \foo_bar^2", "a|b", "*x* `y`", "<b>y</b> &amp;", "[bold](x)", "#1", "~~z~~", "=1", "猫"]
+    assert [MARKDOWN.renderInline(markdown(name)) for name in names] == [html.escape(name) for name in names]
+    table = MARKDOWN.render("| class | n |\n| --- | --- |\n" + "".join(f"| {markdown(name)} | 1 |\n" for name in names))
+    cells = [html.unescape(cell) for cell in re.findall("<td>(.*)</td>", table)]
+    assert cells == [cell for name in names for cell in (name, "1")]
+    assert markdown("new\nline") == r"new\\nline"
+
+
+def test_a_line_of_csv_holds_no_formulas():
+    names = ["=1+1", "+a", "-b", "@c", 'a "b", c', "a;b", "-1", "1e5", "ok", "\t=1", "\r=1"]
+    text = csv_line([*names, -0.5, None])
+    assert next(csv.reader([text])) == [
+        *("'=1+1", "'+a", "'-b", "'@c", 'a "b", c', "a;b", "-1", "1e5", "ok", r"\t=1", r"\r=1"),
+        *("-0.5", ""),
+    ]
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
