@@ -17,7 +17,7 @@ KNOWN_IN = {
     "mlflow": ("cnnlab.tracking.",),
     "keras_tuner": ("tuning.kerastuner",),
     "tensorflow": ("cnnlab.training.compute", "cnnlab.job", "cnnlab.results.gradcam"),
-    "matplotlib": ("cnnlab.results.plots",),
+    "matplotlib": ("cnnlab.results.plots", "cnnlab.results.lettering"),
     "keras_hub": ("cnnlab.models.weights",),
     "fastapi": ("cnnlab.serve",),
     "rich": ("cnnlab.cli.", "cnnlab.data.shards", "cnnlab.training.cache"),

@@ -1,8 +1,6 @@
 """What a search shows: a line for each trial on the screen, a table and figures on the parent run."""
 
-import csv
-import io
-
+from cnnlab.names import csv_line
 from cnnlab.results import plots
 from tuning.settings import OBJECTIVES
 from tuning.spaces import LENGTHS
@@ -83,10 +81,7 @@ def trial_rows(oracle, runs) -> list[dict]:
 def trials_report(rows, search):
     """The table of trials and the figures: `(metrics, figures, texts)`, the last two by artifact path."""
     columns = list(rows[0])
-    table = io.StringIO()
-    writer = csv.DictWriter(table, columns)
-    writer.writeheader()
-    writer.writerows(rows)
+    table = "".join(map(csv_line, [columns, *([row.get(name) for name in columns] for row in rows)]))
     figures = {}
     completed = [row for row in rows if row["status"] == "COMPLETED"]
     if completed:
@@ -105,7 +100,7 @@ def trials_report(rows, search):
             "parallel_coordinates.png": plots.parallel_coordinates(values, scores, search.objective),
         }
     failed = sum(row["status"] == "FAILED" for row in rows)
-    return {"completed_trials": len(completed), "failed_trials": failed}, figures, {"trials.csv": table.getvalue()}
+    return {"completed_trials": len(completed), "failed_trials": failed}, figures, {"trials.csv": table}
 
 
 def _short(value):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cnnlab.names import markdown
 from cnnlab.results import evidence
 
 
@@ -27,7 +28,9 @@ def model_card(result, tag) -> str:
     if on_test:
         limits.append("It was validated on the test images while it trained: the test score may be a little too high.")
     if stand_in := tag.get("dataset_stands_in_for"):
-        limits.append(f"Its images stand in for {stand_in}, which could not be had: this is a trial of the tools.")
+        limits.append(
+            f"Its images stand in for {markdown(stand_in)}, which could not be had: this is a trial of the tools."
+        )
     if weights == "random":
         limits.append("Its frozen layers have random weights: it was not pre-trained.")
     code = tag.get("git_commit", "not a checkout") + (" and changes" if tag.get("git_dirty") == "True" else "")
@@ -43,12 +46,12 @@ def model_card(result, tag) -> str:
             + (", the test images themselves" if on_test else ", held out from the training set"),
         ],
         "Data": [
-            f"- {result.dataset_name}, {len(names)} classes: {', '.join(names)}",
+            f"- {markdown(result.dataset_name)}, {len(names)} classes: {', '.join(map(markdown, names))}",
             f"- sha256 of all images and labels: `{tag['dataset_digest']}`",
             f"- sha256 of the test images: `{test.digest}`",
         ],
         "Recipe": [
-            *(f"- {name}: {value}" for name, value in result.recipe.params().items()),
+            *(f"- {name}: {markdown(value)}" for name, value in result.recipe.params().items()),
             f"- {result.params:,} weights, {result.trainable_params:,} trained, in {result.train_seconds:.0f} s",
         ],
         "Made with": [
@@ -62,32 +65,40 @@ def model_card(result, tag) -> str:
         "Limits": [f"- {limit}" for limit in limits],
     }
     body = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items())
-    title = f"**{result.recipe.label}** on **{result.dataset_name}**: test accuracy {test.accuracy:.2%}"
-    return f"# {result.name}\n\n{title} ({low:.1%} to {high:.1%}).\n\n{body}\n"
+    title = (
+        f"**{markdown(result.recipe.label)}** on **{markdown(result.dataset_name)}**: test accuracy {test.accuracy:.2%}"
+    )
+    return f"# {markdown(result.name)}\n\n{title} ({low:.1%} to {high:.1%}).\n\n{body}\n"
 
 
 def _by_class(test, names):
     """A Markdown table, the lowest recall first, of at most 20 classes."""
     precision, recall, f1, count = test.by_class
-    lines = [("class", "precision", "recall", "F1", "test images"), ("---",) * 5]
+    lines = [("class", "precision", "recall", "F1", "test images")]
     order = np.argsort(recall)
     for i in order[:20]:
         lines.append((names[i], *(f"{value:.1%}" for value in (precision[i], recall[i], f1[i])), count[i]))
     if len(order) > 20:
         lines.append((f"{len(order) - 20} more classes", "", f"{recall[order[20]]:.1%} and more", "", ""))
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    return _table(lines)
 
 
 def _confusion(test, names):
     """A Markdown table, rows true and columns predicted; beyond 20 classes the ten commonest confusions."""
     matrix = test.confusion
     if len(names) <= 20:
-        lines = [("true \\ predicted", *names), ("---",) * (len(names) + 1)]
+        lines = [("true \\ predicted", *names)]
         lines += [(name, *row) for name, row in zip(names, matrix.tolist(), strict=True)]
     else:
         wrong = matrix * (1 - np.eye(len(names), dtype=int))
         order = np.argsort(wrong, axis=None)[::-1][:10]
-        lines = [("true", "predicted", "images"), ("---",) * 3]
+        lines = [("true", "predicted", "images")]
         pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
         lines += [(names[true], names[predicted], wrong[true, predicted]) for true, predicted in pairs]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    return _table(lines)
+
+
+def _table(lines):
+    """Lines of a Markdown table, the first one its head."""
+    head, *body = ["| " + " | ".join(map(markdown, line)) + " |" for line in lines]
+    return [head, "| " + " | ".join(["---"] * len(lines[0])) + " |", *body]

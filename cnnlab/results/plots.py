@@ -1,15 +1,26 @@
-"""Figures from plain arrays; the only room that imports matplotlib."""
+"""Figures from plain arrays."""
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    LogFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+    StrMethodFormatter,
+)
+
+from cnnlab.results.lettering import NAME, as_written, fitting
 
 # Without pyplot: no global state, no display, and nothing to close.
 DPI = 110
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
+CAPTION = 24  # characters over an image of a grid
 
 
+@as_written()
 def curves(histories, borders=None) -> Figure:
     """Accuracy and loss by epoch, training dashed and validation solid, one colour a run; of one run its learning rate.
 
@@ -28,10 +39,13 @@ def curves(histories, borders=None) -> Figure:
             for key, style, part in ((metric, "--", "training"), (f"val_{metric}", "-", "validation")):
                 values = history.get(key, [])
                 epochs = range(1, len(values) + 1)
-                axis.plot(epochs, values, style, marker="o", markersize=3, color=colour, label=f"{label} {part}")
+                axis.plot(
+                    epochs, values, style, marker="o", markersize=3, color=colour, label=f"{fitting(label)} {part}"
+                )
         axis.set(title=metric.capitalize())
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
-    axes[0].legend(fontsize=8)
+    # By its lines: matplotlib by itself leaves out what a label with an underscore in front is of.
+    axes[0].legend(axes[0].lines, [line.get_label() for line in axes[0].lines], fontsize=8)
     if rates:
         axes[2].plot(range(1, len(rates) + 1), rates, marker="o", markersize=3, color="grey")
         axes[2].set(title="Learning rate at the epoch's end")
@@ -46,6 +60,7 @@ def curves(histories, borders=None) -> Figure:
     return figure
 
 
+@as_written()
 def accuracy_by_seconds(points) -> Figure:
     """Accuracy against training seconds, one point a run, with its interval as a bar.
 
@@ -61,7 +76,7 @@ def accuracy_by_seconds(points) -> Figure:
         colour, left = COLOURS[i % len(COLOURS)], seconds > middle  # its name stands where there is room
         axis.errorbar(seconds, accuracy, [[accuracy - low], [high - accuracy]], fmt="o", capsize=3, color=colour)
         place = {"xytext": (-7 if left else 7, 0), "ha": "right" if left else "left", "va": "center"}
-        axis.annotate(label, (seconds, accuracy), textcoords="offset points", fontsize=8, **place)
+        axis.annotate(fitting(label), (seconds, accuracy), textcoords="offset points", fontsize=8, **place)
     if wide:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -74,6 +89,7 @@ def accuracy_by_seconds(points) -> Figure:
     return figure
 
 
+@as_written()
 def confusion_matrices(matrices, class_names) -> Figure:
     """Confusion matrices side by side: rows are the true classes, colour is the share of the row.
 
@@ -81,15 +97,15 @@ def confusion_matrices(matrices, class_names) -> Figure:
         matrices: label to `(C, C)` counts, rows true and columns predicted.
         class_names: C names. The counts are written in the cells up to 20 classes, the names up to 50.
     """
-    size = len(class_names)
-    side = min(max(4.0, 1.5 + 0.5 * size), 14.0)
+    size, class_names = len(class_names), [fitting(name) for name in class_names]
+    side = min(max(4.0, 1.2 + 0.5 * size + 0.08 * max(map(len, class_names))), 14.0)
     figure = Figure(figsize=(side * len(matrices), side), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     for axis, (label, matrix) in zip(axes, matrices.items(), strict=True):
         matrix = np.asarray(matrix)
         share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        axis.set(title=label, xlabel="predicted", ylabel="true")
+        axis.set(title=fitting(label), xlabel="predicted", ylabel="true")
         if size <= 50:
             axis.set_xticks(range(size), class_names, rotation=90, fontsize=8 if size <= 20 else 5)
             axis.set_yticks(range(size), class_names, fontsize=8 if size <= 20 else 5)
@@ -101,6 +117,7 @@ def confusion_matrices(matrices, class_names) -> Figure:
     return figure
 
 
+@as_written()
 def class_scores(precision, recall, class_names) -> Figure:
     """Recall and precision of each class as horizontal bars, the lowest recall at the bottom.
 
@@ -116,7 +133,7 @@ def class_scores(precision, recall, class_names) -> Figure:
         shown = np.asarray(values, float)[order]
         bars = axis.barh(places + shift, shown, 0.4, color=colour, label=name)
         axis.bar_label(bars, [f"{value:.1%}" for value in shown], padding=3, fontsize=7)
-    axis.set_yticks(places, [class_names[i] for i in order])
+    axis.set_yticks(places, [fitting(class_names[i]) for i in order])
     axis.set(xlim=(0, 1.15), title="Test images by class")
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
@@ -124,6 +141,7 @@ def class_scores(precision, recall, class_names) -> Figure:
     return figure
 
 
+@as_written()
 def image_grid(images, captions, title, columns=6, heat=None) -> Figure:
     """Images `(N, H, W, 3) uint8` in a grid with a caption over each; a line of text where there are none.
 
@@ -134,7 +152,7 @@ def image_grid(images, captions, title, columns=6, heat=None) -> Figure:
     figure = Figure(figsize=(1.7 * columns, 2.1 * rows + 0.4), dpi=DPI, layout="constrained")
     # One axis for all: an axis an image takes ten times as long to lay out. Each gets a unit cell.
     axis = figure.subplots()
-    axis.set_title(title if len(images) else f"{title}: none")
+    axis.set_title(fitting(title if len(images) else f"{title}: none", 3 * NAME))
     axis.axis("off")
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = i % columns, i // columns * 1.3 + 0.3
@@ -142,11 +160,13 @@ def image_grid(images, captions, title, columns=6, heat=None) -> Figure:
         axis.imshow(image, **place)
         if heat is not None:
             axis.imshow(heat[i], cmap="jet", vmin=0, vmax=1, alpha=0.45, interpolation="bicubic", **place)
+        caption = "\n".join(fitting(line, CAPTION) for line in caption.split("\n"))
         axis.text(left + 0.5, top, caption, ha="center", va="bottom", fontsize=7)
     axis.set(xlim=(0, columns), ylim=(rows * 1.3, 0))  # imshow moved them
     return figure
 
 
+@as_written()
 def best_so_far(trials, seconds, scores, objective, higher_is_better) -> Figure:
     """Scores of trials as dots and the best so far as steps, by the trial's number and by seconds spent.
 
@@ -169,6 +189,7 @@ def best_so_far(trials, seconds, scores, objective, higher_is_better) -> Figure:
     return figure
 
 
+@as_written()
 def scores_by_hyperparameter(values, scores, objective) -> Figure:
     """Score against each hyperparameter that varied, one small plot each.
 
@@ -190,6 +211,9 @@ def scores_by_hyperparameter(values, scores, objective) -> Figure:
         axis.set(xlabel=name)
         if log:
             axis.set_xscale("log")
+            # Those that are usual for such a scale write formulas.
+            axis.xaxis.set_major_formatter(LogFormatter())
+            axis.xaxis.set_minor_formatter(LogFormatter())
             axis.tick_params(axis="x", which="both", labelsize=7)
         if ticks:
             axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
@@ -200,6 +224,7 @@ def scores_by_hyperparameter(values, scores, objective) -> Figure:
     return figure
 
 
+@as_written()
 def parallel_coordinates(values, scores, objective) -> Figure:
     """A line for each trial through its values and its score, coloured by the score; arguments as above."""
     names = list(_varied(values))
@@ -242,10 +267,11 @@ def _positions(values):
     if any(isinstance(value, str) for value in distinct) or (
         len(distinct) <= 6 and all(isinstance(value, int) for value in distinct)
     ):
-        return [distinct.index(value) for value in values], [str(value) for value in distinct], False
+        return [distinct.index(value) for value in values], [fitting(value, 20) for value in distinct], False
     return values, None, min(values) > 0 and max(values) / min(values) > 5
 
 
+@as_written()
 def reliability(calibrations) -> Figure:
     """Accuracy against confidence, one diagram a model, with the share of the images in each bin below.
 
@@ -259,7 +285,9 @@ def reliability(calibrations) -> Figure:
         filled = count > 0
         top.plot((0, 1), (0, 1), "--", color="grey", lw=1)
         top.plot(confidence[filled], accuracy[filled], marker="o", markersize=4, color=COLOURS[0])
-        top.set(title=f"{label}: calibration error {error:.1%}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        top.set(
+            title=f"{fitting(label, 20)}: calibration error {error:.1%}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1)
+        )
         bottom.bar(edges[:-1], count / count.sum(), np.diff(edges), align="edge", color=COLOURS[0], alpha=0.6)
         bottom.set(xlabel="confidence", ylabel="images")
         for formatted in (top.yaxis, bottom.xaxis, bottom.yaxis):

@@ -1,12 +1,11 @@
 """A model's predictions on one part of a data set: what scores, figures, comparisons and promotions work from."""
 
-import csv
-import io
 from dataclasses import dataclass
 
 import numpy as np
 
 from cnnlab.errors import ArgumentError
+from cnnlab.names import csv_line
 from cnnlab.results import evidence
 from cnnlab.results.names import SCORES, TOP5_CLASSES
 
@@ -166,17 +165,15 @@ def describe(model_name, class_names, images, test):
     names, matrix = class_names, test.confusion
     precision, recall, f1, count = test.by_class
     wrong, captions = confident_mistakes(test, names, 24)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("class", "test_images", "precision", "recall", "f1"))
+    lines = [("class", "test_images", "precision", "recall", "f1")]
     for row in zip(names, count, precision, recall, f1, strict=True):
-        writer.writerow((*row[:2], *(f"{value:.4f}" for value in row[2:])))
+        lines.append((*row[:2], *(f"{value:.4f}" for value in row[2:])))
     figures = {
         "confusion_matrix.png": plots.confusion_matrices({model_name: matrix}, names),
         "class_scores.png": plots.class_scores(precision, recall, names),
         "mistakes.png": plots.image_grid(images[wrong], captions, "Most confident mistakes"),
     }
-    return figures, {"class_scores.csv": table.getvalue()}
+    return figures, {"class_scores.csv": "".join(map(csv_line, lines))}
 
 
 def confident_mistakes(predictions, class_names, count):

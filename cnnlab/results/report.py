@@ -1,12 +1,11 @@
 """What several runs show side by side: scores with intervals, verdicts in words, and figures."""
 
-import csv
 import dataclasses
-import io
 import math
 
 import numpy as np
 
+from cnnlab.names import csv_line, markdown
 from cnnlab.results import evidence, plots
 
 CURVES = "comparison_curves.png"
@@ -50,7 +49,7 @@ def comparison(results, test_images=None):
             {labels[r.run_id]: r.test for r in (first, second)}, class_names, test_images
         )
     said = verdicts(results)
-    text = "\n".join(f"- {line}" for line in said)
+    text = "\n".join(f"- {markdown(line)}" for line in said)
     return said, figures, {"comparison.csv": _table(named, calibrations), "verdicts.md": text + "\n"}
 
 
@@ -115,18 +114,16 @@ def _group(result):
 
 
 def _table(named, calibrations):
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(COLUMNS)
+    lines = [COLUMNS]
     for label, r in named.items():
         low, high = r.test.interval
         further = (r.test.balanced_accuracy, r.test.macro_f1, r.test.top5_accuracy)
         scores = (r.test_accuracy, low, high, r.test_loss, *further, calibrations[label][3])
         sizes = (r.params, r.trainable_params, round(r.train_seconds, 1), r.run_id)
-        writer.writerow(
+        lines.append(
             (label, r.recipe.label, r.recipe.seed, *("" if s is None else round(s, 4) for s in scores), *sizes)
         )
-    return table.getvalue()
+    return "".join(map(csv_line, lines))
 
 
 def _disagreements(predictions, class_names, images):
