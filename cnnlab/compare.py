@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import own
+from cnnlab.names import markdown, shown
 from cnnlab.prepare import build_model, load_for, prepare
 from cnnlab.results import report
 from cnnlab.results.result import RunResult
@@ -61,7 +62,8 @@ def _compare_prepared(recipes, dataset, prepared):
         f"compare {names}",
         params={},
         tags={"kind": "compare", "figure": report.CURVES, **data_tags(dataset)},
-        description=f"{names} on the same **{dataset.name}** images; the runs below it are the models.",
+        description=f"{markdown(names)} on the same **{markdown(dataset.name)}** images; the runs below it are the "
+        "models.",
     ) as parent_run_id:
         # Built one at a time: several models in memory are not needed.
         results = [
@@ -128,5 +130,6 @@ def _test_images(result):
         reason = str(error)
     if reason is None:
         return test.images
-    print(f"warning: no grid of disagreements, since {result.recipe.dataset} cannot be read: {reason}", file=sys.stderr)
+    where = shown(result.recipe.dataset)
+    print(f"warning: no grid of disagreements, since {where} cannot be read: {reason}", file=sys.stderr)
     return None

@@ -58,9 +58,9 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbo
 def _reproduce(run_id, deterministic, dataset, weights, backbone):
     before = read.find_finished_run(run_id)
     # All that is needed of it is read now, so that what is gone is found before an hour of training.
-    name = before.data.params["model"]
+    stored, history = read.read_recipe(before), read.read_history(before)
+    name = stored.model
     with own.pinned([name], read.read_text(before, MODEL_SOURCE) if own.is_own(name) else None):
-        stored, history = read.read_recipe(before), read.read_history(before)
         tested = read.was_tested(before)  # a trial of a search was not
         test = read.read_predictions(before)[1]["test"] if tested else None
         moved = {"dataset": dataset, "weights": weights, "backbone": backbone}

@@ -10,6 +10,7 @@ import numpy as np
 from cnnlab.errors import ArgumentError
 from cnnlab.models import own
 from cnnlab.models.augment import augmented_samples, parse_augment
+from cnnlab.names import markdown, shown
 from cnnlab.results import plots
 from cnnlab.results.gradcam import looked_at
 from cnnlab.results.predictions import PREDICTIONS_FILE, describe, save_predictions
@@ -59,7 +60,7 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
     if source and recipe.learning_rate is None and (rate := float(model.optimizer.learning_rate)) > 0:
         recipe = dataclasses.replace(recipe, learning_rate=rate)
-    run_name = run_name or f"{recipe.label} on {dataset.name}"
+    run_name = shown(run_name or f"{recipe.label} on {dataset.name}")
     params = model.count_params()
     with tracking.tracked_run(
         tracking.experiment_for(dataset),
@@ -172,11 +173,11 @@ def _summary(model):
 def _description(recipe, dataset):
     validation = "the test set itself" if dataset.val_is_test else f"{len(dataset.val):,} held-out images"
     text = (
-        f"**{recipe.label}** on **{dataset.name}**: {len(dataset.train):,} training images, validated on "
-        f"{validation}, tested on {len(dataset.test):,}."
+        f"**{markdown(recipe.label)}** on **{markdown(dataset.name)}**: {len(dataset.train):,} training images, "
+        f"validated on {validation}, tested on {len(dataset.test):,}."
     )
     if recipe.weights:
-        text += f" Weights: {recipe.weights}."
+        text += f" Weights: {markdown(recipe.weights)}."
     if dataset.stands_in_for:
-        text += f" {dataset.name} stands in for {dataset.stands_in_for}, which could not be downloaded."
+        text += f" {markdown(dataset.name)} stands in for {dataset.stands_in_for}, which could not be downloaded."
     return text

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import own
+from cnnlab.names import markdown
 from cnnlab.prepare import prepare
 from cnnlab.results.names import TOP5_CLASSES
 from cnnlab.tracking import read, store
@@ -78,8 +79,8 @@ def _search(search, dataset, tags, name, workers, restart):
             f"search {name}",
             params=settings,
             tags={"kind": "search", "search": key, "figure": report.BEST, **data_tags(dataset), **tags},
-            description=f"{search.tuner} search of {search.recipe.label} on **{dataset.name}** for {search.objective}: "
-            + space,
+            description=f"{search.tuner} search of {markdown(search.recipe.label)} on **{markdown(dataset.name)}** for "
+            f"{search.objective}: {markdown(space)}",
             resumed_run_id=read.newest_run(experiment_id, search=key) if goes_on else None,
         ) as parent_run_id:
             write_json(folder / SETTINGS, {"settings": settings})

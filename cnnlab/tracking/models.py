@@ -74,7 +74,7 @@ def _load_keras(uri, info):
         reason = error
     try:
         run = mlflow.MlflowClient().get_run(info.run_id)
-        name = run.data.params["model"]
+        name = read.read_recipe(run).model  # the param of that name is for people
         if own.is_own(name):
             with own.pinned([name], read.read_text(run, MODEL_SOURCE)):
                 own.load(name)

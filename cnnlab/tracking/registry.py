@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import mlflow
 
 from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.names import markdown, shown
 from cnnlab.results.card import model_card
 from cnnlab.results.predictions import PREDICTIONS_FILE, Predictions, load_predictions, save_predictions
 from cnnlab.results.predictions import compared as compared_by
@@ -94,7 +95,9 @@ def _register(run_id, experiment, name, by):
             return version, [*said, f"It is {version} already."]
     stored_models.load(result.model_uri)  # one that does not load again must not become the champion
     with contextlib.suppress(mlflow.MlflowException):  # it is there already
-        client.create_registered_model(name, description=f"Classifiers of {result.dataset_name} images, by cnnlab.")
+        client.create_registered_model(
+            name, description=f"Classifiers of {markdown(result.dataset_name)} images, by cnnlab."
+        )
     tags = {
         **{key: value for key, value in run.data.tags.items() if key.startswith(TAG) and key not in RUN_ONLY},
         TAG + "recipe": json.dumps({k: v for k, v in run.data.params.items() if k in result.recipe.params()})[:5000],
@@ -267,8 +270,8 @@ def the_name(name=None) -> str:
 
 
 def legal_name(name) -> str:
-    """A name for a registered model, which MLflow allows no slash and no colon in."""
-    return re.sub(r"[/:]", "-", name).strip() or "model"
+    """A name for a registered model, without what MLflow forbids (`/` and `:`) or takes for parts of an address."""
+    return re.sub(r"[/:?#@]", "-", shown(name)).strip() or "model"
 
 
 def _stored(version):

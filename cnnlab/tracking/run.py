@@ -21,11 +21,17 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from cnnlab.errors import LabError, StoreGone, first_line, masked
+from cnnlab.names import markdown, shortened, shown
 from cnnlab.signals import signals_held
 from cnnlab.tracking.inside_mlflow import keras_autologging_alone, no_validation_copies, probe, tried_once
 from cnnlab.tracking.places import BESIDE, STORE_FOLDER, TRACKING_VARIABLE, is_server, local_database
 from cnnlab.tracking.store import HEALTH_TIMEOUT, alive, process_tags
 from cnnlab.tracking.tags import TAG
+
+DATA_NAME, RUN_NAME = (
+    240,
+    250,
+)  # characters, of the 256 and 250 that MLflow's databases have for an experiment's and a run's
 
 
 def experiment_for(dataset) -> str:
@@ -44,7 +50,8 @@ def experiment_for(dataset) -> str:
         return _made(client, name, {}).experiment_id
     if TRACKING_VARIABLE in os.environ and (number := os.environ.get("MLFLOW_EXPERIMENT_ID")):
         return number
-    for name in (f"cnnlab-{dataset.name}", f"cnnlab-{dataset.name}-{_short_hash(dataset.source)}"):
+    named = f"cnnlab-{shortened(shown(dataset.name), DATA_NAME)}"
+    for name in (named, f"{named}-{_short_hash(dataset.source)}"):
         experiment = _made(client, name, _experiment_tags(dataset))
         if experiment.tags.get(TAG + "source") == dataset.source:
             return experiment.experiment_id
@@ -53,6 +60,7 @@ def experiment_for(dataset) -> str:
 
 def _made(client, name, tags):
     """The experiment of a name, made where there is none."""
+    name = shown(name)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         # Beside the local database; a server decides for itself.
@@ -94,7 +102,8 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
     A run of the user's that is active, or that `MLFLOW_RUN_ID` names while it runs, becomes its parent.
 
     Args:
-        experiment_id, run_name, params, tags, description: the run's; tags without our prefix, `None` left out.
+        experiment_id, run_name, params, tags, description: the run's; tags without our prefix, `None` left out. What
+            MLflow cannot keep of names and values is escaped.
         parent_run_id: makes it a child of that run.
         resumed_run_id: an ended run to open again instead of a new one.
 
@@ -109,21 +118,21 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
     os.environ.pop("MLFLOW_RUN_ID", None)  # which MLflow would open again
     if resumed_run_id and TAG + "reason" in mlflow.MlflowClient().get_run(resumed_run_id).data.tags:
         mlflow.MlflowClient().delete_tag(resumed_run_id, TAG + "reason")
-    tags = {TAG + key: str(value) for key, value in {**tags, **process_tags()}.items() if value is not None}
+    tags = {TAG + key: shown(value) for key, value in {**tags, **process_tags()}.items() if value is not None}
     run = None
     try:
         with signals_held():  # no signal may part the run from its being known here
             run = mlflow.start_run(
                 run_id=resumed_run_id,
                 experiment_id=experiment_id,
-                run_name=run_name,
+                run_name=shortened(shown(run_name), RUN_NAME),
                 nested=parent_run_id is not None,
                 parent_run_id=parent_run_id,
                 tags=tags,
                 description=description,
             )
         with alive(run.info.run_id):
-            mlflow.log_params(params)
+            mlflow.log_params({name: shown(value) for name, value in params.items()})
             yield run.info.run_id
         with signals_held():
             mlflow.end_run("FINISHED")
@@ -217,7 +226,7 @@ def complete_history(run_id, history) -> None:
 
 def _end_unfinished(error):
     status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
-    reason = masked(f"{type(error).__name__}: {error}").strip().rstrip(":")
+    reason = shown(masked(f"{type(error).__name__}: {error}")).strip().rstrip(":")
     # A server that is gone must not hide the error that ended the run, nor be asked again and again.
     with tried_once() if _is_away() else contextlib.nullcontext():
         with contextlib.suppress(Exception):
@@ -272,7 +281,7 @@ def autologging():
 def log_dataset(dataset) -> None:
     """Record the data set on the active run as an MLflow dataset input (its digest cut to MLflow's 36 characters)."""
     source = CodeDatasetSource({"source": dataset.source})
-    data = MetaDataset(source, name=dataset.name, digest=dataset.digest[:36])
+    data = MetaDataset(source, name=shortened(shown(dataset.name), DATA_NAME), digest=dataset.digest[:36])
     for attempt in range(10):
         try:
             mlflow.log_input(data, context="training")
@@ -297,10 +306,12 @@ def log_results(metrics, figures, texts, files=()) -> None:
 
 def write_results(folder, figures, texts, files=(), **facts) -> None:
     """Write figures and texts (by path), files, and JSON files of facts by their names, into a folder."""
+    if figures:
+        from cnnlab.results.lettering import save  # in here, as reading the store takes no matplotlib
     for path, figure in figures.items():
         target = Path(folder, path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target)
+        save(figure, target)
     _write_texts(folder, {**texts, **{f"{name}.json": json.dumps(fact, indent=2) for name, fact in facts.items()}})
     for path, write in dict(files).items():
         write(Path(folder, path))
@@ -342,11 +353,12 @@ def log_model(model, dataset) -> str:
 
 
 def _experiment_tags(dataset):
+    some = [markdown(name) for name in dataset.class_names[:20]] + ["..."] * (len(dataset.class_names) > 20)
     return {
         TAG + "source": dataset.source,
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": f"Image classification on **{dataset.name}** ({len(dataset.class_names)} classes: "
-        f"{', '.join(dataset.class_names[:20])}{', ...' if len(dataset.class_names) > 20 else ''}).",
+        "mlflow.note.content": f"Image classification on **{markdown(dataset.name)}** ({len(dataset.class_names)} "
+        f"classes: {', '.join(some)}).",
     }
 
 

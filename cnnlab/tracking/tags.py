@@ -1,5 +1,7 @@
 """Names of the tags and metrics that stored runs carry."""
 
+import re
+
 # Every tag of ours starts with this, so that it stands apart from MLflow's own.
 TAG = "cnnlab."
 BEST = "final_val_accuracy"  # what "the best run" means: of the weights that the model ended with
@@ -13,7 +15,9 @@ def matches(key, value) -> str:
         return f"{key} = '{value}'"
     if '"' not in value:
         return f'{key} = "{value}"'
-    return f"{key} LIKE '{value.replace(chr(39), '_')}'"  # MLflow has no way to write both: any character there
+    # MLflow has no way to write both: any character there. To some databases a backslash says something, too.
+    pattern = re.sub(r"['\\]", "_", value)
+    return f"{key} LIKE '{pattern}'"
 
 
 def our_tags(tags) -> dict:
