@@ -3,6 +3,8 @@
 import difflib
 import re
 
+from cnnlab.names import shown
+
 
 class LabError(Exception):
     """A job that cannot go on (a corrupt file, an unreachable server). The command exits with status 1."""
@@ -10,7 +12,7 @@ class LabError(Exception):
     exit_code = 1
 
     def __str__(self):
-        return masked(super().__str__())
+        return shown(masked(super().__str__()))  # it names files
 
 
 class StoreGone(LabError):

@@ -1,5 +1,6 @@
 """The `cnnlab` command: parses, calls one function, prints. Heavy imports wait until a job starts."""
 
+import contextlib
 import gc
 import sys
 import traceback
@@ -9,6 +10,7 @@ import click
 from cnnlab.cli import training, upkeep, use
 from cnnlab.cli.failures import sentence
 from cnnlab.errors import LabError, first_line, masked
+from cnnlab.names import shown
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -28,13 +30,17 @@ for _command in (*training.COMMANDS, *use.COMMANDS, *upkeep.COMMANDS):
 def main():
     """Run the command; a `LabError` is one sentence on stderr and its exit status."""
     debug = "--debug" in sys.argv
+    with contextlib.suppress(AttributeError):  # closed, or somebody else's
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as stderr is: a name that it has no characters for ends no job
     try:
         cli(prog_name="cnnlab", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         status = error.exit_code
     except click.ClickException as error:
-        print(f"error: {error.format_message()} See 'cnnlab --help'.", file=sys.stderr)
+        print(f"error: {shown(error.format_message())} See 'cnnlab --help'.", file=sys.stderr)
         status = error.exit_code
     except LabError as error:
         if debug:
@@ -48,7 +54,7 @@ def main():
         said = sentence(error)
         if said is None or debug:
             traceback.print_exc()
-        print(f"error: {said or masked(first_line(error))}", file=sys.stderr)
+        print(f"error: {shown(said or masked(first_line(error)))}", file=sys.stderr)
         status = 1
     else:
         status = 0

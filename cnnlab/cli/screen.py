@@ -2,6 +2,8 @@
 
 import sys
 
+from cnnlab.names import shown
+
 FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
 
 
@@ -90,13 +92,15 @@ def _print_table(title, columns, rows, last=None):
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(title=title and shown(title), title_justify="left", box=box.SIMPLE)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        # On a narrow terminal names and ids are in several lines, but whole.
+        table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
     if last:
-        table.add_column(last[0], overflow="fold")  # on a narrow terminal in two lines, but whole
+        table.add_column(last[0], overflow="fold")
         rows = [(*row, value) for row, value in zip(rows, last[1], strict=True)]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(shown, row))
     # In a file the table is as wide as it needs to be; only a terminal has a width to respect.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    # What stands in brackets or between colons is part of a name.
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)

@@ -6,6 +6,7 @@ import click
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.job import job
+from cnnlab.names import shown
 from cnnlab.results.names import SCORES
 
 FORMATS = ("table", "csv", "json")  # of predictions
@@ -41,7 +42,8 @@ def register(run_id, best, by, experiment, name, promote, margin, force):
         from cnnlab.tracking import registry
 
         version, said = registry.register(run_id, experiment=experiment, name=name, by=by)
-        print("\n".join([*said, f"{version}, run {version.run_id}: models:/{version.name}/{version.number}"]))
+        where = f"{version}, run {version.run_id}: models:/{version.name}/{version.number}"
+        print("\n".join(map(shown, [*said, where])))
         if promote:
             decision = registry.promote(version, by=by, margin=margin / 100, force=force)
             if not decision.promoted and not decision.unchanged:
@@ -99,6 +101,7 @@ def predict(paths, model, top, file_format):
     expect_one_of("format", file_format, FORMATS)
     unreadable = []
     with job():
+        from rich.cells import cell_len, set_cell_size
         from rich.console import Console
         from rich.progress import track
 
@@ -117,15 +120,21 @@ def predict(paths, model, top, file_format):
             disable=not console.is_terminal or sys.stdout.isatty(),
         )
 
+        written = str if file_format == "json" else shown  # JSON has an escape of its own
+        names = [written(file) for file in files]
+        if file_format == "table":  # some characters take two columns of the screen
+            width = max(map(cell_len, names))
+            names = [set_cell_size(name, width) for name in names]
+
         def readable():
-            for file, result in classified:
+            for name, (file, result) in zip(names, classified, strict=True):
                 if isinstance(result, LabError):
                     unreadable.append(file)
                     print(f"error: {result}", file=sys.stderr)
                 else:
-                    yield file, classifier.top(result, top)
+                    yield name, [(written(label), share) for label, share in classifier.top(result, top)]
 
-        for text in write_predictions(readable(), file_format, top, max(len(str(file)) for file in files)):
+        for text in write_predictions(readable(), file_format, top, width=0):
             sys.stdout.write(text)
     if unreadable:
         sys.exit(1)
