@@ -1,7 +1,5 @@
 """Name what is in pictures with a logged or registered model."""
 
-import csv
-import io
 import json
 import re
 import sys
@@ -14,7 +12,7 @@ import numpy as np
 from cnnlab.data.images import SIXTEEN_BITS, decode_image
 from cnnlab.data.listing import in_words, list_pictures_below
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.names import shown
+from cnnlab.names import csv_line, shown
 from cnnlab.signals import signals_held
 from cnnlab.tracking import models as stored_models
 from cnnlab.tracking import read, registry, store
@@ -142,11 +140,11 @@ def write_predictions(rows, file_format, count, width):
         Text, to be written as it is.
     """
     if file_format == "csv":
-        yield _csv_line(["file", *(f"{what}_{i}" for i in range(1, count + 1) for what in ("class", "probability"))])
+        yield csv_line(["file", *(f"{what}_{i}" for i in range(1, count + 1) for what in ("class", "probability"))])
     started = False
     for file, best in rows:
         if file_format == "csv":
-            yield _csv_line([file, *(value for name, p in best for value in (name, f"{p:.6f}"))])
+            yield csv_line([file, *(value for name, p in best for value in (name, f"{p:.6f}"))])
         elif file_format == "json":
             predictions = [{"class": name, "probability": round(p, 6)} for name, p in best]
             yield (",\n" if started else "[\n") + json.dumps({"file": str(file), "predictions": predictions})
@@ -155,9 +153,3 @@ def write_predictions(rows, file_format, count, width):
         started = True
     if file_format == "json":
         yield "\n]\n" if started else "[]\n"
-
-
-def _csv_line(values):
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()

@@ -10,6 +10,7 @@ from cnnlab.errors import ArgumentError
 from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
 from cnnlab.models import COMMON, MODELS, Range, find_model, own
 from cnnlab.models.augment import parse_augment
+from cnnlab.names import shown
 
 PRECISIONS = ("float32", "mixed_bfloat16", "auto")
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
@@ -269,7 +270,7 @@ class Recipe:
     @property
     def label(self) -> str:
         """The model's name for people: a function's without its file, a backbone's without its folder."""
-        return self._name + (" fine-tuned" if self.fine_tune else "")
+        return shown(self._name) + (" fine-tuned" if self.fine_tune else "")
 
     @property
     def _name(self):

@@ -1,10 +1,10 @@
 """Pictures that are there more than once: the same pixels, or nearly the same look."""
 
-import csv
-import io
 from dataclasses import dataclass
 
 import numpy as np
+
+from cnnlab.names import csv_line
 
 HASH_BITS = 64
 NEAR = 3  # bits in which the hashes of two pictures may differ
@@ -66,16 +66,14 @@ class Duplicates:
 
     def table(self, class_names) -> str:
         """All pairs as CSV."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        lines = [csv_line(COLUMNS)]
         files, part, labels = self.pictures.files, self.pictures.part, self.pictures.labels
         for p in self.pairs:
             row = ["near" if p.near else "same"]
             for i in (p.first, p.second):
                 row += [files[i], part[i], class_names[labels[i]]]
-            writer.writerow(row)
-        return text.getvalue()
+            lines.append(csv_line(row))
+        return "".join(lines)
 
     def to_drop(self):
         """Positions of training pictures that are in another part too, that come again, or that have two labels."""
