@@ -1,9 +1,14 @@
-"""Downloads through Keras, which has no timeout of its own and raises bare exceptions."""
+"""Downloads: through Keras, which has no timeout of its own and raises bare exceptions, and of single files."""
 
+import http.client
 import socket
+import urllib.request
 from contextlib import contextmanager
 
+from cnnlab.errors import LabError, first_line
+
 TIMEOUT = 15  # seconds of silence from a host
+URLS = ("http://", "https://")
 
 
 @contextmanager
@@ -15,3 +20,23 @@ def download_timeout():
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def fetch(url, most_bytes) -> bytes:
+    """The content of a URL.
+
+    Raises:
+        LabError: it cannot be had, or is larger than `most_bytes`.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            content = answer.read(most_bytes + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise LabError(
+            f"Expected '{url}' to be a picture. Received: {first_line(error)}. See whether a browser opens it."
+        ) from error
+    if len(content) > most_bytes:
+        raise LabError(
+            f"Expected at most {most_bytes:,} bytes at '{url}'. Received more. Download it, and name the file."
+        )
+    return content

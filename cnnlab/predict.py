@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnlab.data.images import SIXTEEN_BITS, decode_image
 from cnnlab.data.listing import in_words, list_pictures_below
+from cnnlab.downloads import URLS, fetch
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.names import csv_line, shown
 from cnnlab.signals import signals_held
@@ -18,6 +19,7 @@ from cnnlab.tracking import models as stored_models
 from cnnlab.tracking import read, registry, store
 
 BATCH = 256  # pictures in memory at a time
+MOST_BYTES = 2**28  # of a picture at a URL
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,18 @@ def _uri(model):
     return registry.champion_uri(model)
 
 
-def list_pictures(paths) -> list[Path]:
-    """Files as they are, and the pictures in folders and their subfolders, sorted.
+def list_pictures(paths) -> list[Path | str]:
+    """Files and URLs as they are, and the pictures in folders and their subfolders, sorted.
 
     Raises:
         ArgumentError: a path does not exist, or a folder holds no pictures.
     """
     found = []
-    for path in map(Path, paths):
+    for path in paths:
+        if str(path).startswith(URLS):
+            found.append(path)
+            continue
+        path = Path(path)
         if not path.exists():
             raise ArgumentError(f"Expected pictures or folders of them. Received: '{path}', which does not exist.")
         files = [path]
@@ -113,7 +119,7 @@ def classify_files(classifier, files):
 
     def decode(file):
         try:
-            return classifier.image(file)
+            return classifier.image(fetch(file, MOST_BYTES) if str(file).startswith(URLS) else file)
         except LabError as error:
             return error
 

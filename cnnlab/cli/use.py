@@ -85,7 +85,7 @@ def rollback(name):
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="IMAGE_OR_FOLDER...")
+@click.argument("paths", nargs=-1, required=True, metavar="IMAGE_FOLDER_OR_URL...")
 @click.option(
     "--model",
     help="A registered model's name, a run's id, or a URI.  [default: the champion, where there is one model]",

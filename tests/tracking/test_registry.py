@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import http.server
 import io
 import json
 import threading
@@ -240,6 +241,54 @@ def test_pictures_are_named_as_in_the_test(classifier, good, workplace):
     assert probability == probabilities[0].max()
 
 
+def test_pictures_are_made_as_in_the_training(store, workplace):
+    """Cut, and grey of 16 bits by the range of the set: the model carries both."""
+    for label, values in (("dark", range(100, 110)), ("light", range(3000, 3010))):
+        (workplace / "scans" / label).mkdir(parents=True)
+        for value in values:
+            pixels = np.full((20, 60), 50_000, np.uint16)  # beside the middle square
+            pixels[:, 20:40] = value
+            Image.fromarray(pixels).save(workplace / "scans" / label / f"{value}.png")
+    recipe = cnnlab.Recipe(dataset="scans", image_size=16, filters=(4,), dense_units=8, epochs=12, learning_rate=0.01)
+    result = train_model(recipe)
+    classifier = predict.load_classifier(result.run_id)
+    assert (classifier.fit, classifier.grey_range) == ("crop", (100, 50_000))
+    dataset = cnnlab.load_dataset("scans", image_size=16)
+    files = predict.list_pictures(["scans"])
+    made = {classifier.image(file).tobytes() for file in files}
+    assert {image.tobytes() for part in (dataset.train, dataset.val, dataset.test) for image in part.images} == made
+    tested = {image.tobytes(): p for image, p in zip(dataset.test.images, result.test.probabilities, strict=True)}
+    for file, probabilities in predict.classify_files(classifier, files):
+        if (image := classifier.image(file).tobytes()) in tested:
+            assert probabilities == pytest.approx(tested[image], abs=1e-5)
+
+
+def test_pictures_at_urls_are_named(classifier, workplace, monkeypatch):
+    class Host(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    Image.new("L", (32, 32)).save("black.png")
+    (workplace / "folder.jpg").mkdir()
+    Image.new("L", (32, 32), 255).save("folder.jpg/white.png")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        files = predict.list_pictures([f"{url}/black.png", "folder.jpg", f"{url}/none.png", "http://127.0.0.1:9/x.png"])
+        monkeypatch.setattr(predict, "MOST_BYTES", 2**20)
+        rows = list(predict.classify_files(classifier, files))
+        monkeypatch.setattr(predict, "MOST_BYTES", 10)
+        [(_, large)] = predict.classify_files(classifier, files[:1])
+        server.shutdown()
+    black, white, missing, refused = (result for _, result in rows)
+    assert black.argmax() in range(10)
+    assert rows[1][0] == Path("folder.jpg/white.png")
+    assert white.shape == (10,)
+    assert "404" in str(missing)
+    assert "refused" in str(refused)
+    assert "at most 10 bytes" in str(large)
+
+
 def test_predictions_are_written_in_three_formats():
     rows = [("a.png", [("cat", 0.75), ("dog", 0.25)]), ("b, c.png", [("dog", 0.5), ("cat", 0.5)])]
     table, text, array = ("".join(predict.write_predictions(rows, f, 2, 8)) for f in ("table", "csv", "json"))
@@ -273,7 +322,7 @@ def post(classifier):
     thread.join(20)
 
 
-def test_server_takes_pictures_and_arrays_and_refuses_scaled_ones(classifier, good, post):
+def test_server_takes_pictures_and_arrays_and_refuses_others(classifier, good, post, monkeypatch):
     image = cnnlab.load_dataset("digits", limit=good.limit).test.images[0]
     expected = classifier.probabilities(image[None])[0]
 
@@ -299,7 +348,23 @@ def test_server_takes_pictures_and_arrays_and_refuses_scaled_ones(classifier, go
     status, text = post("classify", png.getvalue())
     assert status == 200
     assert json.loads(text)["predictions"][0]["class"] == classifier.class_names[expected.argmax()]
-    assert post("classify", b"text")[0] == 400
+    assert post("classify", b"text") == (
+        400,
+        '{"error":"Expected the body to be a picture file. Received: it is not in an image format."}',
+    )
+    large = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(large, "png")
+    status, text = post("classify", large.getvalue())
+    assert status == 400
+    assert "9000 x 9000 pixels, and at most 50 million are read" in text
+    for path in ("classify", "invocations"):
+        status, text = post(path, iter([b"chunk"]))
+        assert (status, "Content-Length" in text) == (411, True)
+    monkeypatch.setattr(serve, "MOST_BYTES", 1000)
+    for path in ("classify", "invocations"):
+        status, text = post(path, bytes(1001))
+        assert status == 413
+        assert "at most 1,000 bytes. Received: 1,001" in text
 
 
 def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):
