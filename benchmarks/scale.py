@@ -18,7 +18,8 @@ from cnnlab import prepare
 from cnnlab.training.loop import train
 
 started = time.perf_counter()
-recipe = cnnlab.Recipe(dataset=sys.argv[1], image_size=96, epochs=1, batch_size=128, filters=(8, 16, 32), dense_units=16)
+small = {"epochs": 1, "batch_size": 128, "filters": (8, 16, 32), "dense_units": 16}
+recipe = cnnlab.Recipe(dataset=sys.argv[1], image_size=96, **small)
 dataset, [one] = prepare.prepare([recipe])
 loaded = time.perf_counter() - started
 rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnlab.data.rows import forget
 from cnnlab.names import csv_line
 
 HASH_BITS = 64
@@ -140,7 +141,9 @@ def _near(pictures, positions, looks, everywhere):
     if not everywhere:
         pairs = pairs[part[pairs[:, 0]] != part[pairs[:, 1]]]
     for one, other in pairs.tolist():
-        if _alike(pictures.stored.pixels[one], pictures.stored.pixels[other]):
+        alike = _alike(pictures.stored.pixels[one], pictures.stored.pixels[other])
+        forget(pictures.stored.pixels)
+        if alike:
             yield one, other
 
 

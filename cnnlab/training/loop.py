@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from cnnlab.models.layers import single_view
 from cnnlab.results.predictions import Predictions
 from cnnlab.signals import signals_between_batches, signals_held
 from cnnlab.training import compute
-from cnnlab.training.compiling import compile_like, wants_one_hot
+from cnnlab.training.compiling import STEPS_PER_EXECUTION, compile_like, wants_one_hot
 from cnnlab.training.frozen import features_of, split_at_frozen_front
 from cnnlab.training.stages import begin_fine_tuning, stages_of
 
-PREDICT_BATCH = 256  # images; large batches use the cores better, and memory is bounded by them
+PREDICT_BATCH = 256  # images; large batches use the cores better
+PREDICT_BYTES = 2**28  # of as many batches of floats as Keras predicts in one call, at most
 PLATEAU = {"factor": 0.5, "patience": 2}  # epochs
 
 
@@ -202,7 +204,7 @@ def stages_in_words(results, dataset):
 
 
 def _predict(cut, name, part):
-    batched = _batched(cut.inputs[name], part.labels, PREDICT_BATCH, shuffle=False)
+    batched = _batched(cut.inputs[name], part.labels, _predict_batch(cut.inputs[name]), shuffle=False)
     batched.pop("y", None)
     with signals_between_batches() as between_batches:
         probabilities = cut.predicting.predict(**batched, callbacks=[between_batches], verbose=0)  # (N, C) float32
@@ -219,10 +221,17 @@ def _batched(x, labels, batch_size, shuffle, weights=None, mixing=()):
 
 
 def _validation(x, labels):
-    data = _batched(x, labels, PREDICT_BATCH, shuffle=False)
+    batch = _predict_batch(x)
+    data = _batched(x, labels, batch, shuffle=False)
     if "y" not in data:
         return {"validation_data": data["x"]}
-    return {"validation_data": (data["x"], data["y"]), "validation_batch_size": PREDICT_BATCH}
+    return {"validation_data": (data["x"], data["y"]), "validation_batch_size": batch}
+
+
+def _predict_batch(x):
+    """As many rows as memory is bounded by, whatever their size."""
+    row = 4 * STEPS_PER_EXECUTION * math.prod(x.shape[1:])  # bytes
+    return max(1, min(PREDICT_BATCH, PREDICT_BYTES // row))
 
 
 def _expect_same(model, images, probabilities, rounded):
