@@ -181,7 +181,7 @@ def _from_folder(layout, image_size, val_fraction, limit, seed, how):
     from cnnlab.data.splits import digest_of
     from cnnlab.names import shown
 
-    pictures, notes, duplicates = folders.load_pictures(
+    pictures, notes, left_out, duplicates = folders.load_pictures(
         layout, image_size, val_fraction=val_fraction, limit=limit, seed=seed, **how
     )
     name, class_names = shown(os.path.basename(layout.top)) or "root", layout.class_names
@@ -195,10 +195,10 @@ def _from_folder(layout, image_size, val_fraction, limit, seed, how):
     counts = {part: len(labels) for part, (_, labels) in parts.items()}
     used = pictures.positions("train", "val", "test")
     words = {"labels": parts["train"][1], "sizes": pictures.stored.sizes[used], "fit": how["fit"]}
-    words["left_out"] = layout.left_out
+    words["left_out"] = left_out
     lines = describe(name, class_names, counts, image_size, notes=notes, **words)
     tables = {"duplicates.csv": duplicates.table(class_names)} if duplicates.pairs else {}
-    found = Found(lines, layout.left_out, tables, tuple(duplicates.pairs))
+    found = Found(lines, left_out, tables, tuple(duplicates.pairs))
     dataset = _dataset(
         name, folders.source_of(layout), class_names, parts, digest_of(class_names, *whole), found, pictures
     )

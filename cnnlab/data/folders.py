@@ -51,8 +51,8 @@ class Pictures:
         return rows[:] if rows.digests is None else rows
 
 
-def choose(layout: Layout, val_fraction, limit, seed, notes):
-    """Which pictures are used, and for what.
+def choose(layout: Layout, val_fraction, limit, seed, notes, left_out):
+    """Which pictures are used, and for what; sentences and what is left out are added to `notes` and `left_out`.
 
     Returns:
         `(files, labels, part)`: arrays `(N,)` of relative paths, `int64` and "train", "val" or "test", in the order of
@@ -64,34 +64,31 @@ def choose(layout: Layout, val_fraction, limit, seed, notes):
     names = layout.class_names
     numbers = {name: label for label, name in enumerate(names)}
     chosen = {}
-    for part in PARTS:
-        pairs = layout.parts[part]
-        chosen[part] = (
-            np.array([file for file, _ in pairs], dtype=object),
-            np.array([numbers[name] for _, name in pairs], dtype=np.int64),
-        )
+    for part, pairs in layout.parts.items():
+        files = np.array([file for file, _ in pairs], dtype=object)
+        chosen[part] = files, np.array([numbers[name] for _, name in pairs], dtype=np.int64)
+
+    def take(part, index):
+        return tuple(column[index] for column in chosen[part])
+
+    def hold_out(into, share, what):
+        rest, held_out = stratified_split(chosen["train"][1], share, names, seed, what)
+        chosen["train"], chosen[into] = take("train", rest), take("train", held_out)
+
+    has_val = len(chosen["val"][0]) > 0
     if not len(chosen["test"][0]):
-        files, labels = chosen["train"]
-        rest, held_out = stratified_split(labels, TEST_SHARE, names, seed, "test split")
-        chosen["train"], chosen["test"] = (files[rest], labels[rest]), (files[held_out], labels[held_out])
-        where = "its training pictures" if len(chosen["val"][0]) else "it"
+        hold_out("test", TEST_SHARE, "test split")
+        where = "its training pictures" if has_val else "it"
         notes.append(f"a fifth of {where} is held out as the test set, as it has none")
-    total = len(chosen["train"][0])
-    indices = limited_indices(chosen["train"][1], chosen["test"][1], names, limit, seed)
-    for part, index in zip(("train", "test"), indices, strict=True):
-        chosen[part] = tuple(column[index] for column in chosen[part])
-    if len(chosen["val"][0]) and not val_fraction:
-        layout.left_out["validation pictures, as val_fraction is 0"] = list(chosen["val"][0])
-        chosen["val"] = tuple(column[:0] for column in chosen["val"])
-    elif len(chosen["val"][0]) and limit is not None and limit < total:
-        labels = chosen["val"][1]
-        count = max(round(limit / total * len(labels)), len(np.unique(labels)))
-        index = limited_indices(labels, labels, names, max(count, len(names)), seed)[0]
-        chosen["val"] = tuple(column[index] for column in chosen["val"])
-    elif val_fraction and not len(chosen["val"][0]):
-        files, labels = chosen["train"]
-        rest, held_out = stratified_split(labels, float(val_fraction), names, seed, "validation split")
-        chosen["train"], chosen["val"] = (files[rest], labels[rest]), (files[held_out], labels[held_out])
+    if has_val and not val_fraction:
+        left_out["validation pictures, as val_fraction is 0"] = list(chosen["val"][0])
+        chosen["val"] = take("val", slice(0))
+    if limit is not None:
+        labels = {part: labels for part, (_, labels) in chosen.items()}
+        for part, index in limited_indices(labels, names, limit, seed).items():
+            chosen[part] = take(part, index)
+    if val_fraction and not has_val:
+        hold_out("val", float(val_fraction), "validation split")
     part = np.concatenate([np.full(len(chosen[name][0]), name) for name in PARTS])
     return *(np.concatenate([chosen[name][i] for name in PARTS]) for i in (0, 1)), part
 
@@ -100,35 +97,36 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
     """Choose and decode the pictures of a layout.
 
     Returns:
-        `(Pictures, notes, duplicates)`: what is said of them, and `Duplicates`.
+        `(Pictures, notes, left_out, duplicates)`: what is said of them, reasons to paths, and `Duplicates`.
 
     Raises:
         ArgumentError: as `choose`.
         LabError: a picture does not decode (all of them are named), or there is no room for them.
     """
-    notes = list(layout.notes)
-    files, labels, part = choose(layout, val_fraction, limit, seed, notes)
+    notes, left_out = list(layout.notes), {reason: list(paths) for reason, paths in layout.left_out.items()}
+    files, labels, part = choose(layout, val_fraction, limit, seed, notes, left_out)
     # In one order whatever the split, so that another one finds the same decoded pictures.
     order = np.argsort(files.astype(str), kind="stable")
     stored = decoded(layout.top, {file: layout.stamps[file] for file in files[order]}, image_size, fit)
     pictures = Pictures(files[order], labels[order], part[order], stored)
     if stored.bad:
-        _leave_bad_out(layout, pictures, skip_bad)
+        left_out["files without a picture that decodes"] = _without_bad(layout, pictures, skip_bad)
     duplicates = find_duplicates(pictures)
     if duplicates.pairs:
         notes.extend(duplicates.sentences())
     if drop_duplicates and len(dropped := duplicates.to_drop()):
         pictures.without(dropped)
-        layout.left_out["duplicate pictures of the training set"] = list(pictures.files[dropped])
+        left_out["duplicate pictures of the training set"] = list(pictures.files[dropped])
     _expect_training_pictures(layout, pictures)
     if stored.grey_range:
         low, high = stored.grey_range
         notes.append(f"grey values of 16 bits, {low:g} to {high:g} here, become 0 to 255")
     notes.extend(_missing(layout, pictures))
-    return pictures, notes, duplicates
+    return pictures, notes, left_out, duplicates
 
 
-def _leave_bad_out(layout, pictures, skip_bad):
+def _without_bad(layout, pictures, skip_bad):
+    """Take the pictures that do not decode out, or raise; their files."""
     bad = pictures.stored.bad
     if not skip_bad:
         named = [f"{shown(os.path.join(layout.top, pictures.files[i]))} ({reason})" for i, reason in bad.items()]
@@ -140,7 +138,7 @@ def _leave_bad_out(layout, pictures, skip_bad):
         )
     positions = np.fromiter(bad, int)
     pictures.without(positions)
-    layout.left_out["files without a picture that decodes"] = list(pictures.files[positions])
+    return list(pictures.files[positions])
 
 
 def _expect_training_pictures(layout, pictures):

@@ -86,10 +86,10 @@ def load_named(name, image_size, *, limit=None, seed=0):
 
     train, test, source = _read_digits() if name == "digits" else _download(name)
     classes = NAMED[name].classes
-    chosen = limited_indices(train[1], test[1], classes, limit, seed)
+    chosen = limited_indices({"train": train[1], "test": test[1]}, classes, limit, seed)
     parts = [
         (_as_rgb(images[index], image_size), labels[index])
-        for (images, labels), index in zip((train, test), chosen, strict=True)
+        for (images, labels), index in zip((train, test), chosen.values(), strict=True)
     ]
     return name, source, classes, *parts
 

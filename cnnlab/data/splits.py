@@ -43,8 +43,11 @@ def _with_every_class(labels, chosen, by_class, seed):
     return chosen
 
 
-def limited_indices(train_labels, test_labels, class_names, limit, seed):
-    """Indices of a stratified choice of at most `limit` training images, and of test images in proportion.
+def limited_indices(labels, class_names, limit, seed) -> dict:
+    """Indices of a stratified choice of at most `limit` training images, and of those of other parts in proportion.
+
+    Args:
+        labels: part to its labels; "train" is one.
 
     Raises:
         ArgumentError: the limit leaves less than one training image for each class.
@@ -53,15 +56,15 @@ def limited_indices(train_labels, test_labels, class_names, limit, seed):
         raise ArgumentError(
             f"Expected limit to be at least {len(class_names)}, an image for each class. Received: {limit}."
         )
-    share = 1.0 if limit is None else min(1.0, limit / len(train_labels))
-    chosen = []
-    for labels in (train_labels, test_labels):
-        count = max(round(share * len(labels)), len(class_names))
-        if len(labels) - count >= len(class_names):
-            chosen.append(stratified_split(labels, count, class_names, seed, f"limit of {limit} images")[1])
+    share = 1.0 if limit is None else min(1.0, limit / len(labels["train"]))
+    chosen = {}
+    for part, given in labels.items():
+        count = max(round(share * len(given)), len(class_names))
+        if len(given) - count >= len(class_names):
+            chosen[part] = stratified_split(given, count, class_names, seed, f"limit of {limit} images")[1]
         else:  # all but a few: a stratified split has no room for the rest
-            order = np.random.default_rng(seed).permutation(len(labels))
-            chosen.append(np.sort(order[:count]))
+            order = np.random.default_rng(seed).permutation(len(given))
+            chosen[part] = np.sort(order[:count])
     return chosen
 
 
