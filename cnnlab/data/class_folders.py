@@ -53,7 +53,9 @@ def from_class_folders(listing: Listing, where, skip_empty):
         before = prefix + below + wrapper
         used.append(before)
         _leave_out(listing, OUTSIDE, [path for path in short if os.sep not in path], before)
-        parts[part] = [(before + path, path.split(os.sep)[0]) for path in short if os.sep in path]
+        # No second text for each of many paths.
+        whole = short if not before else [before + path for path in short]
+        parts[part] = [(full, path.split(os.sep)[0]) for full, path in zip(whole, short, strict=True) if os.sep in path]
         if child and (part == "val" or before != os.path.join(part, "")):
             notes.append(f"{shown(before)} is the {NAMES[part]} set")
     _expect_no_empty_class(listing, used, where, skip_empty)

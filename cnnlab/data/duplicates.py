@@ -4,14 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlab.data.rows import forget
 from cnnlab.names import csv_line
 
-HASH_BITS = 64
-NEAR = 3  # bits in which the hashes of two pictures may differ
-BANDS = 4  # of the hash, one more than NEAR: two hashes that are near agree in one of them
-ALIKE = 0.98  # correlation of grey pixels, above which two pictures with near hashes are the same
-CROWD = 200  # pictures with one band in common, above which it says nothing (plain skies)
 COLUMNS = ("kind", "first", "first_part", "first_class", "second", "second_part", "second_class")
 
 
@@ -101,54 +95,16 @@ def _pictures(count):
 def find_duplicates(pictures, everywhere=False) -> Duplicates:
     """Pairs of the same pixels, and of nearly the same look between two parts, or `everywhere`.
 
-    The look is the difference hash of the library ImageHash (64 bits, of neighbouring brightnesses); two pictures whose
-    hashes differ in at most 3 bits are compared pixel by pixel.
-
     Args:
         pictures: a `folders.Pictures`.
     """
     used = pictures.positions("train", "val", "test")
-    digests, looks = pictures.stored.digests, pictures.stored.looks
-    pairs, same = [], {}
+    digests, part, pairs, same = pictures.stored.digests, pictures.part, [], {}
     for i in used:
         first = same.setdefault(digests[i], i)
         if first != i:
             pairs.append(Pair(int(first), int(i), False))
-    unique = np.array(sorted(same.values()), int)
-    pairs += [Pair(a, b, True) for a, b in _near(pictures, unique, looks[unique], everywhere)]
+    for one, other in pictures.stored.near.tolist():
+        if part[one] and part[other] and (everywhere or part[one] != part[other]) and digests[one] != digests[other]:
+            pairs.append(Pair(one, other, True))
     return Duplicates(pictures, pairs)
-
-
-def _near(pictures, positions, looks, everywhere):
-    """Pairs of positions whose looks differ in a few bits, and whose pixels are alike."""
-    part, width, found = np.unique(pictures.part, return_inverse=True)[1], HASH_BITS // BANDS, []
-    for band in range(BANDS):
-        keys = (looks >> np.uint64(band * width)) & np.uint64(2**width - 1)
-        crowd = np.bincount(keys.astype(int), minlength=2**width)[keys.astype(int)]
-        order = np.flatnonzero((crowd > 1) & (crowd <= CROWD))
-        order = order[np.argsort(keys[order], kind="stable")]
-        for shift in range(1, CROWD):
-            a, b = order[:-shift], order[shift:]
-            together = keys[a] == keys[b]
-            if not together.any():
-                break
-            a, b = a[together], b[together]
-            near = np.bitwise_count(looks[a] ^ looks[b]) <= NEAR
-            found.append(np.sort(np.stack([positions[a[near]], positions[b[near]]], axis=1), axis=1))
-    if not found:
-        return
-    pairs = np.unique(np.concatenate(found), axis=0)
-    if not everywhere:
-        pairs = pairs[part[pairs[:, 0]] != part[pairs[:, 1]]]
-    for one, other in pairs.tolist():
-        alike = _alike(pictures.stored.pixels[one], pictures.stored.pixels[other])
-        forget(pictures.stored.pixels)
-        if alike:
-            yield one, other
-
-
-def _alike(one, other):
-    a, b = (pixels.mean(axis=2).ravel() for pixels in (one, other))
-    a, b = a - a.mean(), b - b.mean()
-    size = np.linalg.norm(a) * np.linalg.norm(b)
-    return size > 0 and float(a @ b) / size > ALIKE

@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import PIL
@@ -18,35 +18,63 @@ from rich.progress import Progress
 
 from cnnlab import cached
 from cnnlab.data.images import FORMATS, SIXTEEN_BITS
-from cnnlab.data.parallel import Facts, decode_files
+from cnnlab.data.looks import near_pairs
+from cnnlab.data.parallel import decode_files
 from cnnlab.data.rows import forget
 from cnnlab.errors import LabError
 
 RECHECK_VARIABLE = "CNNLAB_RECHECK"
 WRITTEN_AT_ONCE = 2**24  # bytes between two notes of how far it is
+# Of each file, as `parallel.Facts` has it; the lowest and highest value are NaN where it is not grey of 16 bits.
+KNOWN = np.dtype(
+    [("pixels", "S32"), ("content", "S32"), ("look", "u8"), ("size", "i4", 2), ("low", "f8"), ("high", "f8")]
+)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decoded:
     """Decoded files, in their order.
 
     Attributes:
         pixels: `(N, side, side, 3) uint8`, memory-mapped where they are stored.
-        digests: `(N,) S32`, sha256 of the pixels of each.
-        looks: `(N,) uint64`, the difference hash of each.
-        sizes: `(N, 2) int`, width and height of each file.
+        known: `(N,)` of `KNOWN`.
         bad: position to why the file does not decode.
-        grey_range: lowest and highest value of 16-bit grey pictures, or `None` where there are none.
-        path: the file of the pixels, or `None`.
+        near: `(M, 2) int`, positions of pictures of nearly the same look.
     """
 
     pixels: np.ndarray
-    digests: np.ndarray
-    looks: np.ndarray
-    sizes: np.ndarray
+    known: np.ndarray
     bad: dict[int, str]
-    grey_range: tuple[float, float] | None
-    path: Path | None = None
+    near: np.ndarray | None = None
+
+    @property
+    def digests(self) -> np.ndarray:
+        """`(N,) S32`: sha256 of the pixels of each."""
+        return self.known["pixels"]
+
+    @property
+    def looks(self) -> np.ndarray:
+        """`(N,) uint64`: the difference hash of each."""
+        return self.known["look"]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """`(N, 2) int32`: width and height of each file."""
+        return self.known["size"]
+
+    @property
+    def grey_range(self) -> tuple[float, float] | None:
+        """Lowest and highest value of the 16-bit grey pictures, `None` where there are none."""
+        grey = ~np.isnan(self.known["low"])
+        return (float(self.known["low"][grey].min()), float(self.known["high"][grey].max())) if grey.any() else None
+
+    def put(self, positions, part, facts):
+        """Take a few files that were decoded, at positions one behind the other or anywhere."""
+        self.pixels[positions] = np.frombuffer(part, np.uint8).reshape(-1, *self.pixels.shape[1:])
+        for position, one in zip(positions, facts, strict=True):
+            self.known[position] = (one.pixels, one.content, one.look, one.size, *(one.values or (np.nan, np.nan)))
+            if one.reason:
+                self.bad[position] = one.reason
 
 
 def decoded(top, files, side, fit) -> Decoded:
@@ -90,9 +118,9 @@ def decoded(top, files, side, fit) -> Decoded:
             "them in memory.",
             file=sys.stderr,
         )
-    pixels, facts = np.empty((len(paths), side, side, 3), np.uint8), []
-    _fill(pixels, facts, paths, side, fit, lambda start, new: None)
-    return Decoded(pixels, *_columns(facts))
+    made = Decoded(np.empty((len(paths), side, side, 3), np.uint8), np.zeros(len(paths), KNOWN), {})
+    _fill(made, 0, paths, side, fit, lambda done: None)
+    return made
 
 
 def _key(files, side, fit):
@@ -108,10 +136,9 @@ def _load(path, recheck):
     try:
         about = json.loads(path.with_suffix(".json").read_text())
         pixels = np.load(path, mmap_mode="r")
-        with np.load(path.with_suffix(".npz")) as known:
-            digests, looks, sizes = known["digests"], known["looks"], known["sizes"]
-            contents = known["contents"]
-        if pixels.shape != tuple(about["shape"]) or len(digests) != len(pixels):
+        with np.load(path.with_suffix(".npz")) as stored:
+            known, near = stored["known"], stored["near"]
+        if pixels.shape != tuple(about["shape"]) or len(known) != len(pixels) or known.dtype != KNOWN:
             raise ValueError("its parts do not belong together")
         os.utime(path)  # the oldest out first goes by the last use
     except FileNotFoundError:
@@ -120,18 +147,12 @@ def _load(path, recheck):
         print(f"warning: the decoded pictures '{path}' are damaged ({error}); decoding again.", file=sys.stderr)
         return None
     if os.environ.get(RECHECK_VARIABLE) and recheck:
-        changed = sum(
-            _digest(file) != content.ljust(32, b"\0") for file, content in zip(recheck, contents, strict=True)
-        )
-        damaged = sum(
-            hashlib.sha256(row).digest() != digest.ljust(32, b"\0") for row, digest in zip(pixels, digests, strict=True)
-        )
+        changed = np.count_nonzero(known["content"] != np.array([_digest(file) for file in recheck], "S32"))
+        damaged = np.count_nonzero(known["pixels"] != np.array([hashlib.sha256(row).digest() for row in pixels], "S32"))
         print(f"Rechecked {len(recheck):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
         if changed or damaged:
             return None
-    bad = {int(position): reason for position, reason in about["bad"].items()}
-    grey_range = tuple(about["grey_range"]) if about["grey_range"] else None
-    return Decoded(pixels, digests, looks, sizes, bad, grey_range, path)
+    return Decoded(pixels, known, {int(position): reason for position, reason in about["bad"].items()}, near)
 
 
 def _digest(file):
@@ -145,33 +166,30 @@ def _digest(file):
 def _build(path, paths, side, fit, what):
     """Decode the files into `path`, going on where a pass that was killed has ended."""
     shape, folder = (len(paths), side, side, 3), path.parent / f"{cached.UNFINISHED}{path.stem}"
-    # Said before anything is written.
-    size, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
-    fresh, notes = folder / path.name, folder / "done.jsonl"
-    facts = _done(notes)
-    if not facts:
+    fresh, known, notes = folder / path.name, folder / "known.npy", folder / "done.json"
+    done, bad = _done(notes)
+    if not done:
         shutil.rmtree(folder, ignore_errors=True)
+        # Said before anything is written.
+        size, free = math.prod(shape), shutil.disk_usage(path.parent).free
         if size > free:
             raise OSError(f"only {free / 1e9:,.1f} GB are free")
-        folder.mkdir()
-        np.lib.format.open_memmap(fresh, "w+", np.uint8, shape)
-        cached.reserve(fresh)
     try:
-        pixels = np.load(fresh, mmap_mode="r+")
-        with notes.open("a") as file:
+        if not done:
+            folder.mkdir()
+            for file, dtype, shape_ in ((fresh, np.uint8, shape), (known, KNOWN, shape[:1])):
+                np.lib.format.open_memmap(file, "w+", dtype, shape_)
+                cached.reserve(file)
+        made = Decoded(np.load(fresh, mmap_mode="r+"), np.load(known, mmap_mode="r+"), bad)
 
-            def note(start, new):
-                forget(pixels)
-                file.write(json.dumps([start, [_as_json(one) for one in new]]) + "\n")
-                file.flush()
+        def note(done):
+            forget(made.pixels)
+            _write(notes, {"done": done, "bad": made.bad})
 
-            _fill(pixels, facts, paths, side, fit, note)
-        pixels.flush()
-        digests, looks, sizes, bad, grey_range = _columns(facts)
-        contents = np.array([one.content for one in facts], "S32")
-        np.savez(folder / "known.npz", digests=digests, looks=looks, sizes=sizes, contents=contents)
-        about = {"shape": shape, "what": what, "bad": bad, "grey_range": grey_range}
-        Path(folder, "about.json").write_text(json.dumps(about))
+        _fill(made, done, paths, side, fit, note)
+        made.pixels.flush()
+        np.savez(folder / "known.npz", known=made.known, near=made.near)
+        _write(folder / "about.json", {"shape": shape, "what": what, "bad": made.bad})
         os.replace(folder / "known.npz", path.with_suffix(".npz"))
         os.replace(fresh, path)
         os.replace(folder / "about.json", path.with_suffix(".json"))
@@ -181,64 +199,37 @@ def _build(path, paths, side, fit, what):
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _write(file, content):
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    os.replace(partial, file)
+
+
 def _done(notes):
-    """The facts of the files that a pass that was killed has written."""
-    facts = []
-    with contextlib.suppress(OSError, ValueError):  # none, or a last line that is not whole
-        for line in notes.read_text().splitlines():
-            start, new = json.loads(line)
-            if start != len(facts):
-                break
-            facts.extend(
-                Facts(
-                    bytes.fromhex(pixels), bytes.fromhex(content), look, tuple(size), values and tuple(values), reason
-                )
-                for pixels, content, look, size, values, reason in new
-            )
-    return facts
+    """How many files a pass that was killed has written, and those that do not decode."""
+    try:
+        noted = json.loads(notes.read_text())
+        return noted["done"], {int(position): reason for position, reason in noted["bad"].items()}
+    except (OSError, ValueError, KeyError):
+        return 0, {}
 
 
-def _as_json(facts):
-    return [facts.pixels.hex(), facts.content.hex(), facts.look, facts.size, facts.values, facts.reason]
-
-
-def _fill(pixels, facts, paths, side, fit, note):
-    """Decode the files behind those whose `facts` are there; grey ones of 16 bits by the range of all of them."""
-    console = Console(stderr=True)
-    flat, row = pixels.reshape(-1), side * side * 3
+def _fill(made, done, paths, side, fit, note):
+    """Decode the files behind those that are done; grey ones of 16 bits then by the range of all of them."""
+    console, noted = Console(stderr=True), done
     bar = Progress(console=console, disable=not console.is_terminal)
-    done = len(facts)
-    files = paths[done:]
-    with bar, contextlib.closing(decode_files(files, side, fit, SIXTEEN_BITS)) as parts:
+    with bar, contextlib.closing(decode_files(paths[done:], side, fit, SIXTEEN_BITS)) as parts:
         task = bar.add_task(f"Decoding {len(paths):,} pictures", total=len(paths), completed=done)
-        for part, new in parts:
-            start = len(facts)
-            flat[start * row : (start + len(new)) * row] = np.frombuffer(part, np.uint8)
-            facts.extend(new)
-            if (len(facts) - done) * row >= WRITTEN_AT_ONCE:
-                note(done, facts[done:])
-                done = len(facts)
-            bar.update(task, completed=len(facts))
-    grey = [position for position, one in enumerate(facts) if one.values]
-    low_high = _range(facts)
-    if low_high and low_high != SIXTEEN_BITS:
-        start = 0
-        for part, new in decode_files([paths[position] for position in grey], side, fit, low_high):
-            for i, one in enumerate(new):
-                position = grey[start + i]
-                flat[position * row : (position + 1) * row] = np.frombuffer(part[i * row : (i + 1) * row], np.uint8)
-                facts[position] = one
-            start += len(new)
-
-
-def _range(facts):
-    values = [one.values for one in facts if one.values]
-    return (min(low for low, _ in values), max(high for _, high in values)) if values else None
-
-
-def _columns(facts):
-    digests = np.array([one.pixels for one in facts], "S32")
-    looks = np.array([one.look for one in facts], np.uint64)
-    sizes = np.array([one.size for one in facts], np.int32).reshape(-1, 2)
-    bad = {position: one.reason for position, one in enumerate(facts) if one.reason}
-    return digests, looks, sizes, bad, _range(facts)
+        for part, facts in parts:
+            made.put(range(done, done + len(facts)), part, facts)
+            done += len(facts)
+            if (done - noted) * side * side * 3 >= WRITTEN_AT_ONCE:
+                note(done)
+                noted = done
+            bar.update(task, completed=done)
+    if made.grey_range not in (None, SIXTEEN_BITS):
+        left = np.flatnonzero(~np.isnan(made.known["low"])).tolist()
+        for part, facts in decode_files([paths[position] for position in left], side, fit, made.grey_range):
+            made.put(left[: len(facts)], part, facts)
+            left = left[len(facts) :]
+    made.near = near_pairs(made.pixels, made.looks)

@@ -189,7 +189,7 @@ def test_both_kinds_share_the_bound_of_the_cache(birds, monkeypatch, workplace):
     np.save(features / "old.npy", np.zeros(1000))
     (features / "old.json").write_text(json.dumps({"shape": [1000], "what": "up to layer x"}))
     os.utime(features / "old.npy", (0, 0))
-    monkeypatch.setenv(cached.LIMIT_VARIABLE, str(entry["bytes"] * 1.5 / 1e9))
+    monkeypatch.setenv(cached.LIMIT_VARIABLE, str(entry["bytes"] * 1.3 / 1e9))
     load(limit=4)
     assert [e["kind"] for e in cached.entries()] == ["pictures", "pictures"]
     load(limit=6)
