@@ -118,8 +118,9 @@ class Recipe:
     )
     augment: str | None = field(
         None,
-        "Augmentation while training: none, full (flip,shift,rotate,zoom), or any of flip, shift, crop, rotate, zoom, "
-        "color, randaugment, cutout, mixup, cutmix, separated by commas, each with a strength if wished (crop:0.06).",
+        "Augmentation while training: none, full (flip,shift,rotate,zoom), or any of flip, altflip, shift, crop, "
+        "rotate, zoom, color, randaugment, cutout, mixup, cutmix, separated by commas, each with a strength if wished "
+        "(crop:0.06).",
         space=("none", "flip", "flip+crop", "flip+crop+cutout", "full"),
     )
     ema: float | None = field(

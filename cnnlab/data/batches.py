@@ -14,13 +14,16 @@ class Batches(keras.utils.PyDataset):
         labels: `(N,)` integers, or one-hot `(N, C) float32`, as mixing wants them.
         weights: `(C,)` of the classes in the loss.
         mixing: Keras layers that take `{"images", "labels"}`; each batch goes through one of them, at random.
+        alternating: a half of the rows, images drawn at the start, is mirrored in every second epoch, the rest in the
+            others.
     """
 
-    def __init__(self, rows, labels, batch_size, shuffle, weights=None, mixing=()):
+    def __init__(self, rows, labels, batch_size, shuffle, weights=None, mixing=(), alternating=False):
         super().__init__()
         self.rows, self.labels, self.batch_size, self.shuffle = rows, labels, batch_size, shuffle
         self.weights, self.mixing = weights, mixing
         self.order = np.arange(len(rows))
+        self.mirrored = np.random.permutation(len(rows)) % 2 == 0 if alternating else None  # noqa: NPY002  seeded as below
         self.on_epoch_end()
 
     def __len__(self):
@@ -29,6 +32,8 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, i):
         index = np.sort(self.order[i * self.batch_size : (i + 1) * self.batch_size])
         x, y = self.rows[index], self.labels[index]
+        if self.mirrored is not None:
+            x = np.where(self.mirrored[index][:, None, None, None], x[:, :, ::-1], x)
         if self.mixing:
             layer = self.mixing[np.random.randint(len(self.mixing))]  # noqa: NPY002  seeded as below
             mixed = layer({"images": x.astype("float32"), "labels": y}, training=True)
@@ -39,6 +44,8 @@ class Batches(keras.utils.PyDataset):
     def on_epoch_end(self):
         if self.shuffle:
             np.random.shuffle(self.order)  # noqa: NPY002  seeded by keras.utils.set_random_seed
+        if self.mirrored is not None:
+            self.mirrored = ~self.mirrored
 
 
 def sample_weights(weights, labels):

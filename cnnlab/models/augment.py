@@ -1,4 +1,4 @@
-"""Augmentations by name: Keras's own layers, which do nothing outside of training.
+"""Augmentations by name: Keras's own layers, which do nothing outside of training, and what is done to the batches.
 
 `augment` names one or more, separated by commas or "+", each with a strength of its own if wished: "flip,crop:0.06".
 Light, for the recipe: Keras is imported where layers are made.
@@ -23,7 +23,10 @@ MIXES = {
     "mixup": (0.2, 1, "alpha of the beta distribution (arXiv:1710.09412)"),
     "cutmix": (1.0, 1, "alpha of the beta distribution (arXiv:1905.04899)"),
 }
-KINDS = {**GEOMETRY, **PIXELS, **MIXES}
+# Of the batches, as it goes by the picture and the epoch: no layer knows either.
+ALTERNATING = {"altflip": (None, None, "a mirror image in every second epoch, half of the pictures at a time")}
+LAYERS = {**GEOMETRY, **PIXELS}
+KINDS = {**ALTERNATING, **LAYERS, **MIXES}
 PRESETS = {"none": (), "full": ("flip", "shift", "rotate", "zoom")}
 
 
@@ -31,7 +34,7 @@ def parse_augment(augment) -> dict:
     """`{name: strength}` in the order in which they are applied.
 
     Raises:
-        ArgumentError: an unknown name, or a strength out of bounds.
+        ArgumentError: an unknown name, a strength out of bounds, or both ways to mirror.
     """
     given = {}
     for part in augment.replace("+", ",").split(","):
@@ -42,6 +45,8 @@ def parse_augment(augment) -> dict:
         expect_one_of("augment", part.strip(), (*PRESETS, *KINDS))
         for one in PRESETS.get(name, (name,)):
             given.setdefault(one, KINDS[one][0])
+    if {"flip", "altflip"} <= set(given):
+        raise ArgumentError(f"Expected flip or altflip. Received both: {augment}. Leave one out.")
     return {name: given[name] for name in KINDS if name in given}
 
 
@@ -50,10 +55,17 @@ def mixes_of(augment) -> dict:
     return {name: strength for name, strength in parse_augment(augment).items() if name in MIXES}
 
 
+def alternates(augment) -> bool:
+    """Whether pictures are mirrored in every second epoch (arXiv:2404.00498): a picture is seen both ways
+    within any two epochs, where a coin shows half of the pictures one way twice.
+    """
+    return "altflip" in parse_augment(augment)
+
+
 def augmented(x, augment):
-    """Augmented pixels of a Keras tensor `(N, H, W, 3)`, 0 to 255, without what mixes labels too."""
+    """Augmented pixels of a Keras tensor `(N, H, W, 3)`, 0 to 255, without what is done to the batches."""
     for name, strength in parse_augment(augment).items():
-        if name not in MIXES:
+        if name in LAYERS:
             x = _layer(name, strength)(x)
     return x
 
@@ -76,7 +88,8 @@ def augmented_samples(images, shares, augment, seed):
         images: `(N, H, W, 3) uint8`.
         shares: `(N, C) float32`, one-hot.
         augment: names, as in a recipe.
-        seed: of the mixing.
+        seed: of the mixing; of pictures that alternate, every second one is mirrored with an even seed, the others with
+            an odd one.
 
     Returns:
         `(images, shares)` after one augmentation, the same shapes and types.
@@ -84,6 +97,9 @@ def augmented_samples(images, shares, augment, seed):
     import keras
     import numpy as np
 
+    if alternates(augment):
+        images = images.copy()
+        images[seed % 2 :: 2] = images[seed % 2 :: 2, :, ::-1]
     given = keras.Input(images.shape[1:], dtype="uint8")
     pixels = keras.ops.cast(augmented(given, augment), "float32")
     seen = keras.ops.convert_to_numpy(keras.Model(given, pixels)(images, training=True))

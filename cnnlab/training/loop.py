@@ -13,7 +13,7 @@ import numpy as np
 from cnnlab.data.batches import Batches
 from cnnlab.data.class_weights import class_weights
 from cnnlab.errors import LabError
-from cnnlab.models.augment import mixes_of, mixing_layers
+from cnnlab.models.augment import alternates, mixes_of, mixing_layers
 from cnnlab.models.layers import single_view
 from cnnlab.results.predictions import Predictions
 from cnnlab.signals import signals_between_batches, signals_held
@@ -140,8 +140,9 @@ def _cut(model, used, recipe):
     if view is not None:  # several views are for answers; training on one costs as much less
         compile_like(view, model)
         return _Cut(view, model, images, False)
-    # Mixed pictures are new in every epoch.
-    split = None if mixes_of(recipe.augment) else split_at_frozen_front(model)
+    # What is done to the batches needs pictures.
+    in_batches = mixes_of(recipe.augment) or alternates(recipe.augment)
+    split = None if in_batches else split_at_frozen_front(model)
     if split is None:
         return _Cut(model, model, images, False)
     dtype = "float16" if recipe.feature_dtype == "float16" else "float32"
@@ -167,12 +168,12 @@ def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
         name: keras.utils.to_categorical(part.labels, len(dataset.class_names)) if one_hot else part.labels
         for name, part in (("train", dataset.train), ("val", dataset.val))
     }
-    mixing = mixing_layers(recipe.augment, recipe.seed)
+    mixing, alternating = mixing_layers(recipe.augment, recipe.seed), alternates(recipe.augment)
     weights = class_weights(recipe.class_weights, dataset.train.labels, dataset.class_names)
     keras.utils.set_random_seed(recipe.seed)
     with signals_between_batches() as between_batches:
         return model.fit(
-            **_batched(cut.inputs["train"], labels["train"], recipe.batch_size, True, weights, mixing),
+            **_batched(cut.inputs["train"], labels["train"], recipe.batch_size, True, weights, mixing, alternating),
             epochs=done + epochs,
             initial_epoch=done,
             **_validation(cut.inputs["val"], labels["val"]),
@@ -211,13 +212,13 @@ def _predict(cut, name, part):
     return Predictions(probabilities, part.labels, part.digest)
 
 
-def _batched(x, labels, batch_size, shuffle, weights=None, mixing=()):
-    """Arrays as they are; a data set that makes batches of features too large for memory, and of mixed or weighted ones
-    (autologging would make a param of the weights).
+def _batched(x, labels, batch_size, shuffle, weights=None, mixing=(), alternating=False):
+    """Arrays as they are; a data set that makes batches of features too large for memory, and of mixed, alternating or
+    weighted ones (autologging would make a param of the weights).
     """
-    if isinstance(x, np.ndarray) and not mixing and weights is None:
+    if isinstance(x, np.ndarray) and not mixing and not alternating and weights is None:
         return {"x": x, "y": labels, "batch_size": batch_size}
-    return {"x": Batches(x, labels, batch_size, shuffle, weights, mixing)}
+    return {"x": Batches(x, labels, batch_size, shuffle, weights, mixing, alternating)}
 
 
 def _validation(x, labels):

@@ -1,6 +1,7 @@
 """pytest tests/training/test_options.py"""
 
 import dataclasses
+import itertools
 import json
 
 import keras
@@ -120,6 +121,7 @@ def test_augmentations_by_name_and_strength():
         ("crop:2", "above 0 and at most 1"),
         ("crop:nan", "above 0 and at most 1"),
         ("cutot", "Did you mean 'cutout'"),
+        ("altflip,flip", "Expected flip or altflip"),
         ("", "Received: ''"),
     ):
         with pytest.raises(cnnlab.ArgumentError, match=message):
@@ -138,6 +140,46 @@ def test_each_augmentation_changes_pictures_within_their_range(name, digits):
         assert ((seen != images).any(axis=3).sum(axis=(1, 2)) <= 8 * 8).all()
     if name == "flip":
         assert (seen[changed] == images[changed][:, :, ::-1]).all()
+
+
+def test_alternating_pictures_are_mirrored_in_every_second_epoch_half_of_them_at_a_time(digits):
+    images, labels = digits.train.images[:21], np.arange(21)  # a label is its picture's number
+    keras.utils.set_random_seed(3)
+    batches, epochs = Batches(images, labels, 8, True, alternating=True), []
+    for _ in range(4):
+        seen = [batches[i] for i in range(len(batches))]
+        assert sorted(np.concatenate([y for _, y in seen])) == list(range(21))
+        mirrored = np.zeros(21, bool)
+        for x, y in seen:
+            mirrored[y] = (x == images[y][:, :, ::-1]).all(axis=(1, 2, 3))
+            assert (x[~mirrored[y]] == images[y][~mirrored[y]]).all()
+        epochs.append(mirrored)
+        batches.on_epoch_end()
+    assert epochs[0].sum() in (10, 11)
+    for before, after in itertools.pairwise(epochs):
+        assert (before == ~after).all()
+    shown = [augmented_samples(images[:4], np.eye(4, dtype="float32"), "altflip", seed)[0] for seed in (0, 1)]
+    both = np.stack([images[:4], images[:4, :, ::-1]])
+    assert (shown[0] == both[[1, 0, 1, 0], range(4)]).all()
+    assert (shown[1] == both[[0, 1, 0, 1], range(4)]).all()
+
+
+def test_a_training_alternates_by_the_epoch(small_cnn, digits, monkeypatch, workplace):
+    seen, as_it_is = [], Batches.__getitem__
+
+    def watched(self, i):
+        seen.append(as_it_is(self, i))
+        return seen[-1]
+
+    monkeypatch.setattr(Batches, "__getitem__", watched)
+    recipe = dataclasses.replace(small_cnn, augment="altflip,crop", batch_size=135, epochs=3)
+    model = cnnlab.build_model(recipe, digits)
+    assert [layer.name for layer in model.layers if "random" in layer.name] == ["random_crop"]
+    loop.train(model, digits, recipe, quiet=True)
+    epochs = [x for x, _ in seen[-3:]]  # Keras looks at the first batch before it starts
+    assert (epochs[0] == epochs[1][:, :, ::-1]).all()
+    assert (epochs[0] == epochs[2]).all()
+    assert 60 <= (epochs[0] != digits.train.images).any(axis=(1, 2, 3)).sum() <= 68
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
