@@ -76,6 +76,12 @@ def expect_to_combine(recipe):
         f"momentum {recipe.momentum} with {recipe.optimizer}",
         "Leave one out.",
     )
+    expect(
+        not (recipe.ema and recipe.lookahead),
+        "ema or lookahead, which both end the training with averaged weights",
+        f"ema {recipe.ema} and lookahead {recipe.lookahead}",
+        "Set one to 0.",
+    )
     if not recipe.fine_tune:
         for name in ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"):
             value = getattr(recipe, name)

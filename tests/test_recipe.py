@@ -1,6 +1,7 @@
 """pytest tests/test_recipe.py"""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -26,6 +27,13 @@ def test_params_hold_only_what_applies_to_the_model():
 def test_json_round_trip():
     recipe = Recipe(model="cnn", filters=(4, 8), learning_rate=3e-4, limit=100, patience=2)
     assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_a_resnet9_from_before_lookahead_loads_without_it():
+    assert Recipe(model="resnet9").lookahead > 0
+    stored = json.loads(Recipe(model="resnet9").to_json())
+    del stored["lookahead"]
+    assert Recipe.from_json(json.dumps(stored)).lookahead == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ def resnet9(
     *,
     image_size=None,
     filters=(64, 128, 256),
-    augment="flip+crop:0.0625",
+    augment="altflip+crop:0.0625",
     test_views=2,
 ):
     """Whitening 2x2 convolution, then two 3x3 convolutions with BatchNormalization and GELU per entry of `filters`.

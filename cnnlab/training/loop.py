@@ -156,6 +156,10 @@ def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
     """The history of one `fit` of so many epochs, behind those that are done."""
     model = cut.trained
     callbacks = [keras.callbacks.TerminateOnNaN(), *callbacks]
+    if recipe.lookahead:
+        # The first, so that all others see the weights that a step of it leaves.
+        steps = epochs * math.ceil(len(dataset.train) / recipe.batch_size)
+        callbacks.insert(0, Lookahead(recipe.lookahead, steps))
     if recipe.ema:
         # Before the others, so that they see the averaged weights at an epoch's end.
         callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
@@ -181,6 +185,35 @@ def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
             # The moving bar on a terminal, a line an epoch in a file.
             verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
         ).history
+
+
+class Lookahead(keras.callbacks.Callback):
+    """Takes the weights back, each time Keras gives control, to a mean of where they are and where they were left the
+    time before (arXiv:1907.08610), in the course of the training by more and more, as airbench does (arXiv:2404.00498).
+
+    Keras's own average with `ema_overwrite_frequency` has one decay from start to end, which costs a resnet9 1.3 % of
+    accuracy.
+
+    Args:
+        decay: share of the earlier weights at the training's end; it rises with the third power of the steps done.
+        steps: of the whole training.
+    """
+
+    def __init__(self, decay, steps):
+        super().__init__()
+        self.decay, self.steps = decay, steps
+
+    def on_train_begin(self, logs=None):
+        # With the statistics of BatchNormalization, which are of these weights; whole numbers count something.
+        self.averaged = [w for w in self.model.weights if keras.backend.is_float_dtype(w.dtype)]
+        self.slow = [keras.ops.copy(w) for w in self.averaged]
+
+    def on_train_batch_end(self, batch, logs=None):
+        done = float(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) / self.steps
+        decay = self.decay * done**3
+        self.slow = [decay * slow + (1 - decay) * w for slow, w in zip(self.slow, self.averaged, strict=True)]
+        for weights, slow in zip(self.averaged, self.slow, strict=True):
+            weights.assign(slow)
 
 
 class LearningRate(keras.callbacks.Callback):

@@ -20,6 +20,7 @@ from cnnlab.training.compiling import compile_model
 TOGETHER = [
     {"schedule": "one-cycle", "optimizer": "sgd", "label_smoothing": 0.1, "augment": "cutmix", "ema": 0.9},
     {"schedule": "plateau", "optimizer": "muon", "ema": 0.9, "patience": 1, "class_weights": "balanced"},
+    {"schedule": "plateau", "optimizer": "sgd", "lookahead": 0.8, "patience": 1, "augment": "altflip,crop"},
     {
         **{"schedule": "cosine", "warmup": 0.3, "optimizer": "adamw", "clip_norm": 1.0, "class_weights": "balanced"},
         **{"augment": "flip,mixup", "label_smoothing": 0.1, "patience": 2},
@@ -91,6 +92,47 @@ def test_averaged_weights_are_validated_and_kept(small_cnn, digits, workplace):
     assert averaged.history["val_loss"][-1] == pytest.approx(np.log(10), abs=0.15)
     assert averaged.predictions["val"].loss == pytest.approx(averaged.history["val_loss"][-1], rel=1e-4)
     assert trained.predictions["val"].loss < averaged.predictions["val"].loss
+
+
+def softmax(scores):
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def test_lookahead_takes_the_weights_back_by_more_and_more():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(26, 3)).astype("float32"), np.eye(2, dtype="float32")[rng.integers(0, 2, 26)]
+    images = keras.Input((3,))
+    model = keras.Model(images, keras.layers.Dense(2, activation="softmax", use_bias=False)(images))
+    [weights] = model.get_weights()
+    compile_model(model, 0.5, optimizer="sgd", label_smoothing=1e-9, lookahead=0.8)
+    model.fit(x, y, batch_size=2, epochs=2, shuffle=False, callbacks=[loop.Lookahead(0.8, 26)], verbose=0)
+    slow, step, without = weights, 0, weights
+    for _ in range(2):  # epochs of 13 steps
+        for start in range(0, 26, 2):
+            batch, shares = x[start : start + 2], y[start : start + 2]
+            weights = weights - 0.5 * batch.T @ (softmax(batch @ weights) - shares) / 2
+            without = without - 0.5 * batch.T @ (softmax(batch @ without) - shares) / 2
+            step += 1
+            if step in (5, 10, 13, 18, 23, 26):
+                decay = 0.8 * (step / 26) ** 3
+                weights = slow = decay * slow + (1 - decay) * weights
+    assert model.get_weights()[0] == pytest.approx(weights, abs=1e-5)
+    assert abs(weights - without).max() > 0.02
+
+
+def test_lookahead_averages_the_statistics_of_batch_normalization_too(digits):
+    images = keras.Input((32, 32, 3))
+    norm = keras.layers.BatchNormalization(momentum=0.0)
+    x = keras.layers.GlobalAveragePooling2D()(norm(images))
+    model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(x))
+    compile_model(model, 0.0, optimizer="sgd", lookahead=0.8)
+    pictures, labels = digits.train.images[:30] / 255, digits.train.labels[:30]
+    model.fit(pictures, labels, batch_size=3, shuffle=False, callbacks=[loop.Lookahead(0.8, 10)], verbose=0)
+    fifth, tenth = (pictures[start : start + 3].mean(axis=(0, 1, 2)) for start in (12, 27))  # what momentum 0 leaves
+    kept = 0.8 * 0.5**3
+    half = (1 - kept) * fifth
+    assert norm.moving_mean.numpy() == pytest.approx(0.8 * half + 0.2 * tenth, abs=1e-5)
 
 
 def test_class_weights(workplace, digits, small_cnn):
@@ -199,6 +241,7 @@ def test_what_does_not_go_together_is_said():
     for fields, message in (
         ({"schedule": "plateau", "warmup": 0.1}, "no warmup with schedule plateau"),
         ({"schedule": "plateau", "val_fraction": 0}, "val_fraction above 0 with schedule plateau"),
+        ({"ema": 0.9, "lookahead": 0.8}, "Expected ema or lookahead"),
         ({"optimizer": "adam", "momentum": 0.9}, "no momentum with another optimizer than sgd"),
         ({"model": "vgg16", "fine_tune_from": "all"}, "fine_tune, a number of epochs, with fine_tune_from"),
         ({"model": "vgg16", "fine_tune": 1, "layer_decay": 0.5, "schedule": "plateau"}, "no layer_decay with schedule"),
