@@ -26,7 +26,7 @@ def build_net(input_shape, num_classes, width=4, wide=False, dropout=0.1):
 
 def compiled(input_shape, num_classes):
     model = build_net(input_shape, num_classes)
-    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(0.1, name="sgd"), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 def logits(input_shape, num_classes):
