@@ -1,6 +1,8 @@
 """A registered model behind MLflow's scoring server, which also takes picture files."""
 
 import asyncio
+import hmac
+from pathlib import Path
 
 import numpy as np
 import uvicorn
@@ -8,22 +10,26 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from cnnlab.data.images import UndecodableError
-from cnnlab.errors import ArgumentError
-from cnnlab.ports import address, choose_port
+from cnnlab.errors import ArgumentError, first_line
+from cnnlab.ports import LOOPBACK, address, choose_port, is_foreign, names_of
 from cnnlab.predict import load_classifier
 from cnnlab.tracking.inside_mlflow import scoring_app
 
 DEFAULT_PORT = 5001  # beside the UI's
 MOST_BYTES = 2**26  # of a request
+TIME = 60  # seconds for a request and its answer
+CONCURRENT = 512  # connections; more are answered 503
 MOST_PIXELS = 50_000_000  # that a picture is decoded to; a JPEG may have four times as many
 
 
-def make_app(classifier, top=3):
+def make_app(classifier, top=3, *, names=None, token=None):
     """MLflow's scoring app with one more route, `POST /classify`, whose body is a picture file.
 
     Args:
         classifier: a `Classifier`.
         top: classes that `/classify` names.
+        names: that it may be called by, as `ports.names_of` gives them; any without.
+        token: a bearer token that every request has to carry; none without.
     """
     shape = (classifier.image_size, classifier.image_size, 3)
 
@@ -46,22 +52,45 @@ def make_app(classifier, top=3):
 
     @app.middleware("http")
     async def bounded(request: Request, call_next):
-        length = request.headers.get("content-length", "")
-        if request.method == "POST" and not length.isdigit():
-            return _error(411, "Expected a Content-Length. Received none.")
-        if length and int(length) > MOST_BYTES:
-            return _error(413, f"Expected at most {MOST_BYTES:,} bytes. Received: {int(length):,}.")
-        return await call_next(request)
+        if refused := _refusal(request, names, token):
+            return _error(*refused)
+        try:
+            return await asyncio.wait_for(call_next(request), TIME)
+        except TimeoutError:
+            return _error(408, f"Expected a request and its answer within {TIME} seconds. Received neither.")
 
     return app
+
+
+def _refusal(request, names, token):
+    """The status and the sentence for a request that is not let in, or `None`."""
+    headers = request.headers
+    host, length = headers.get("host"), headers.get("content-length", "")
+    if names is not None and host not in names:
+        return 403, f"Expected one of the names {', '.join(names)}. Received: '{host}'."
+    if is_foreign(request.method, headers):
+        return 403, "Expected a request that no page of another server makes. Received one of those."
+    if token and not hmac.compare_digest(headers.get("authorization", "").encode(), f"Bearer {token}".encode()):
+        return (
+            401,
+            "Expected the header 'Authorization: Bearer TOKEN' with this server's token. Received another or none.",
+        )
+    if request.method == "POST" and not length.isdigit():
+        return 411, "Expected a Content-Length. Received none."
+    if length.isdigit() and int(length) > MOST_BYTES:
+        return 413, f"Expected at most {MOST_BYTES:,} bytes. Received: {int(length):,}."
+    return None
 
 
 def _error(status, sentence):
     return JSONResponse({"error": sentence}, status)
 
 
-def serve(model, host, port) -> None:
+def serve(model, host, port, token=None) -> None:
     """Load a model and serve it until the process is told to end.
+
+    Args:
+        token: as in `make_app`.
 
     Raises:
         ArgumentError: the port is taken.
@@ -72,13 +101,17 @@ def serve(model, host, port) -> None:
     classifier = load_classifier(model)
     side = classifier.image_size
     classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
-    config = uvicorn.Config(make_app(classifier), host=host, port=port, log_level="warning")
+    app = make_app(classifier, names=names_of(host, port), token=token)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", limit_concurrency=CONCURRENT)
     listening = config.bind_socket()
     listening.listen()  # so that the curl line works from the moment it is printed
     url = address(host, port)
+    header = '-H "Authorization: Bearer TOKEN" ' if token else ""
+    if host not in LOOPBACK:
+        print(f"It listens on {host}: whoever reaches it may ask" + (" with the token." if token else "; see --token."))
     print(
         f"{classifier.uri} at {url}, {side} x {side} pixels, {len(classifier.class_names)} classes\n"
-        f"  a picture file:  curl --data-binary @picture.jpg {url}/classify\n"
+        f"  a picture file:  curl {header}--data-binary @picture.jpg {url}/classify\n"
         f"  arrays:          POST {url}/invocations, as 'mlflow models serve' takes them: "
         '{"inputs": [image, ...]}, whole numbers from 0 to 255\n'
         "  base64 or a form: not taken; send the file's bytes as the body of /classify\n"
@@ -87,6 +120,23 @@ def serve(model, host, port) -> None:
         flush=True,
     )
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def read_token(given) -> str | None:
+    """A token as it was given, or what the file `@FILE` holds.
+
+    Raises:
+        ArgumentError: the file cannot be read, or there is nothing in it.
+    """
+    token, reason = given, "nothing"
+    if given and given.startswith("@"):
+        try:
+            token = Path(given[1:]).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            token, reason = "", first_line(error)
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+        raise ArgumentError(f"Expected a token of printable ASCII, or @FILE with one. Received: {reason}.")
+    return token
 
 
 def _checked(images, shape):

@@ -19,7 +19,7 @@ KNOWN_IN = {
     "tensorflow": ("cnnlab.training.compute", "cnnlab.job", "cnnlab.results.gradcam"),
     "matplotlib": ("cnnlab.results.plots", "cnnlab.results.lettering"),
     "keras_hub": ("cnnlab.models.weights",),
-    "fastapi": ("cnnlab.serve",),
+    "fastapi": ("cnnlab.serve", "cnnlab.tracking.guard"),
     "rich": ("cnnlab.cli.", "cnnlab.data.shards", "cnnlab.training.cache"),
 }
 INSIDE = {  # private parts

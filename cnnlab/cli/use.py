@@ -147,12 +147,14 @@ def predict(paths, model, top, file_format):
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5001, or a free one]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-def serve(model, port, host):
+@click.option("--token", envvar="CNNLAB_TOKEN", help="Bearer token to ask for, or @FILE that holds it.")
+def serve(model, port, host, token):
     """Serve a model over HTTP with MLflow's scoring server, and print a curl line that works. Ctrl-C ends it."""
     with job():
+        from cnnlab.serve import read_token
         from cnnlab.serve import serve as serve_model
 
-        serve_model(model, host, port)
+        serve_model(model, host, port, read_token(token))
 
 
 @click.command()

@@ -1,8 +1,6 @@
 """The MLflow UI on the lab's store: started, waited for, and left at a link that shows the comparison."""
 
-import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ import urllib.request
 import mlflow
 
 from cnnlab.errors import LabError, masked
-from cnnlab.ports import address, choose_port
+from cnnlab.ports import LOOPBACK, address, choose_port, names_of
 from cnnlab.tracking import store
 from cnnlab.tracking.inside_mlflow import show_runs
 from cnnlab.tracking.places import artifacts_folder, is_server, local_database
@@ -21,7 +19,6 @@ from cnnlab.tracking.tags import TAG, matches
 
 START_TIMEOUT = 90  # seconds
 DEFAULT_PORT = 5000
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UI_VIEW = "cnnlab"
 UI_COLUMNS = (
     "attributes.`Created`",
@@ -54,7 +51,7 @@ def _serve_ui(uri, host, port):
         return
     port = choose_port(host, port, DEFAULT_PORT)
     url = address(host, port)
-    arguments = ["--host", host, "--port", str(port), "--workers", "1"]
+    arguments = ["--app-name", "cnnlab", "--host", host, "--port", str(port), "--workers", "1"]
     database = local_database(uri)
     if database:
         # From its folder: an address that needs no escaping, which MLflow's server does not undo everywhere.
@@ -63,8 +60,13 @@ def _serve_ui(uri, host, port):
     else:
         arguments += ["--backend-store-uri", uri]
     if host not in LOOPBACK:
-        arguments += ["--allowed-hosts", ",".join(allowed := _allowed_hosts(host, port))]
-        print(f"It answers to these names only: {', '.join(allowed)} (MLFLOW_SERVER_ALLOWED_HOSTS for others).")
+        given = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS")
+        allowed = given or ",".join(names_of(host, port))
+        arguments += ["--allowed-hosts", allowed]
+        print(
+            f"Whoever reaches {host} can read and change the store. It answers to these names only: {allowed} "
+            "(MLFLOW_SERVER_ALLOWED_HOSTS for others)."
+        )
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments],
         cwd=database.parent if database else None,
@@ -115,19 +117,6 @@ def ui_links(server_url) -> dict[str, str]:
     if parent or figure:
         links["figures"] = f"{runs}/{carrier.info.run_id}/artifacts/{figure}?workflowType=machine_learning"
     return links
-
-
-def _allowed_hosts(host, port):
-    """The names that a browser may call the server by, which MLflow checks."""
-    if given := os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS"):
-        return given.split(",")
-    names = {host, socket.gethostname(), socket.getfqdn(), *LOOPBACK}
-    with contextlib.suppress(OSError):
-        names |= {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
-    names = sorted(names - {"0.0.0.0", "::"})
-    return [
-        name for host in names for name in (f"[{host}]" if ":" in host else host,) for name in (name, f"{name}:{port}")
-    ]
 
 
 def _landing(url):

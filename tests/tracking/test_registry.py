@@ -1,5 +1,6 @@
 """pytest tests/tracking/test_registry.py"""
 
+import asyncio
 import csv
 import dataclasses
 import http.server
@@ -19,8 +20,9 @@ import uvicorn
 from PIL import Image
 
 import cnnlab
-from cnnlab import predict, reproduce, serve
+from cnnlab import ports, predict, reproduce, serve
 from cnnlab.compare import compare_runs, train_model
+from cnnlab.data.images import UndecodableError
 from cnnlab.models import own
 from cnnlab.tracking import read, registry
 
@@ -365,6 +367,67 @@ def test_server_takes_pictures_and_arrays_and_refuses_others(classifier, good, p
         status, text = post(path, bytes(1001))
         assert status == 413
         assert "at most 1,000 bytes. Received: 1,001" in text
+
+
+def ask(app, path="/classify", body=b"x", **headers):
+    """The status of one request to an ASGI app."""
+    sent, given = [], {"host": "127.0.0.1:5001", "content-length": str(len(body)), **headers}
+    scope = {
+        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "query_string": b""},
+        **{"method": "POST", "path": path, "raw_path": path.encode(), "root_path": "", "client": ("127.0.0.1", 1)},
+        **{"server": ("127.0.0.1", 5001)},
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()],
+    }
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"]
+
+
+def test_server_lets_nobody_else_in():
+    """No page of another server, nobody by another name, and with a token nobody without it."""
+    classifier = predict.Classifier("uri", None, ("a", "b"), 8)
+    app = serve.make_app(classifier, names=ports.names_of("127.0.0.1", 5001))
+    assert ask(app) == 400  # let in, and no picture
+    assert ask(app, origin="http://127.0.0.1:5001") == 400
+    assert ask(app, host="evil.example:5001") == 403
+    assert ask(app, host="127.0.0.1.evil.example") == 403
+    for origin in ("http://evil.example", "http://localhost:3000", "null"):
+        assert ask(app, origin=origin) == 403
+    assert ask(app, sec_fetch_site="cross-site") == 403
+    app = serve.make_app(classifier, token="secret")
+    assert [ask(app), ask(app, authorization="Bearer other"), ask(app, authorization="Bearer secret")] == [
+        401,
+        401,
+        400,
+    ]
+    assert ask(app, path="/invocations") == 401
+
+
+def test_the_token_of_a_file(workplace):
+    (workplace / "token").write_text("secret\n")
+    assert serve.read_token(f"@{workplace / 'token'}") == serve.read_token("secret") == "secret"
+    assert serve.read_token(None) is None
+    for wrong in ("", "@nowhere", "sécret", "a\nb"):
+        with pytest.raises(cnnlab.ArgumentError, match="a token of printable ASCII"):
+            serve.read_token(wrong)
+
+
+def test_a_slow_answer_ends(monkeypatch):
+    monkeypatch.setattr(serve, "TIME", 0.1)
+    classifier = predict.Classifier("uri", None, ("a", "b"), 8)
+
+    def slow(*_, **__):
+        time.sleep(0.5)
+        raise UndecodableError("the file", "it came late")
+
+    monkeypatch.setattr(predict.Classifier, "image", slow)
+    assert ask(serve.make_app(classifier)) == 408
 
 
 def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):
