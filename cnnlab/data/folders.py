@@ -106,8 +106,8 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
     notes, left_out = list(layout.notes), {reason: list(paths) for reason, paths in layout.left_out.items()}
     files, labels, part = choose(layout, val_fraction, limit, seed, notes, left_out)
     # In one order whatever the split, so that another one finds the same decoded pictures.
-    order = np.argsort(files.astype(str), kind="stable")
-    stored = decoded(layout.top, {file: layout.stamps[file] for file in files[order]}, image_size, fit)
+    order = np.argsort(files, kind="stable")
+    stored = decoded(layout.top, files[order], layout.stamps, image_size, fit)
     pictures = Pictures(files[order], labels[order], part[order], stored)
     if stored.bad:
         left_out["files without a picture that decodes"] = _without_bad(layout, pictures, skip_bad)

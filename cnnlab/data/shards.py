@@ -77,7 +77,7 @@ class Decoded:
                 self.bad[position] = one.reason
 
 
-def decoded(top, files, side, fit) -> Decoded:
+def decoded(top, files, stamps, side, fit) -> Decoded:
     """Decode files, or find them decoded.
 
     They are known by their names, sizes and times; with `$CNNLAB_RECHECK` by their bytes too. A pass that was killed
@@ -85,26 +85,26 @@ def decoded(top, files, side, fit) -> Decoded:
 
     Args:
         top: the folder that the paths are relative to, absolute.
-        files: relative path to size in bytes and time in nanoseconds.
+        files: relative paths.
+        stamps: path to size in bytes and time in nanoseconds.
         side: pixels a side of the squares that they become.
         fit: how, as in `decode_image`.
 
     Raises:
         LabError: there is no room for them, neither on the disk nor in memory.
     """
-    paths = [os.path.join(top, file) for file in files]
     what = f"{len(files):,} of {os.path.basename(top)} ({fit})"
-    key = _key(files, side, fit)
+    key = _key(files, stamps, side, fit)
     path = cached.cache_folder("pictures") / f"{key}.npy"
     size = len(files) * side * side * 3
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Of two processes that need them, one decodes and the other waits.
         with FileLock(path.with_suffix(".lock")):
-            stored = _load(path, paths)
+            stored = _load(path, top, files)
             if stored is None:
-                _build(path, paths, side, fit, what)
-                stored = _load(path, ())
+                _build(path, [os.path.join(top, file) for file in files], side, fit, what)
+                stored = _load(path)
                 cached.remove_oldest(keep=path)
             return stored
     except OSError as error:
@@ -118,20 +118,22 @@ def decoded(top, files, side, fit) -> Decoded:
             "them in memory.",
             file=sys.stderr,
         )
+    paths = [os.path.join(top, file) for file in files]
     made = Decoded(np.empty((len(paths), side, side, 3), np.uint8), np.zeros(len(paths), KNOWN), {})
     _fill(made, 0, paths, side, fit, lambda done: None)
     return made
 
 
-def _key(files, side, fit):
+def _key(files, stamps, side, fit):
     """sha256 of the names, sizes and times of the files, and of what decodes them."""
     key = hashlib.sha256(f"{side} {fit} {PIL.__version__} {' '.join(FORMATS)}\n".encode())
-    for file, (size, time) in files.items():
+    for file in files:
+        size, time = stamps[file]
         key.update(os.fsencode(f"{file}\0{size} {time}\n"))
     return key.hexdigest()[:40]
 
 
-def _load(path, recheck):
+def _load(path, top=None, files=None):
     """What is stored, or `None` where there is nothing, or it is damaged or no longer what the files hold."""
     try:
         about = json.loads(path.with_suffix(".json").read_text())
@@ -146,10 +148,12 @@ def _load(path, recheck):
     except (OSError, ValueError, KeyError) as error:
         print(f"warning: the decoded pictures '{path}' are damaged ({error}); decoding again.", file=sys.stderr)
         return None
-    if os.environ.get(RECHECK_VARIABLE) and recheck:
-        changed = np.count_nonzero(known["content"] != np.array([_digest(file) for file in recheck], "S32"))
+    if os.environ.get(RECHECK_VARIABLE) and files is not None:
+        changed = np.count_nonzero(
+            known["content"] != np.array([_digest(os.path.join(top, file)) for file in files], "S32")
+        )
         damaged = np.count_nonzero(known["pixels"] != np.array([hashlib.sha256(row).digest() for row in pixels], "S32"))
-        print(f"Rechecked {len(recheck):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
+        print(f"Rechecked {len(files):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
         if changed or damaged:
             return None
     return Decoded(pixels, known, {int(position): reason for position, reason in about["bad"].items()}, near)
