@@ -16,6 +16,8 @@ def job(trains=True):
         raise SystemExit(128 + signum)
 
     expect_home()
+    # Models and stores may be foreign. A command's own process only: somebody's script may load pickles of its own.
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     before = signal.signal(signal.SIGTERM, stop)
     try:
         if trains:
