@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from cnnlab.errors import ArgumentError
+
 FOLDER_VARIABLE = "CNNLAB_CACHE"
 LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
 DEFAULT_LIMIT_GB = 20
@@ -61,10 +63,22 @@ def clear() -> int:
     return freed
 
 
+def bound() -> float:
+    """Bytes that may be stored.
+
+    Raises:
+        ArgumentError: `$CNNLAB_CACHE_GB` is no number.
+    """
+    given = os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT_GB
+    try:
+        return float(given) * 1e9
+    except ValueError as error:
+        raise ArgumentError(f"Expected {LIMIT_VARIABLE} to be a number of gigabytes. Received: '{given}'.") from error
+
+
 def remove_oldest(keep) -> None:
     """Keep all that is stored below `$CNNLAB_CACHE_GB`, the longest unused going first, but not the file `keep`."""
-    limit = float(os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT_GB) * 1e9
-    stored = entries()
+    limit, stored = bound(), entries()
     total = sum(entry["bytes"] for entry in stored)
     for entry in reversed(stored):
         if total <= limit:

@@ -134,8 +134,12 @@ def load_dataset(
     """
     from cnnlab.data import named
 
-    if not 0 <= val_fraction < 1:
+    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
         raise ArgumentError(f"Expected val_fraction to be at least 0 and below 1. Received: {val_fraction}.")
+    if not isinstance(image_size, int) or image_size < 1:
+        raise ArgumentError(f"Expected image_size to be a whole number above 0. Received: {image_size!r}.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ArgumentError(f"Expected seed to be a whole number from 0 to {2**32 - 1}. Received: {seed!r}.")
     source = name_or_folder
     if source is None or isinstance(source, (str, os.PathLike)):
         source = find(source, labels=labels, class_names=class_names, skip_bad=skip_bad)

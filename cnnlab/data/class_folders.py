@@ -14,6 +14,7 @@ PARTS = {
 }
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 OUTSIDE = "pictures outside of class folders"
+NO_CLASSES = {"images", "imgs", "pictures", "unknown", "unlabelled", "unlabeled"}  # where they are alone
 
 
 def from_class_folders(listing: Listing, where, skip_empty):
@@ -32,11 +33,17 @@ def from_class_folders(listing: Listing, where, skip_empty):
     """
     paths, prefix = _unwrapped(listing.files)
     notes = [f"the pictures are inside of {shown(prefix)}"] if prefix else []
-    by_child = {}
-    for path in paths:
-        child, below, _ = path.partition(os.sep)
-        by_child.setdefault(child if below else "", []).append(path)
-    flat = by_child.pop("", [])
+    by_child, flat = _by_first(paths)
+    if (around := _wrapper_among(by_child, where)) and not _parts_among(by_child, where):
+        for child in by_child:
+            if child != around:
+                _leave_out(
+                    listing, f"in {shown(child)}/, beside {shown(around)}/ with its parts", by_child[child], prefix
+                )
+        _leave_out(listing, OUTSIDE, flat, prefix)
+        prefix += around + os.sep
+        notes = [f"the pictures are inside of {shown(prefix)}"]
+        by_child, flat = _by_first([path[len(around) + 1 :] for path in by_child[around]])
     found = _parts_among(by_child, where)
     if found:
         _leave_others_out(listing, by_child, found, prefix)
@@ -46,20 +53,56 @@ def from_class_folders(listing: Listing, where, skip_empty):
             _leave_unlabelled(listing, child, by_child[child], prefix)
         found = {"train": ("", [path for child in by_child if child not in unlabelled for path in by_child[child]])}
     _leave_out(listing, OUTSIDE, flat, prefix)
-    parts, used = {part: [] for part in PARTS}, []
-    for part, (child, inside) in found.items():
+    parts, used, classes = {part: [] for part in PARTS}, [], set()
+    for part, (child, inside) in sorted(found.items(), key=lambda one: list(PARTS).index(one[0])):
         below = os.path.join(child, "") if child else ""
-        short, wrapper = _unwrapped([path.removeprefix(below) for path in inside])
+        # Not into a folder that is a class: it may hold all of its pictures in one folder.
+        short, wrapper = _unwrapped([path.removeprefix(below) for path in inside], classes)
         before = prefix + below + wrapper
+        named = {path.split(os.sep)[0] for path in short if os.sep in path}
+        if (classes and not named & classes and len(named) == 1 and part_of(min(named))) or named <= NO_CLASSES:
+            _leave_unlabelled(listing, child, [path.removeprefix(below) for path in inside], prefix + below)
+            continue
         used.append(before)
         _leave_out(listing, OUTSIDE, [path for path in short if os.sep not in path], before)
         # No second text for each of many paths.
         whole = short if not before else [before + path for path in short]
         parts[part] = [(full, path.split(os.sep)[0]) for full, path in zip(whole, short, strict=True) if os.sep in path]
+        classes |= named
         if child and (part == "val" or before != os.path.join(part, "")):
             notes.append(f"{shown(before)} is the {NAMES[part]} set")
+        if deep := sorted({path.split(os.sep)[0] for path in short if path.count(os.sep) > 1}):
+            example = next(path for path in short if path.count(os.sep) > 1 and path.startswith(deep[0] + os.sep))
+            inner = shown(os.path.dirname(example).partition(os.sep)[2])
+            notes.append(f"folders inside of a class belong to it, such as {inner}/ to {shown(deep[0])}")
     _expect_no_empty_class(listing, used, where, skip_empty)
     return parts, notes
+
+
+def _by_first(paths):
+    """`{folder: its paths}`, and the paths that are in none."""
+    by_child = {}
+    for path in paths:
+        child, below, _ = path.partition(os.sep)
+        by_child.setdefault(child if below else "", []).append(path)
+    return by_child, by_child.pop("", [])
+
+
+def _wrapper_among(by_child, where):
+    """The one folder that holds train, val or test with class folders in them, beside others that do not."""
+    holding = []
+    for child, paths in by_child.items():
+        inside, _ = _by_first([path[len(child) + 1 :] for path in paths])
+        parts = {part_of(name) for name, below in inside.items() if part_of(name)}
+        if len(parts) > 1 and "train" in parts:
+            holding.append((child, any(not _is_flat(below) for name, below in inside.items() if part_of(name))))
+    if len(holding) > 1:
+        raise ArgumentError(
+            f"Expected '{where}' to hold train/ and test/ with class folders in them. Received: "
+            f"{' and '.join(shown(child) + '/' for child, _ in holding[:2])} with a train folder each. Name the one to "
+            "use, or sort the pictures into train/CLASS/ and test/CLASS/."
+        )
+    return next((child for child, deep in holding if deep), None)
 
 
 def part_of(name, loosely=False):
@@ -71,12 +114,14 @@ def part_of(name, loosely=False):
     return None
 
 
-def _unwrapped(paths):
+def _unwrapped(paths, classes=()):
     """Paths without the folders that all of them are in together, above their class folders; and those folders."""
     prefix = ""
     while paths:
         first = {path.split(os.sep)[0] for path in paths}
-        if len(first) > 1 or min(path.count(os.sep) for path in paths) < 2 or part_of(next(iter(first))):
+        if len(first) > 1 or min(path.count(os.sep) for path in paths) < 2 or part_of(min(first)):
+            break
+        if first & set(classes):
             break
         [folder] = first
         prefix += folder + os.sep
@@ -154,6 +199,14 @@ def _leave_out(listing, reason, paths, prefix):
 def _expect_no_empty_class(listing, used, where, skip_empty):
     """A class folder without pictures is an error that names it: its class would be missing without a word."""
     full = {before + path[len(before) :].split(os.sep)[0] for before in used for path in listing.files}
+    if not skip_empty:
+        for reason, paths in listing.left_out.items():
+            if reason.startswith(("folders that cannot be read", "files that cannot be read")):
+                raise ArgumentError(
+                    f"Expected to read all of '{where}'. Received: {len(paths):,} {reason}, the first one "
+                    f"{shown(paths[0]) or 'the folder itself'}. Give yourself permission, or leave them out with "
+                    "--skip-bad."
+                )
     empty = [
         folder
         for folder in listing.folders

@@ -24,10 +24,11 @@ class Duplicates:
 
     pictures: object
     pairs: list[Pair]
+    part: np.ndarray  # as it was when they were found
 
     def between_parts(self, near=None):
         """Pairs of a training picture and one of another part, or of validation and test."""
-        part = self.pictures.part
+        part = self.part
         return [p for p in self.pairs if part[p.first] != part[p.second] and near in (None, p.near)]
 
     def mislabelled(self):
@@ -35,14 +36,14 @@ class Duplicates:
         labels = self.pictures.labels
         return [p for p in self.pairs if not p.near and labels[p.first] != labels[p.second]]
 
-    def sentences(self):
-        """What was found, counted."""
+    def sentence(self, dropped=False) -> str:
+        """What was found, counted; `dropped` where they are kept out of training."""
         said = []
         for near, what in ((False, "the same"), (True, "nearly the same")):
             if pairs := self.between_parts(near):
                 kinds = {}
                 for p in pairs:
-                    parts = sorted({str(self.pictures.part[p.first]), str(self.pictures.part[p.second])}, key=_ORDER)
+                    parts = sorted({str(self.part[p.first]), str(self.part[p.second])}, key=_ORDER)
                     kinds.setdefault(" and in ".join(parts), set()).add(p.second)
                 for where, found in kinds.items():
                     said.append(
@@ -52,17 +53,16 @@ class Duplicates:
                     )
         if pairs := self.mislabelled():
             said.append(f"{_pictures(len({p.second for p in pairs}))} under two labels")
-        inside = {
-            p.second for p in self.pairs if not p.near and self.pictures.part[p.first] == self.pictures.part[p.second]
-        }
+        inside = {p.second for p in self.pairs if not p.near and self.part[p.first] == self.part[p.second]}
         if inside:
             said.append(f"{_pictures(len(inside))} twice in one part")
-        return [f"duplicates: {'; '.join(said)} (duplicates.csv; --drop-duplicates keeps them out of training)"]
+        kept_out = "kept out of training" if dropped else "--drop-duplicates keeps them out of training"
+        return f"duplicates: {'; '.join(said)} (duplicates.csv; {kept_out})"
 
     def table(self, class_names) -> str:
         """All pairs as CSV."""
         lines = [csv_line(COLUMNS)]
-        files, part, labels = self.pictures.files, self.pictures.part, self.pictures.labels
+        files, part, labels = self.pictures.files, self.part, self.pictures.labels
         for p in self.pairs:
             row = ["near" if p.near else "same"]
             for i in (p.first, p.second):
@@ -72,7 +72,7 @@ class Duplicates:
 
     def to_drop(self):
         """Positions of training pictures that are in another part too, that come again, or that have two labels."""
-        dropped, part = set(), self.pictures.part
+        dropped, part = set(), self.part
         twice = {i for p in self.mislabelled() for i in (p.first, p.second)}
         for p in self.pairs:
             for one, other in ((p.first, p.second), (p.second, p.first)):
@@ -107,4 +107,4 @@ def find_duplicates(pictures, everywhere=False) -> Duplicates:
     for one, other in pictures.stored.near.tolist():
         if part[one] and part[other] and (everywhere or part[one] != part[other]) and digests[one] != digests[other]:
             pairs.append(Pair(one, other, True))
-    return Duplicates(pictures, pairs)
+    return Duplicates(pictures, pairs, pictures.part)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections import Counter
 
 import numpy as np
 
@@ -22,9 +21,9 @@ class Pictures:
     """The pictures of a layout that are used, decoded, with `labels` and `part` of each.
 
     Attributes:
-        files: `(N,)` relative paths.
+        files: `(N,)` relative paths, sorted.
         labels: `(N,) int64`.
-        part: `(N,)` of "train", "val" and "test".
+        part: `(N,)` of "train", "val" and "test", or "" of pictures that are not used.
         stored: `shards.Decoded`.
     """
 
@@ -51,22 +50,33 @@ class Pictures:
         return rows[:] if rows.digests is None else rows
 
 
-def choose(layout: Layout, val_fraction, limit, seed, notes, left_out):
-    """Which pictures are used, and for what; sentences and what is left out are added to `notes` and `left_out`.
+def choose(layout: Layout, val_fraction, limit, seed, bad=()):
+    """Which pictures are used, and for what.
+
+    Args:
+        bad: files that are not to be used.
 
     Returns:
-        `(files, labels, part)`: arrays `(N,)` of relative paths, `int64` and "train", "val" or "test", in the order of
-        the parts, classes and names.
+        `(files, labels, part, notes, left_out)`: arrays `(N,)` of relative paths, `int64` and "train", "val" or "test",
+        in the order of the parts, classes and names; sentences; and reasons to paths.
 
     Raises:
         ArgumentError: there are too few for the splits or the limit.
     """
-    names = layout.class_names
+    names, notes, left_out = layout.class_names, list(layout.notes), {}
     numbers = {name: label for label, name in enumerate(names)}
     chosen = {}
     for part, pairs in layout.parts.items():
-        files = np.array([file for file, _ in pairs], dtype=object)
-        chosen[part] = files, np.array([numbers[name] for _, name in pairs], dtype=np.int64)
+        good = [(file, numbers[name]) for file, name in pairs if file not in bad]
+        if pairs and not good:
+            raise ArgumentError(f"Expected {part} pictures. Received none that decode. Add some.")
+        files = np.array([file for file, _ in good], dtype=object)
+        chosen[part] = files, np.array([label for _, label in good], dtype=np.int64)
+    if empty := [name for label, name in enumerate(names) if label not in chosen["train"][1]]:
+        raise ArgumentError(
+            f"Expected training pictures of every class. Received none that decode of: {', '.join(empty)}. Add some, "
+            "or move the class away."
+        )
 
     def take(part, index):
         return tuple(column[index] for column in chosen[part])
@@ -75,8 +85,8 @@ def choose(layout: Layout, val_fraction, limit, seed, notes, left_out):
         rest, held_out = stratified_split(chosen["train"][1], share, names, seed, what)
         chosen["train"], chosen[into] = take("train", rest), take("train", held_out)
 
-    has_val = len(chosen["val"][0]) > 0
-    if not len(chosen["test"][0]):
+    has_val, own = len(chosen["val"][0]) > 0, {part for part, pairs in layout.parts.items() if pairs}
+    if "test" not in own:
         hold_out("test", TEST_SHARE, "test split")
         where = "its training pictures" if has_val else "it"
         notes.append(f"a fifth of {where} is held out as the test set, as it has none")
@@ -86,11 +96,29 @@ def choose(layout: Layout, val_fraction, limit, seed, notes, left_out):
     if limit is not None:
         labels = {part: labels for part, (_, labels) in chosen.items()}
         for part, index in limited_indices(labels, names, limit, seed).items():
+            if beyond := list(np.delete(chosen[part][0], index)):
+                left_out.setdefault("pictures beyond the limit", []).extend(beyond)
             chosen[part] = take(part, index)
     if val_fraction and not has_val:
         hold_out("val", float(val_fraction), "validation split")
+    notes.extend(_missing(names, {part: labels for part, (_, labels) in chosen.items()}, own))
     part = np.concatenate([np.full(len(chosen[name][0]), name) for name in PARTS])
-    return *(np.concatenate([chosen[name][i] for name in PARTS]) for i in (0, 1)), part
+    return *(np.concatenate([chosen[name][i] for name in PARTS]) for i in (0, 1)), part, notes, left_out
+
+
+def _missing(names, labels, own):
+    """Sentences on the classes that a part has no picture of; `own` are the parts that the folder has itself."""
+    without = {}
+    for part, what in (("val", "validation"), ("test", "test")):
+        for label in sorted(set(range(len(names))) - set(labels[part].tolist())) if len(labels[part]) else ():
+            if part in own:
+                yield f"no {what} pictures of {names[label]}"
+            else:
+                without.setdefault(label, []).append(what)
+    for label, parts in without.items():
+        count = sum(int((given == label).sum()) for given in labels.values())
+        pictures = "one picture, which is" if count == 1 else f"{count} pictures, none of which is"
+        yield f"'{names[label]}' has {pictures} for {'training' if count == 1 else ' or '.join(parts)}"
 
 
 def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_bad, drop_duplicates):
@@ -103,71 +131,52 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
         ArgumentError: as `choose`.
         LabError: a picture does not decode (all of them are named), or there is no room for them.
     """
-    notes, left_out = list(layout.notes), {reason: list(paths) for reason, paths in layout.left_out.items()}
-    files, labels, part = choose(layout, val_fraction, limit, seed, notes, left_out)
-    # In one order whatever the split, so that another one finds the same decoded pictures.
-    order = np.argsort(files, kind="stable")
-    stored = decoded(layout.top, files[order], layout.stamps, image_size, fit)
-    pictures = Pictures(files[order], labels[order], part[order], stored)
-    if stored.bad:
-        left_out["files without a picture that decodes"] = _without_bad(layout, pictures, skip_bad)
+    bad, decoded_files, stored = {}, np.empty(0, object), None
+    while True:
+        files, labels, part, notes, left_out = choose(layout, val_fraction, limit, seed, bad)
+        if stored is None or not set(files) <= set(decoded_files):
+            # In one order whatever the split, so that another one finds the same decoded pictures.
+            decoded_files = np.unique(files)
+            stored = decoded(layout.top, decoded_files, layout.stamps, image_size, fit)
+        found = {decoded_files[i]: reason for i, reason in stored.bad.items() if decoded_files[i] in set(files)}
+        if not found:
+            break
+        if not skip_bad:
+            raise _undecodable(layout, found)
+        bad |= found
+    rows = np.searchsorted(decoded_files, files)
+    row_labels, row_part = np.full(len(decoded_files), -1), np.full(len(decoded_files), "", part.dtype)
+    row_labels[rows], row_part[rows] = labels, part
+    pictures = Pictures(decoded_files, row_labels, row_part, stored)
+    left_out = {reason: list(paths) for reason, paths in layout.left_out.items()} | left_out
+    if bad:
+        left_out["files without a picture that decodes"] = list(bad)
     duplicates = find_duplicates(pictures)
-    if duplicates.pairs:
-        notes.extend(duplicates.sentences())
-    if drop_duplicates and len(dropped := duplicates.to_drop()):
+    dropped = duplicates.to_drop() if drop_duplicates else ()
+    if len(dropped):
         pictures.without(dropped)
         left_out["duplicate pictures of the training set"] = list(pictures.files[dropped])
-    _expect_training_pictures(layout, pictures)
+        if lost := sorted(set(labels[part == "train"]) - set(pictures.labels[pictures.part == "train"])):
+            raise ArgumentError(
+                f"Expected training pictures of every class. Received duplicates only of: "
+                f"{', '.join(layout.class_names[label] for label in lost)}. Add others, or leave --drop-duplicates out."
+            )
+    if duplicates.pairs:
+        notes.append(duplicates.sentence(drop_duplicates))
     if stored.grey_range:
         low, high = stored.grey_range
-        notes.append(f"grey values of 16 bits, {low:g} to {high:g} here, become 0 to 255")
-    notes.extend(_missing(layout, pictures))
+        notes.append(f"grey values beyond 8 bits, {low:g} to {high:g} here, become 0 to 255")
     return pictures, notes, left_out, duplicates
 
 
-def _without_bad(layout, pictures, skip_bad):
-    """Take the pictures that do not decode out, or raise; their files."""
-    bad = pictures.stored.bad
-    if not skip_bad:
-        named = [f"{shown(os.path.join(layout.top, pictures.files[i]))} ({reason})" for i, reason in bad.items()]
-        one = len(named) == 1
-        received = f"{'one that does' if one else f'{len(named):,} that do'} not decode: {'; '.join(named)}"
-        raise LabError(
-            f"Expected all pictures of '{shown(layout.top)}' to decode. Received {received}. Repair or remove "
-            f"{'it' if one else 'them'}, or leave {'it' if one else 'them'} out with --skip-bad."
-        )
-    positions = np.fromiter(bad, int)
-    pictures.without(positions)
-    return list(pictures.files[positions])
-
-
-def _expect_training_pictures(layout, pictures):
-    counts = np.bincount(pictures.labels[pictures.positions("train")], minlength=len(layout.class_names))
-    if empty := [name for name, count in zip(layout.class_names, counts, strict=True) if not count]:
-        raise ArgumentError(
-            f"Expected training pictures of every class. Received none that are left of: {', '.join(empty)}. Add some, "
-            "or move the class away."
-        )
-    for part in ("val", "test"):
-        if not len(pictures.positions(part)) and part in set(pictures.part):
-            raise ArgumentError(f"Expected {part} pictures. Received none that decode. Add some.")
-
-
-def _missing(layout, pictures):
-    """A sentence for each rare class that a part has no picture of."""
-    of_training = Counter(pictures.labels.tolist())
-    without = {}
-    for part, what in (("val", "validation"), ("test", "test")):
-        labels = set(pictures.labels[pictures.positions(part)].tolist())
-        # Said of a layout's own parts already.
-        if labels and not layout.parts[part]:
-            for label in set(range(len(layout.class_names))) - labels:
-                without.setdefault(label, []).append(what)
-    for label, parts in sorted(without.items()):
-        count = of_training[label]
-        pictures_ = "one picture, which is" if count == 1 else f"{count} pictures, none of which is"
-        where = "for training" if count == 1 else f"for {' or '.join(parts)}"
-        yield f"'{layout.class_names[label]}' has {pictures_} {where}"
+def _undecodable(layout, bad):
+    named = [f"{shown(os.path.join(layout.top, file))} ({reason})" for file, reason in bad.items()]
+    one = len(named) == 1
+    received = f"{'one that does' if one else f'{len(named):,} that do'} not decode: {'; '.join(named)}"
+    return LabError(
+        f"Expected all pictures of '{shown(layout.top)}' to decode. Received {received}. Repair or remove "
+        f"{'it' if one else 'them'}, or leave {'it' if one else 'them'} out with --skip-bad."
+    )
 
 
 def source_of(layout: Layout) -> str:

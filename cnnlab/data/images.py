@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import math
+import os
+import stat
 import struct
 import threading
 import warnings
@@ -27,6 +30,8 @@ MOST_PIXELS = 250_000_000
 MOST_IN_FILE = 4 * MOST_PIXELS
 REDUCED = 16_000_000  # pixels, above which a picture is made smaller before its colours are converted
 SIXTEEN_BITS = (0, 65_535)
+NO_VALUE = 1e30  # and above
+MOST_BYTES = 2**30  # of a file
 GREY = 128  # of what "pad" adds
 
 ORIENTATION = 0x0112
@@ -58,6 +63,10 @@ class UndecodableError(LabError):
 
     def __reduce__(self):  # decoding workers send it
         return type(self), (self.file, self.reason)
+
+
+class UnreadError(UndecodableError):
+    """A file that cannot be read now, which may pass."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +107,19 @@ def read(file) -> bytes:
     """A file's content.
 
     Raises:
-        UndecodableError: it cannot be read.
+        UnreadError: it cannot be read now.
+        UndecodableError: it is no file, or too large for a picture.
     """
     try:
+        about = os.stat(file)
+        if not stat.S_ISREG(about.st_mode):
+            raise UndecodableError(file, "it is no file")
+        if about.st_size > MOST_BYTES:
+            raise UndecodableError(file, f"it has {about.st_size:,} bytes, and at most {MOST_BYTES:,} are read")
         with open(file, "rb") as opened:
             return opened.read()
     except OSError as error:
-        raise UndecodableError(file, error.strerror or error) from error
+        raise UnreadError(file, error.strerror or error) from error
 
 
 def decode(content, name, side, fit="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS) -> Decoded:
@@ -134,26 +149,36 @@ class _TooLargeError(Exception):
 
 
 def _decode(content, side, fit, grey_range, most_pixels):
-    with _opened(content) as image:
+    try:
+        return _decode_guarded(content, side, fit, grey_range, most_pixels)
+    except Image.DecompressionBombError:
+        with GUARD:
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return _decode_guarded(content, side, fit, grey_range, most_pixels)
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
+
+
+def _decode_guarded(content, side, fit, grey_range, most_pixels):
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > 4 * most_pixels:
             raise _TooLargeError(_too_large(image, most_pixels))
         width, height = image.size
         image.draft(None, (2 * side, 2 * side))  # JPEG: a half, a quarter or an eighth of each side
         if image.width * image.height > most_pixels:
             raise _TooLargeError(_too_large(image, most_pixels))
-        orientation = _orientation(image)
+        image.load()
+        orientation = _orientation(image)  # Pillow turns a TIFF when it loads it, and forgets its orientation
         values = None
         if image.mode.startswith(("I", "F")):  # convert() would clip it, not scale it
             image, values = _grey(image, grey_range)
-        smallest = min(image.size)
-        if image.width * image.height > REDUCED and smallest > 4 * side and image.mode != "P":
-            image = image.reduce(smallest // (2 * side))
+        image = _reduced(image, side)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         if image.mode != "RGB":
             image = image.convert("RGB")
-        image.load()
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
         if orientation in SIDEWAYS:
@@ -161,16 +186,14 @@ def _decode(content, side, fit, grey_range, most_pixels):
         return Decoded(_fitted(image, side, fit), (width, height), values)
 
 
-def _opened(content):
-    try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError:
-        with GUARD:
-            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                return Image.open(io.BytesIO(content), formats=FORMATS)
-            finally:
-                Image.MAX_IMAGE_PIXELS = before
+def _reduced(image, side):
+    """A large picture at some four times the size that is needed, or what its other side leaves it."""
+    factors = [max(1, length // (4 * side)) for length in image.size]
+    if image.width * image.height <= REDUCED or factors == [1, 1]:
+        return image
+    if image.mode in ("P", "PA", "1"):  # numbers of colours, which have no mean
+        return image.resize([length // factor for length, factor in zip(image.size, factors, strict=True)], 0)
+    return image.reduce(tuple(factors))
 
 
 def _too_large(image, most_pixels):
@@ -185,12 +208,20 @@ def _orientation(image):
 
 
 def _grey(image, grey_range):
+    """Grey of 16 bits or floats as 8 bits, and its lowest and highest value; what is no number, or a mark for missing
+    values such as -3.4e38, counts as the nearer end of the range.
+    """
     import numpy as np
 
-    pixels = np.nan_to_num(np.asarray(image, np.float64))
-    (low, high), values = grey_range, (float(pixels.min()), float(pixels.max()))
-    pixels = (pixels - low) * (255 / max(high - low, 1e-9))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), values
+    given, (low, high) = np.asarray(image), grey_range
+    scaled, lowest, highest = np.empty(given.shape, np.uint8), math.inf, -math.inf
+    for row in range(0, len(given), rows := max(1, REDUCED // given.shape[1])):  # some at a time, as floats take room
+        pixels = given[row : row + rows].astype(np.float64)
+        if (known := pixels[np.abs(pixels) < NO_VALUE]).size:
+            lowest, highest = min(lowest, known.min()), max(highest, known.max())
+        pixels = np.nan_to_num((pixels - low) * (255 / max(high - low, 1e-9)), posinf=255, neginf=0)
+        scaled[row : row + rows] = pixels.clip(0, 255)
+    return Image.fromarray(scaled), (float(lowest), float(highest)) if lowest <= highest else None
 
 
 def _fitted(image, side, fit):

@@ -25,37 +25,36 @@ def from_labels(listing: Listing, labels):
     Raises:
         ArgumentError: the file is not understood, or contradicts itself.
     """
-    rows, columns = read_table(labels)
+    by_name = _by_name(listing.files)
+    rows, columns = read_table(labels, lambda row: not any(_clean(cell) in by_name for cell in row))
     name_column = _column(columns, FILE_COLUMNS, 0, labels, "file names")
     label_column = _column(columns, LABEL_COLUMNS, 1, labels, "labels", not_this=name_column)
     part_column = next((columns.index(name) for name in PART_COLUMNS if name in columns), None)
-    by_name = {}
-    for file in listing.files:
-        stem = os.path.splitext(file)[0]
-        for name in {file, stem, os.path.basename(file), os.path.basename(stem)}:
-            by_name.setdefault(unicodedata.normalize("NFC", name), []).append(file)
-    parts, csv_name = {part: [] for part in PARTS}, os.path.basename(labels)
-    used = {}
-    for number, row in enumerate(rows, start=1):
-        name = unicodedata.normalize("NFC", row[name_column].strip().replace("\\", "/").removeprefix("./"))
-        label, files = row[label_column].strip(), by_name.get(name, by_name.get(os.path.basename(name), ()))
+    parts, csv_name, used = {part: [] for part in PARTS}, os.path.basename(labels), {}
+    for number, row in enumerate(rows, start=2 if columns else 1):
+        name, label = _clean(row[name_column]), row[label_column].strip()
+        files = _files_of(name, by_name, os.path.basename(listing.top))
         part = "train" if part_column is None else part_of(row[part_column])
         if not files:
             listing.leave_out(f"rows of {csv_name} without a picture", name)
-        elif len(files) > 1 and name not in files:
+            continue
+        if len(files) > 1:
             raise ArgumentError(
                 f"Expected each file name of '{labels}' to be one picture of '{listing.top}'. Received: '{name}', "
-                f"which is {files[0]} and {files[1]}. Write their folders too."
+                f"which is {shown(files[0])} and {shown(files[1])}. Write their folders too."
             )
-        elif not label or part is None:
-            listing.leave_out(f"rows of {csv_name} without a label", name)
+        [file] = files
+        if not label or part is None:
+            what = "a label" if not label else "train, val or test as their split"
+            listing.leave_out(f"pictures that {csv_name} gives without {what}", file)
+            used.setdefault(file, (label, part))
+        elif used.setdefault(file, (label, part)) != (label, part):
+            first, second = (" of ".join(filter(None, (shown(one), of))) for one, of in (used[file], (label, part)))
+            raise ArgumentError(
+                f"Expected one label and one part for each picture in '{labels}'. Received for {shown(file)}: "
+                f"{first} and, in row {number}, {second}. Remove one of the rows."
+            )
         else:
-            file = name if name in files else files[0]
-            if used.setdefault(file, label) != label:
-                raise ArgumentError(
-                    f"Expected one label for each picture in '{labels}'. Received for {shown(file)}: "
-                    f"'{shown(used[file])}' and, in row {number}, '{shown(label)}'. Remove one of the rows."
-                )
             parts[part].append((file, label))
     for file in listing.files:
         if file not in used:
@@ -63,23 +62,55 @@ def from_labels(listing: Listing, labels):
     return {part: list(dict.fromkeys(pairs)) for part, pairs in parts.items()}, [f"labels are those of {labels}"]
 
 
-def read_table(file):
-    """The rows of a CSV file (commas, semicolons or tabs), and the lower-case names of its columns, if it has any."""
+def _clean(cell):
+    return unicodedata.normalize("NFC", cell.strip().replace("\\", "/").removeprefix("./"))
+
+
+def _by_name(files):
+    """Every name that a table may call a file by, to the files: with and without folder and ending."""
+    by_name = {}
+    for file in files:
+        stem = os.path.splitext(file)[0]
+        for name in {file, stem, os.path.basename(file), os.path.basename(stem)}:
+            by_name.setdefault(unicodedata.normalize("NFC", name), []).append(file)
+    return by_name
+
+
+def _files_of(name, by_name, top):
+    """The files that a row's name may mean; one with a folder is in that folder, or in the one that is looked into."""
+    for one in (name, name.partition(f"{top}/")[2] if f"/{top}/" in f"/{name}" else ""):
+        if files := by_name.get(one):
+            whole = [file for file in files if one in (file, os.path.splitext(file)[0])]
+            return whole or files
+    return []
+
+
+def read_table(file, may_be_header=lambda row: True):
+    """The rows of a CSV file (commas, semicolons or tabs), and the lower-case names of its columns, if it has any.
+
+    Args:
+        may_be_header: of the first row.
+    """
     try:
         with open(file, encoding="utf-8-sig", newline="") as opened:
             text = opened.read()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "a file that is not in UTF-8"
-        raise ArgumentError(f"Expected '{file}' to be a CSV file. Received: {reason}.") from error
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
-    width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
-    if width < 2 or any(len(row) < width for row in rows):
-        short = next((number for number, row in enumerate(rows, start=1) if len(row) < max(width, 2)), 0)
-        raise ArgumentError(f"Expected at least two columns in '{file}'. Received: fewer in row {short}.")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        advice = "Save it as CSV in UTF-8" if isinstance(error, UnicodeDecodeError) else "Name another file"
+        raise ArgumentError(f"Expected '{file}' to be a CSV file. Received: {reason}. {advice}.") from error
+    if not rows:
+        raise ArgumentError(
+            f"Expected '{file}' to be a CSV file of two columns. Received: an empty one. Name another file."
+        )
+    width = max(2, Counter(map(len, rows)).most_common(1)[0][0])
+    if short := next((number for number, row in enumerate(rows, start=1) if len(row) < width), None):
+        raise ArgumentError(
+            f"Expected {width} columns in every row of '{file}'. Received: fewer in row {short}. Complete or remove it."
+        )
     head = [cell.strip().lower() for cell in rows[0]]
-    if set(head) & {*FILE_COLUMNS, *LABEL_COLUMNS}:
+    if set(head) & {*FILE_COLUMNS, *LABEL_COLUMNS} and may_be_header(rows[0]):
         return rows[1:], head
     return rows, []
 

@@ -29,7 +29,7 @@ class Layout:
     parts: dict[str, list[tuple[str, str]]]
     notes: list[str] = field(default_factory=list)
     class_names: tuple[str, ...] = ()
-    stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -60,11 +60,11 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False) -> L
     train, counts = Counter(name for _, name in layout.parts["train"]), {}
     if len(train) < 2:
         received = f"only '{next(iter(train))}'" if train else "none"
+        two = "at least two class folders with pictures, or train/ and test/ with those"
+        two = "pictures of at least two classes" if labels else two
+        advice = f"Look into '{labels}'." if labels else "Pictures that are listed in a file need --labels FILE.csv."
         left = f" Left out: {shown(in_words(layout.left_out))}." if layout.left_out else ""
-        raise ArgumentError(
-            f"Expected '{where}' to hold at least two class folders with pictures, or train/ and test/ with those. "
-            f"Received: {received}.{left} Pictures that are listed in a file need --labels FILE.csv."
-        )
+        raise ArgumentError(f"Expected '{where}' to hold {two}. Received: {received}.{left} {advice}")
     for part in ("val", "test"):
         counts[part] = Counter(name for _, name in layout.parts[part])
         if extra := sorted(set(counts[part]) - set(train), key=natural):
@@ -74,9 +74,6 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False) -> L
                 "or remove it."
             )
     layout.class_names = tuple(sorted(train, key=natural))
-    for part, given in counts.items():
-        if given and (missing := [name for name in layout.class_names if name not in given]):
-            layout.notes.append(f"no {part} pictures of {_first(missing)}")
     alike = Counter(name.casefold() for name in layout.class_names)
     if double := [name for name in layout.class_names if alike[name.casefold()] > 1]:
         layout.notes.append(f"classes that differ in upper and lower case only: {_first(double)}")
@@ -85,7 +82,11 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False) -> L
 
 def natural(name):
     """A key to sort names by, with the numbers in them as numbers: 1, 2, 10."""
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    # By length and digits, as a number of thousands of digits is no int.
+    return [
+        (0, len(part.lstrip("0")), part.lstrip("0"), part) if part.isdecimal() else (1, 0, part, "") for part in parts
+    ]
 
 
 def _name_classes(layout, class_names):
@@ -93,7 +94,13 @@ def _name_classes(layout, class_names):
     meanings = {}
     if class_names:
         rows, _ = read_table(class_names)
-        meanings = {row[0].strip(): row[1].strip() for row in rows if row[1].strip()}
+        for row in rows:
+            name, meaning = row[0].strip(), row[1].strip()
+            if meaning and meanings.setdefault(name, meaning) != meaning:
+                raise ArgumentError(
+                    f"Expected one name for each class in '{class_names}'. Received for {shown(name)}: "
+                    f"'{shown(meanings[name])}' and '{shown(meaning)}'. Remove one of the rows."
+                )
     given = {name for pairs in layout.parts.values() for _, name in pairs}
     called = {name: shown(unicodedata.normalize("NFC", meanings.get(name, name))) for name in given}
     order = {name: natural(name) for name in called.values()}

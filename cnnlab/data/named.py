@@ -1,5 +1,6 @@
 """The image sets that go by a name: a row for each, and how it is downloaded or read."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,9 @@ def is_folder(name) -> bool:
     """
     if name in NAMED:
         return False
-    if Path(name).is_dir():
-        return True
+    with contextlib.suppress(OSError, ValueError):  # too long for a path, or below a folder without permission
+        if name and Path(name).is_dir():
+            return True
     if re.search(r"[/\\.~]", name):
         raise ArgumentError(
             f"Expected dataset to be a name or an existing folder. Received: '{name}', which is neither."

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import imagehash
 
-from cnnlab.data.images import UndecodableError, decode, read
+from cnnlab.data.images import UndecodableError, UnreadError, decode, read
 from cnnlab.errors import LabError
 
 CHUNK = 100  # images a task at most
@@ -37,6 +37,7 @@ class Facts:
         size: width and height before it became a square.
         values: lowest and highest value of 16-bit grey.
         reason: why it does not decode; its pixels are 0 then.
+        unread: whether that is because it cannot be read now.
     """
 
     pixels: bytes
@@ -45,6 +46,7 @@ class Facts:
     size: tuple[int, int] = (0, 0)
     values: tuple[float, float] | None = None
     reason: str | None = None
+    unread: bool = False
 
 
 def decode_files(files, side, fit, grey_range):
@@ -67,7 +69,9 @@ def _decode_one(file, side, fit, grey_range):
         decoded = decode(content, file, side, fit, grey_range)
     except UndecodableError as error:
         pixels = bytes(3 * side * side)
-        return pixels, Facts(hashlib.sha256(pixels).digest(), reason=str(error.reason))
+        return pixels, Facts(
+            hashlib.sha256(pixels).digest(), reason=str(error.reason), unread=isinstance(error, UnreadError)
+        )
     pixels = decoded.image.tobytes()
     look = int(str(imagehash.dhash(decoded.image)), 16)
     digests = hashlib.sha256(pixels).digest(), hashlib.sha256(content).digest()

@@ -40,12 +40,14 @@ class Decoded:
         known: `(N,)` of `KNOWN`.
         bad: position to why the file does not decode.
         near: `(M, 2) int`, positions of pictures of nearly the same look.
+        unread: whether a file could not be read at all, which may pass.
     """
 
     pixels: np.ndarray
     known: np.ndarray
     bad: dict[int, str]
     near: np.ndarray | None = None
+    unread: bool = False
 
     @property
     def digests(self) -> np.ndarray:
@@ -75,6 +77,7 @@ class Decoded:
             self.known[position] = (one.pixels, one.content, one.look, one.size, *(one.values or (np.nan, np.nan)))
             if one.reason:
                 self.bad[position] = one.reason
+            self.unread |= one.unread
 
 
 def decoded(top, files, stamps, side, fit) -> Decoded:
@@ -86,7 +89,7 @@ def decoded(top, files, stamps, side, fit) -> Decoded:
     Args:
         top: the folder that the paths are relative to, absolute.
         files: relative paths.
-        stamps: path to size in bytes and time in nanoseconds.
+        stamps: as in `Listing`.
         side: pixels a side of the squares that they become.
         fit: how, as in `decode_image`.
 
@@ -97,14 +100,14 @@ def decoded(top, files, stamps, side, fit) -> Decoded:
     key = _key(files, stamps, side, fit)
     path = cached.cache_folder("pictures") / f"{key}.npy"
     size = len(files) * side * side * 3
+    cached.bound()  # a wrong one is said before the work, not after it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Of two processes that need them, one decodes and the other waits.
         with FileLock(path.with_suffix(".lock")):
             stored = _load(path, top, files)
             if stored is None:
-                _build(path, [os.path.join(top, file) for file in files], side, fit, what)
-                stored = _load(path)
+                stored = _build(path, [os.path.join(top, file) for file in files], side, fit, what)
                 cached.remove_oldest(keep=path)
             return stored
     except OSError as error:
@@ -128,8 +131,7 @@ def _key(files, stamps, side, fit):
     """sha256 of the names, sizes and times of the files, and of what decodes them."""
     key = hashlib.sha256(f"{side} {fit} {PIL.__version__} {' '.join(FORMATS)}\n".encode())
     for file in files:
-        size, time = stamps[file]
-        key.update(os.fsencode(f"{file}\0{size} {time}\n"))
+        key.update(os.fsencode(f"{file}\0{' '.join(map(str, stamps[file]))}\n"))
     return key.hexdigest()[:40]
 
 
@@ -140,23 +142,27 @@ def _load(path, top=None, files=None):
         pixels = np.load(path, mmap_mode="r")
         with np.load(path.with_suffix(".npz")) as stored:
             known, near = stored["known"], stored["near"]
-        if pixels.shape != tuple(about["shape"]) or len(known) != len(pixels) or known.dtype != KNOWN:
+        bad = {int(position): str(reason) for position, reason in about["bad"].items()}
+        if pixels.shape != tuple(about["shape"]) or known.shape != pixels.shape[:1] or known.dtype != KNOWN:
             raise ValueError("its parts do not belong together")
+        if not all(0 <= position < len(pixels) for position in [*bad, *near.ravel()]):
+            raise ValueError("it names pictures that it has not")
         os.utime(path)  # the oldest out first goes by the last use
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of whatever is in the three files
         print(f"warning: the decoded pictures '{path}' are damaged ({error}); decoding again.", file=sys.stderr)
         return None
+    if about["unread"]:  # what could not be read then may be readable now
+        return None
     if os.environ.get(RECHECK_VARIABLE) and files is not None:
-        changed = np.count_nonzero(
-            known["content"] != np.array([_digest(os.path.join(top, file)) for file in files], "S32")
-        )
+        now = np.array([_digest(os.path.join(top, file)) for file in files], "S32")
+        changed = np.count_nonzero(known["content"] != now)
         damaged = np.count_nonzero(known["pixels"] != np.array([hashlib.sha256(row).digest() for row in pixels], "S32"))
         print(f"Rechecked {len(files):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
         if changed or damaged:
             return None
-    return Decoded(pixels, known, {int(position): reason for position, reason in about["bad"].items()}, near)
+    return Decoded(pixels, known, bad, near)
 
 
 def _digest(file):
@@ -171,20 +177,20 @@ def _build(path, paths, side, fit, what):
     """Decode the files into `path`, going on where a pass that was killed has ended."""
     shape, folder = (len(paths), side, side, 3), path.parent / f"{cached.UNFINISHED}{path.stem}"
     fresh, known, notes = folder / path.name, folder / "known.npy", folder / "done.json"
-    done, bad = _done(notes)
+    made, done = _unfinished(fresh, known, notes, shape)
     if not done:
         shutil.rmtree(folder, ignore_errors=True)
         # Said before anything is written.
         size, free = math.prod(shape), shutil.disk_usage(path.parent).free
         if size > free:
-            raise OSError(f"only {free / 1e9:,.1f} GB are free")
+            raise OSError(f"{size / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are free")
     try:
         if not done:
             folder.mkdir()
             for file, dtype, shape_ in ((fresh, np.uint8, shape), (known, KNOWN, shape[:1])):
                 np.lib.format.open_memmap(file, "w+", dtype, shape_)
                 cached.reserve(file)
-        made = Decoded(np.load(fresh, mmap_mode="r+"), np.load(known, mmap_mode="r+"), bad)
+            made = Decoded(np.load(fresh, mmap_mode="r+"), np.load(known, mmap_mode="r+"), {})
 
         def note(done):
             forget(made.pixels)
@@ -193,14 +199,17 @@ def _build(path, paths, side, fit, what):
         _fill(made, done, paths, side, fit, note)
         made.pixels.flush()
         np.savez(folder / "known.npz", known=made.known, near=made.near)
-        _write(folder / "about.json", {"shape": shape, "what": what, "bad": made.bad})
+        about = {"shape": shape, "what": what, "bad": made.bad, "unread": made.unread}
+        _write(folder / "about.json", about)
         os.replace(folder / "known.npz", path.with_suffix(".npz"))
         os.replace(fresh, path)
         os.replace(folder / "about.json", path.with_suffix(".json"))
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    made = Decoded(np.load(path, mmap_mode="r"), np.array(made.known), made.bad, made.near)
     shutil.rmtree(folder, ignore_errors=True)
+    return made
 
 
 def _write(file, content):
@@ -209,13 +218,24 @@ def _write(file, content):
     os.replace(partial, file)
 
 
-def _done(notes):
-    """How many files a pass that was killed has written, and those that do not decode."""
+def _unfinished(fresh, known, notes, shape):
+    """What a pass that was killed has written, and how many files are done; `(None, 0)` where there is nothing to go on
+    with. The pixels are compared with their digests: after a power failure they may not have reached the disk.
+    """
     try:
         noted = json.loads(notes.read_text())
-        return noted["done"], {int(position): reason for position, reason in noted["bad"].items()}
-    except (OSError, ValueError, KeyError):
-        return 0, {}
+        done, bad = int(noted["done"]), {int(position): str(reason) for position, reason in noted["bad"].items()}
+        room = (np.load(file, mmap_mode="r").nbytes for file in (fresh, known))
+        whole = all(file.stat().st_size >= size for file, size in zip((fresh, known), room, strict=True))
+        made = Decoded(np.load(fresh, mmap_mode="r+"), np.load(known, mmap_mode="r+"), bad)
+        if not whole or made.pixels.shape != shape or made.known.dtype != KNOWN or not 0 <= done <= len(made.known):
+            return None, 0
+        for position in range(done):
+            if hashlib.sha256(made.pixels[position]).digest() != made.known["pixels"][position].ljust(32, b"\0"):
+                return None, 0
+        return made, done
+    except Exception:  # of whatever is in the files
+        return None, 0
 
 
 def _fill(made, done, paths, side, fit, note):

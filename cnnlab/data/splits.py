@@ -61,11 +61,19 @@ def limited_indices(labels, class_names, limit, seed) -> dict:
     for part, given in labels.items():
         count = max(round(share * len(given)), len(class_names))
         if len(given) - count >= len(class_names):
-            chosen[part] = stratified_split(given, count, class_names, seed, f"limit of {limit} images")[1]
+            index = stratified_split(given, count, class_names, seed, f"limit of {limit} images")[1]
         else:  # all but a few: a stratified split has no room for the rest
-            order = np.random.default_rng(seed).permutation(len(given))
-            chosen[part] = np.sort(order[:count])
+            index = np.sort(np.random.default_rng(seed).permutation(len(given))[:count])
+        chosen[part] = _with_single_images(given, index)
     return chosen
+
+
+def _with_single_images(labels, index):
+    """A choice in which a class of a single image is, in the place of one of the largest class."""
+    for label in np.setdiff1d(labels, labels[index]):
+        largest = np.flatnonzero(labels[index] == np.bincount(labels[index]).argmax())
+        index = np.append(np.delete(index, largest[-1]), np.flatnonzero(labels == label)[0])
+    return np.sort(index)
 
 
 def digest_of(class_names, *arrays) -> str:

@@ -234,7 +234,7 @@ def test_labels_of_a_file(workplace):
     shutil.rmtree("data/b")
     assert load("data", labels="labels.csv", val_fraction=0).class_names == ("x", "y")
     (workplace / "labels.csv").write_text("0000,x\n0000,y\n0001,y\n")
-    with pytest.raises(cnnlab.ArgumentError, match=r"one label for each picture.*'x' and, in row 2, 'y'"):
+    with pytest.raises(cnnlab.ArgumentError, match=r"one label and one part.*x of train and, in row 2, y"):
         load("data", labels="labels.csv")
     (workplace / "labels.csv").write_text("id,size,colour\n1,2,3\n")
     with pytest.raises(cnnlab.ArgumentError, match="a column of labels"):
@@ -298,3 +298,134 @@ def test_a_layout_is_listed_once(workplace):
     assert layout.class_names == ("a", "b")
     with pytest.raises(cnnlab.LabError, match="4 that do not decode"):
         cnnlab.load_dataset(layout, image_size=8)
+
+
+def test_a_folder_around_the_parts_is_found_beside_others(workplace):
+    fill("all/data/train", ["cat", "dog"], 6)
+    fill("all/data/test", ["cat", "dog"], 2, 100)
+    fill("all", ["docs"], 3, 200)
+    d = load("all")
+    assert d.class_names == ("cat", "dog")
+    assert "3 files in docs/, beside data/ with its parts" in said(d)
+    fill("by_class/cat", ["train", "test"], 4)
+    fill("by_class/dog", ["train", "test"], 4)
+    with pytest.raises(cnnlab.ArgumentError, match="cat/ and dog/ with a train folder each"):
+        load("by_class")
+    fill("plants/color", ["apple", "grape"], 4)
+    fill("plants/grey", ["apple", "grape"], 4)
+    assert "folders inside of a class belong to it, such as apple/ to color" in said(load("plants"))
+
+
+def test_the_one_folder_in_a_class_is_no_class(workplace):
+    fill("data/train", ["cat", "dog"], 6)
+    fill("data/val/cat", ["dog"], 3, 100)
+    d = load("data")
+    assert d.val.labels.tolist() == [0, 0, 0]
+    assert "no validation pictures of dog" in said(d)
+
+
+def test_test_pictures_in_a_folder_without_classes(workplace):
+    fill("data/train", ["cat", "dog"], 6)
+    fill("data/test", ["test"], 3, 100)
+    d = load("data")
+    assert "3 files in test/ without labels" in said(d)
+    assert d.class_names == ("cat", "dog")
+
+
+def test_a_row_for_another_folder_means_no_file_here(workplace):
+    fill("data", ["A"], 4)
+    for i in range(4):
+        picture(1, i).save(f"data/{i + 10:04}.png")
+    rows = [f"{i + 10:04}.png,cat" for i in range(4)] + [f"B/{i:04}.png,dog" for i in range(4)]
+    (workplace / "labels.csv").write_text("\n".join(rows))
+    with pytest.raises(cnnlab.ArgumentError, match=r"only 'cat'.*4 rows of labels.csv without a picture"):
+        load("data", labels="labels.csv")
+    (workplace / "labels.csv").write_text("\n".join(rows).replace("B/", "data/A/"))
+    assert load("data", labels="labels.csv").class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("label", ["y", "class", "id", "name", "label"])
+def test_a_first_row_with_a_picture_is_no_header(label, workplace):
+    fill("data", ["A"], 8)
+    (workplace / "labels.csv").write_text("\n".join(f"{i:04}.png,{label if i % 2 else 'other'}" for i in range(8)))
+    (workplace / "labels.csv").write_text("\n".join(f"{i:04}.png,{'other' if i % 2 else label}" for i in range(8)))
+    assert sum(counts(load("data", labels="labels.csv", val_fraction=0))[::2]) == 8
+
+
+def test_splits_that_are_none_are_counted_once(workplace):
+    fill("data", ["A"], 9)
+    rows = [f"{i:04}.png,{'cat' if i % 2 else 'dog'},{'train' if i < 6 else 'holdout'}" for i in range(9)]
+    (workplace / "labels.csv").write_text("file,label,split\n" + "\n".join(rows))
+    d = load("data", labels="labels.csv", val_fraction=0)
+    assert "3 pictures that labels.csv gives without train, val or test as their split" in said(d)
+    assert "does not name" not in said(d)
+    (workplace / "names.csv").write_text("A,cat\nA,dog\n")
+    with pytest.raises(cnnlab.ArgumentError, match="one name for each class"):
+        load("data", class_names="names.csv")
+    (workplace / "names.csv").write_text("")
+    with pytest.raises(cnnlab.ArgumentError, match="an empty one"):
+        load("data", class_names="names.csv")
+
+
+def test_bad_files_of_a_rare_class_and_of_a_part(workplace):
+    fill("data/train", ["cat", "dog"], 6)
+    fill("data/test", ["cat", "dog"], 2, 100)
+    for file in (workplace / "data/test/dog").iterdir():
+        file.write_bytes(b"")
+    d = load("data", skip_bad=True)
+    assert "no test pictures of dog" in said(d)
+    for file in (workplace / "data/test/cat").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(cnnlab.ArgumentError, match=r"Expected test pictures\. Received none that decode"):
+        load("data", skip_bad=True)
+    fill("rare", ["cat", "dog"], [30, 3])
+    (workplace / "rare/dog/0001.png").write_bytes(b"")
+    for seed in range(6):
+        assert 1 in load("rare", skip_bad=True, seed=seed).train.labels
+
+
+def test_a_limit_keeps_rare_classes_and_is_counted(workplace):
+    fill("data", ["cat", "dog", "rare"], [40, 40, 1])
+    d = load("data", limit=30)
+    assert len(d.train) + len(d.val) == 30
+    assert 2 in d.train.labels
+    assert f"{81 - sum(counts(d))} pictures beyond the limit" in said(d)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_class_that_may_not_be_read_is_an_error(workplace):
+    fill("data", ["cat", "dog", "eel"], 4)
+    (workplace / "data/eel").chmod(0)
+    try:
+        with pytest.raises(cnnlab.ArgumentError, match=r"folders that cannot be read \(Permission denied\).*eel"):
+            load("data")
+        assert load("data", skip_bad=True).class_names == ("cat", "dog")
+    finally:
+        (workplace / "data/eel").chmod(0o755)
+
+
+def test_folders_that_link_to_one_another_end(workplace):
+    names = [f"class{i}" for i in range(8)]
+    fill("data", names, 3)
+    for one in names:
+        for other in names:
+            if one != other:
+                (workplace / "data" / one / f"to_{other}").symlink_to(workplace / "data" / other)
+    d = load("data", val_fraction=0)
+    assert sum(counts(d)[::2]) == 8 * 8 * 3
+    deep = workplace / "deep/cat"
+    for _ in range(60):
+        deep = deep / ("x" * 40)
+    assert find_layout("data").class_names == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"seed": -1}, {"image_size": 0}, {"image_size": 1.5}, {"val_fraction": None}, {"val_fraction": "0.1"}]
+)
+def test_wrong_arguments_get_a_sentence(arguments, workplace):
+    fill("data", ["cat", "dog"], 4)
+    with pytest.raises(cnnlab.ArgumentError, match="Expected"):
+        cnnlab.load_dataset("data", **{"image_size": 8, **arguments})
+    for name in ("", "x" * 300):
+        with pytest.raises(cnnlab.ArgumentError, match="Expected"):
+            cnnlab.load_dataset(name)

@@ -1,5 +1,6 @@
 """One file to pixels: pytest tests/data/test_images.py"""
 
+import os
 import random
 import struct
 import zlib
@@ -9,7 +10,8 @@ import pytest
 from pictures import chunk, encoded, exif_block, picture, with_exif
 from PIL import Image
 
-from cnnlab.data.images import FORMATS, UndecodableError, decode_image
+from cnnlab.data import images
+from cnnlab.data.images import FORMATS, TURNS, UndecodableError, decode, decode_image
 
 TURNED = (0x0112, 3, 1, struct.pack("<H", 6))
 BEHIND = 8 + 2 + 2 * 12 + 4  # where the data of a block with two entries starts
@@ -159,3 +161,45 @@ def test_mutated_files_decode_or_give_a_sentence(capfd):
             continue
     capfd.readouterr()  # libtiff's own words
     assert 500 < decoded < 1500
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("file_format", ["TIFF", "JPEG", "PNG", "WEBP"])
+def test_orientations_of_all_formats(orientation, file_format):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :16] = 255
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = orientation
+    turned = np.asarray(image.transpose(TURNS[orientation]).resize((32, 32)).convert("L"))
+    received = decode_image(encoded(image, file_format, exif=exif), 32, fit="stretch")[..., 0]
+    assert np.abs(received.astype(int) - turned).mean() < 8
+
+
+def test_values_that_are_none_do_not_move_the_range():
+    grey = np.full((4, 4), 0.5, np.float32)
+    for mark in (np.inf, -np.inf, np.nan, -3.4e38):
+        grey[0, 0] = mark
+        decoded = decode(encoded(Image.fromarray(grey), "TIFF"), "x", 4, grey_range=(0, 1))
+        assert decoded.values == (0.5, 0.5)
+        assert np.asarray(decoded.image)[2, 2].tolist() == [127] * 3
+
+
+def test_what_is_no_file_or_too_large_is_not_read(workplace, monkeypatch):
+    os.mkfifo("pipe.png")
+    with pytest.raises(UndecodableError, match="it is no file"):
+        decode_image("pipe.png", 8)
+    picture(0, 0).save("x.png")
+    monkeypatch.setattr(images, "MOST_BYTES", 10)
+    with pytest.raises(UndecodableError, match=r"bytes, and at most 10 are read"):
+        decode_image("x.png", 8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "1"])
+def test_a_large_picture_is_made_smaller_first(mode, monkeypatch):
+    monkeypatch.setattr(images, "REDUCED", 1000)
+    for size in ((400, 400), (40, 4000), (4000, 40)):
+        image = Image.new("I;16", size, 30_000) if mode == "I;16" else Image.new("L", size, 117).convert(mode)
+        received = decode_image(encoded(image, "PNG"), 16)
+        assert received.shape == (16, 16, 3)
+        if mode != "1":
+            assert np.abs(received.astype(int) - 117).max() <= 1

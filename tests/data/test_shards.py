@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from pictures import encoded, fill, picture
+from pictures import fill, picture
 from PIL import Image
 
 import cnnlab
 from cnnlab import cached
 from cnnlab.compare import train_model
 from cnnlab.data import folders, parallel, shards
+from cnnlab.data.images import UnreadError
+from cnnlab.data.layouts import find_layout
 from cnnlab.data.rows import MappedRows
 
 
@@ -50,14 +52,14 @@ def test_a_folder_is_decoded_once(birds, decoding, workplace):
     assert (again.train.images == first.train.images).all()
     assert again.digest == first.digest
     assert not np.array_equal(other.train.images[:20], first.train.images[:20])
-    shutil.copytree("birds", "elsewhere/birds")  # times go with it
-    load("elsewhere/birds")
-    load(fit="pad")
-    load(limit=10)
+    shutil.move("birds", "elsewhere")
+    load("elsewhere")
+    load("elsewhere", fit="pad")
+    load("elsewhere", limit=10)
     assert decoding == [40, 40, 12]
     [entry, *_] = [e for e in cached.entries() if e["shape"][0] == 40]
     assert entry["bytes"] > 40 * 8 * 8 * 3
-    assert "40 of birds" in entry["what"]
+    assert "40 of elsewhere" in entry["what"]
 
 
 def test_another_file_or_time_is_decoded_again(birds, decoding):
@@ -69,33 +71,63 @@ def test_another_file_or_time_is_decoded_again(birds, decoding):
 
 
 def test_recheck_compares_bytes(birds, decoding, monkeypatch, capsys):
-    before = load().digest
-    about = os.stat("birds/wren/0003.png")
-    content = bytearray(Path("birds/wren/0003.png").read_bytes())
-    other = encoded(Image.fromarray(np.asarray(picture(1, 3))[::-1]), "PNG").ljust(len(content), b"\0")
-    Path("birds/wren/0003.png").write_bytes(other[: len(content)])
-    os.utime("birds/wren/0003.png", ns=(about.st_atime_ns, about.st_mtime_ns))
-    if len(other) == len(content):
-        assert load().digest == before
+    layout = find_layout("birds")
+    before = cnnlab.load_dataset(layout, image_size=8).digest
+    picture(3, 3).save("birds/wren/0003.png")
+    assert cnnlab.load_dataset(layout, image_size=8).digest == before  # by its stamps it is the file of before
     monkeypatch.setenv("CNNLAB_RECHECK", "1")
-    load(skip_bad=True)
+    assert cnnlab.load_dataset(layout, image_size=8).digest != before
     assert "1 files changed, 0 stored ones damaged" in capsys.readouterr().out
     assert decoding[-1] == 40
+    birds = load().digest
     [path] = [e["path"] for e in cached.entries() if "of birds" in e["what"]][:1]
     pixels = np.load(path, mmap_mode="r+")
     pixels[0] ^= 1
     pixels.flush()
-    load(skip_bad=True)
+    assert load().digest == birds
     assert "0 files changed, 1 stored ones damaged" in capsys.readouterr().out
 
 
-def test_damaged_files_are_decoded_again(birds, decoding, capsys):
+@pytest.mark.parametrize("ending", ["npy", "npz", "json"])
+@pytest.mark.parametrize("damage", [b"", b"nothing", "half", b"null", b'{"shape": [40, 8, 8, 3], "bad": {"99": "x"}}'])
+def test_damaged_files_are_decoded_again(ending, damage, birds, decoding, capsys):
     before = load().digest
     [entry] = cached.entries()
-    entry["path"].with_suffix(".npz").write_bytes(b"nothing")
+    file = entry["path"].with_suffix(f".{ending}")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] if damage == "half" else damage)
     assert load().digest == before
     assert "are damaged" in capsys.readouterr().err
     assert decoding == [40, 40]
+
+
+def test_a_folder_never_gets_the_pictures_of_another(workplace):
+    """The same names, sizes and times, as archives and images of containers have them."""
+    for top, colours in (("one", {"a": "red", "b": "lime"}), ("other", {"a": "lime", "b": "red"})):
+        for name, colour in colours.items():
+            (workplace / top / name).mkdir(parents=True)
+            for i in range(5):
+                Image.new("RGB", (8, 8), colour).save(workplace / top / name / f"{i}.bmp")
+                os.utime(workplace / top / name / f"{i}.bmp", (1e9, 1e9))
+    one, other = load("one", val_fraction=0), load("other", val_fraction=0)
+    assert one.train.images[one.train.labels == 0][0, 0, 0].tolist() == [255, 0, 0]
+    assert other.train.images[other.train.labels == 0][0, 0, 0].tolist() == [0, 255, 0]
+
+
+def test_what_could_not_be_read_once_is_read_again(birds, monkeypatch):
+    original = parallel.read
+
+    def refused(file):
+        if file.endswith("wren/0003.png"):
+            raise UnreadError(file, "Stale file handle")
+        return original(file)
+
+    monkeypatch.setattr(parallel, "read", refused)
+    with pytest.raises(cnnlab.LabError, match=r"wren/0003.png \(Stale file handle\)"):
+        load()
+    assert len(load(skip_bad=True).train) == 28
+    monkeypatch.setattr(parallel, "read", original)
+    assert len(load().train) == 29
 
 
 def test_a_pass_that_was_killed_goes_on(birds, decoding, monkeypatch):
@@ -117,6 +149,33 @@ def test_a_pass_that_was_killed_goes_on(birds, decoding, monkeypatch):
     assert load().digest == whole
     assert decoding == [40, 40, 20]
     assert not list(cached.cache_folder("pictures").glob("unfinished-*"))
+
+
+@pytest.mark.parametrize("damage", ["pixels", "cut", "notes"])
+def test_a_pass_whose_pixels_did_not_reach_the_disk_starts_again(damage, birds, monkeypatch):
+    whole = load().digest
+    cached.clear()
+    monkeypatch.setattr(shards, "WRITTEN_AT_ONCE", 8 * 8 * 3 * 10)
+    original, seen = parallel._decode_one, []
+
+    def killed(file, *how):
+        seen.append(file)
+        if len(seen) == 25:
+            raise KeyboardInterrupt
+        return original(file, *how)
+
+    monkeypatch.setattr(parallel, "_decode_one", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    [folder] = cached.cache_folder("pictures").glob("unfinished-*")
+    [pixels] = [file for file in folder.glob("*.npy") if file.name != "known.npy"]
+    if damage == "pixels":
+        np.load(pixels, mmap_mode="r+")[3] = 0
+    elif damage == "cut":
+        os.truncate(pixels, 3000)
+    else:
+        (folder / "done.json").write_text("null")
+    assert load().digest == whole
 
 
 def test_kill_9_loses_nothing(workplace):
@@ -148,7 +207,7 @@ def test_no_room_for_them(birds, monkeypatch, capsys):
     assert "cannot be stored" in capsys.readouterr().err
     assert cached.entries() == []
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0}))
-    with pytest.raises(cnnlab.LabError, match=r"Expected 0.0 GB for the decoded pictures.*only 0.0 GB are free"):
+    with pytest.raises(cnnlab.LabError, match=r"for the decoded pictures.*0.0 MB are needed, and 0.0 MB are free"):
         load()
 
 
@@ -161,7 +220,7 @@ def test_grey_of_16_bits_is_scaled_by_the_sets_own_range(workplace):
     assert d.grey_range == (100, 4009)
     assert d.train.images[d.train.labels == 0].max() == 0
     assert d.train.images[d.train.labels == 1].min() >= 254
-    assert "grey values of 16 bits, 100 to 4009 here, become 0 to 255" in " ".join(d.found.lines)
+    assert "grey values beyond 8 bits, 100 to 4009 here, become 0 to 255" in " ".join(d.found.lines)
     assert load("scans").grey_range == (100, 4009)
 
 
