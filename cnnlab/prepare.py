@@ -31,7 +31,7 @@ class Prepared:
     tags: dict
 
 
-def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
+def prepare(recipes, as_found=False) -> tuple[ImageDataset, list[Prepared]]:
     """Load the data that recipes ask for, and find out for each what it is really trained with.
 
     Files get their full paths, so that a run can be repeated from another folder, sizes and precisions their values,
@@ -40,13 +40,14 @@ def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
 
     Args:
         recipes: that agree in their data fields; those of the first are used.
+        as_found: as in `load_dataset`.
 
     Raises:
         ArgumentError: a model cannot be built for these images.
         LabError: data, weights or a backbone cannot be had.
     """
     recipes = [_located(recipe) for recipe in recipes]
-    source = _find(recipes[0])
+    source = _find(recipes[0], as_found)
     if isinstance(source, Layout):
         recipes = [dataclasses.replace(recipe, fit=recipe.fit or "crop") for recipe in recipes]
     side = functools.cache(lambda: picture_side(source, recipes[0].fit))  # looked at where it matters
@@ -57,7 +58,7 @@ def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
     recipes = [_with_pictures(recipe, in_memory) for recipe in recipes]
     for recipe in recipes:
         find_model(recipe.model).check(recipe.image_size, **recipe.factory_arguments())
-    dataset = load_for(recipes[0], source)
+    dataset = load_for(recipes[0], source, as_found)
     print("\n".join(dataset.found.lines))
     for label in sorted(shrunk if isinstance(source, Layout) and side() > FROM_SCRATCH else ()):
         print(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
@@ -83,12 +84,12 @@ def prepare(recipes) -> tuple[ImageDataset, list[Prepared]]:
     return dataset, prepared
 
 
-def _find(recipe):
+def _find(recipe, as_found=False):
     given = {name: getattr(recipe, name) for name in ("labels", "class_names", "skip_bad")}
-    return data.find(recipe.dataset, **given)
+    return data.find(recipe.dataset, **given, as_found=as_found)
 
 
-def load_for(recipe, source=None) -> ImageDataset:
+def load_for(recipe, source=None, as_found=False) -> ImageDataset:
     """The data set that a recipe asks for, `source` being what `data.find` gave for it."""
     return load_dataset(
         source or _find(recipe),
@@ -99,6 +100,7 @@ def load_for(recipe, source=None) -> ImageDataset:
         val_fraction=recipe.val_fraction,
         limit=recipe.limit,
         seed=recipe.split_seed,
+        as_found=as_found,
     )
 
 

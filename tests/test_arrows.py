@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 GROUND = {f"cnnlab.{name}" for name in ("errors", "names", "signals", "downloads", "ports", "job", "fields", "cached")}
-VERBS = {f"cnnlab.{verb}" for verb in ("prepare", "runner", "compare", "reproduce", "predict", "serve")}
+VERBS = {f"cnnlab.{verb}" for verb in ("prepare", "runner", "compare", "reproduce", "predict", "serve", "audit")}
 # Each may import itself and what stands before it; what stands in one line is side by side.
 FLOORS = [GROUND, {"cnnlab.data", "cnnlab.models"}, {"cnnlab.recipe"}, {"cnnlab.results"}]
 FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, VERBS, {"tuning"}, {"cnnlab.cli"}]
@@ -20,6 +20,7 @@ KNOWN_IN = {
     "matplotlib": ("cnnlab.results.plots", "cnnlab.results.lettering"),
     "keras_hub": ("cnnlab.models.weights",),
     "fastapi": ("cnnlab.serve", "cnnlab.tracking.guard"),
+    "cleanlab": ("cnnlab.results.suspects",),
     "rich": ("cnnlab.cli.", "cnnlab.data.shards", "cnnlab.training.cache"),
 }
 INSIDE = {  # private parts

@@ -20,14 +20,15 @@ METAVARS = {
 }
 
 
-def recipe_options(command):
-    """Add an option for every field of the recipe but the model."""
+def recipe_options(command, names=None, defaults=None):
+    """Add an option for every field of the recipe but the model, or for those of some names, with other defaults."""
     for f in reversed(dataclasses.fields(Recipe)):
-        if f.name == "model":
+        if f.name == "model" or (names and f.name not in names):
             continue
         flag = f.type is bool
         bounds, default = bounds_text(f.metadata), "" if flag else _default_text(f)
-        models = _models_text(f)
+        default = (defaults or {}).get(f.name, default)
+        models = "" if names else _models_text(f)
         parts = [
             f.metadata["help"],
             f"({bounds})" if bounds else "",

@@ -1,15 +1,20 @@
-"""The commands that come after training: registering, promoting, using and repeating models."""
+"""The commands around a training: looking at its data before, and registering, using and repeating models after."""
 
+import functools
 import sys
 
 import click
 
+from cnnlab.cli.options import experiment_option, recheck_option, recipe_options, recipes_of
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.job import job
 from cnnlab.names import shown
 from cnnlab.results.names import SCORES
 
 FORMATS = ("table", "csv", "json")  # of predictions
+AUDITED_BY = "efficientnetv2b0"
+# Of the recipe, what says which pictures there are and what judges them.
+AUDIT_OPTIONS = ("image_size", "fit", "labels", "class_names", "limit", "split_seed", "backbone", "weights")
 
 
 @click.command()
@@ -177,4 +182,28 @@ def reproduce(run_id, deterministic, dataset, weights, backbone):
         print_next_step(reproduction.run_id)
 
 
-COMMANDS = (register, models, rollback, predict, serve, reproduce)
+@click.command()
+@click.argument("dataset", metavar="FOLDER_OR_NAME")
+@click.option("--out", metavar="FOLDER", help="Where the report goes.  [default: audit- and the data set's name]")
+@experiment_option
+@recheck_option
+@functools.partial(recipe_options, names=AUDIT_OPTIONS, defaults={"backbone": AUDITED_BY})
+def audit(out, **options):
+    """Look at a data set: what is there twice, likely mislabelled, strange, or cannot be read.
+
+    Writes report.html, with pictures, and tables as CSV. Labels are judged by cross-validated predictions from the
+    features of a frozen backbone. Nothing in the data set is changed.
+    """
+    options = {**options, "backbone": options["backbone"] or AUDITED_BY}
+    [recipe] = recipes_of(["transfer"], options)
+    with job():
+        from cnnlab.audit import audit as audit_data
+        from cnnlab.cli.screen import print_next_step
+
+        done = audit_data(recipe, out)
+        print("\n".join(map(shown, done.lines)))
+        print(f"Report: {shown(done.folder)}/report.html, with its tables beside it.")
+        print_next_step(done.run_id)
+
+
+COMMANDS = (audit, register, models, rollback, predict, serve, reproduce)

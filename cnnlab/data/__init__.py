@@ -46,7 +46,7 @@ class ImageDataset:
         stands_in_for: the name of the data set that could not be had, when this is its embedded stand-in.
         found: what was found, taken for what, and left out.
         fit, grey_range: of a folder, how its pictures were decoded, as `decode_image` takes it.
-        pictures: of a folder, all of them, as `folders.Pictures`.
+        pictures: of a folder, or where every picture is taken as it is found: all of them, as `folders.Pictures`.
     """
 
     name: str
@@ -73,13 +73,14 @@ class ImageDataset:
         return self.val is self.test
 
 
-def find(name_or_folder=None, *, labels=None, class_names=None, skip_bad=False):
+def find(name_or_folder=None, *, labels=None, class_names=None, skip_bad=False, as_found=False):
     """Look what data is meant, before any of it is read: a name, or the `Layout` of a folder.
 
     Args:
         name_or_folder: as in `load_dataset`.
         labels, class_names: CSV files, as in `layouts.find_layout`.
         skip_bad: leave class folders without pictures out.
+        as_found: as in `load_dataset`.
 
     Raises:
         ArgumentError: an unknown name, a missing folder or one that is not understood.
@@ -89,7 +90,8 @@ def find(name_or_folder=None, *, labels=None, class_names=None, skip_bad=False):
     if name_or_folder is not None and named.is_folder(str(name_or_folder)):
         from cnnlab.data.layouts import find_layout
 
-        return find_layout(name_or_folder, labels=labels, class_names=class_names, skip_empty=skip_bad)
+        how = {"skip_empty": skip_bad, "as_found": as_found}
+        return find_layout(name_or_folder, labels=labels, class_names=class_names, **how)
     if labels or class_names:
         raise ArgumentError(
             f"Expected labels and class_names with a folder of pictures. Received: {name_or_folder or 'no dataset'}. "
@@ -110,6 +112,7 @@ def load_dataset(
     class_names=None,
     skip_bad=False,
     drop_duplicates=False,
+    as_found=False,
 ) -> ImageDataset:
     """Load an image set by name or from a folder.
 
@@ -127,6 +130,8 @@ def load_dataset(
         labels, class_names: CSV files, as in `find`.
         skip_bad: leave files that do not decode out, and class folders without pictures.
         drop_duplicates: keep training pictures that are in another part too, come again, or have two labels out.
+        as_found: all pictures for an audit, none held out for validation or test; duplicates are looked for inside the
+            parts too, and what a training would lack is a note in place of an error.
 
     Raises:
         ArgumentError: an unknown name, a missing or unusable folder, a split or limit too small for the classes.
@@ -142,13 +147,13 @@ def load_dataset(
         raise ArgumentError(f"Expected seed to be a whole number from 0 to {2**32 - 1}. Received: {seed!r}.")
     source = name_or_folder
     if source is None or isinstance(source, (str, os.PathLike)):
-        source = find(source, labels=labels, class_names=class_names, skip_bad=skip_bad)
+        source = find(source, labels=labels, class_names=class_names, skip_bad=skip_bad, as_found=as_found)
     if source is not None and not isinstance(source, str):
-        how = {"fit": fit, "skip_bad": skip_bad, "drop_duplicates": drop_duplicates}
+        how = {"fit": fit, "skip_bad": skip_bad, "drop_duplicates": drop_duplicates, "as_found": as_found}
         return _from_folder(source, image_size, val_fraction, limit, seed, how)
     name = source or named.DEFAULT_DATASET
     try:
-        return _from_name(name, image_size, val_fraction, limit, seed)
+        return _from_name(name, image_size, val_fraction, limit, seed, as_found)
     except LabError as error:
         if source is not None or isinstance(error, ArgumentError):
             raise
@@ -157,26 +162,32 @@ def load_dataset(
         "(name --dataset to choose).",
         file=sys.stderr,
     )
-    return replace(_from_name(named.STAND_IN, image_size, val_fraction, limit, seed), stands_in_for=name)
+    return replace(_from_name(named.STAND_IN, image_size, val_fraction, limit, seed, as_found), stands_in_for=name)
 
 
-def _from_name(name, image_size, val_fraction, limit, seed):
-    from cnnlab.data import named
+def _from_name(name, image_size, val_fraction, limit, seed, as_found):
+    from cnnlab.data import folders, named
+    from cnnlab.data.duplicates import find_duplicates
     from cnnlab.data.found import Found, describe
     from cnnlab.data.splits import digest_of, stratified_split
 
     name, source, class_names, train, test = named.load_named(name, image_size, limit=limit, seed=seed)
     class_names = tuple(class_names)
-    digest = digest_of(class_names, *train, *test)
-    parts = {"train": train, "test": test}
-    if val_fraction:
-        images, labels = train
+    digest = digest_of(class_names, *train[:2], *test[:2])
+    parts, pictures, tables, pairs = {"train": train[:2], "test": test[:2]}, None, {}, ()
+    notes = [f"a folder of that name is here too; --dataset ./{name} is the folder"] if named.hides(name) else []
+    if as_found:
+        pictures = folders.pictures_of_arrays({"train": train, "test": test}, named.NAMED[name].side)
+        duplicates = find_duplicates(pictures, everywhere=True)
+        tables, pairs = {"duplicates.csv": duplicates.table(class_names)}, tuple(duplicates.pairs)
+        notes += [duplicates.sentence()] if pairs else []
+    elif val_fraction:
+        images, labels = parts["train"]
         rest, held_out = stratified_split(labels, float(val_fraction), class_names, seed, "validation split")
         parts |= {"train": (images[rest], labels[rest]), "val": (images[held_out], labels[held_out])}
     counts = {part: len(labels) for part, (_, labels) in parts.items()}
-    notes = [f"a folder of that name is here too; --dataset ./{name} is the folder"] if named.hides(name) else []
-    found = Found(describe(name, class_names, counts, image_size, notes=notes))
-    return _dataset(name, source, class_names, parts, digest, found)
+    found = Found(describe(name, class_names, counts, image_size, notes=notes), tables=tables, duplicates=pairs)
+    return _dataset(name, source, class_names, parts, digest, found, pictures)
 
 
 def _from_folder(layout, image_size, val_fraction, limit, seed, how):
@@ -201,7 +212,7 @@ def _from_folder(layout, image_size, val_fraction, limit, seed, how):
     words = {"labels": parts["train"][1], "sizes": pictures.stored.sizes[used], "fit": how["fit"]}
     words["left_out"] = left_out
     lines = describe(name, class_names, counts, image_size, notes=notes, **words)
-    tables = {"duplicates.csv": duplicates.table(class_names)} if duplicates.pairs else {}
+    tables = {"duplicates.csv": duplicates.table(class_names)} if duplicates.pairs or how["as_found"] else {}
     found = Found(lines, left_out, tables, tuple(duplicates.pairs))
     dataset = _dataset(
         name, folders.source_of(layout), class_names, parts, digest_of(class_names, *whole), found, pictures

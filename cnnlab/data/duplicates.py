@@ -53,9 +53,9 @@ class Duplicates:
                     )
         if pairs := self.mislabelled():
             said.append(f"{_pictures(len({p.second for p in pairs}))} under two labels")
-        inside = {p.second for p in self.pairs if not p.near and self.part[p.first] == self.part[p.second]}
-        if inside:
-            said.append(f"{_pictures(len(inside))} twice in one part")
+        for near, how in ((False, "twice"), (True, "of nearly the same look as another")):
+            if inside := {p.second for p in self.pairs if p.near == near and self.part[p.first] == self.part[p.second]}:
+                said.append(f"{_pictures(len(inside))} {how} in one part")
         kept_out = "kept out of training" if dropped else "--drop-duplicates keeps them out of training"
         return f"duplicates: {'; '.join(said)} (duplicates.csv; {kept_out})"
 
@@ -93,7 +93,8 @@ def _pictures(count):
 
 
 def find_duplicates(pictures, everywhere=False) -> Duplicates:
-    """Pairs of the same pixels, and of nearly the same look between two parts, or `everywhere`.
+    """Pairs of the same pixels, and of nearly the same look between two parts, or `everywhere`; those with two labels
+    first, then the same pixels, then those across parts.
 
     Args:
         pictures: a `folders.Pictures`.
@@ -107,4 +108,6 @@ def find_duplicates(pictures, everywhere=False) -> Duplicates:
     for one, other in pictures.stored.near.tolist():
         if part[one] and part[other] and (everywhere or part[one] != part[other]) and digests[one] != digests[other]:
             pairs.append(Pair(one, other, True))
+    labels = pictures.labels
+    pairs.sort(key=lambda p: (labels[p.first] == labels[p.second], p.near, part[p.first] == part[p.second]))
     return Duplicates(pictures, pairs, pictures.part)

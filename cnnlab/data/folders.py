@@ -4,11 +4,14 @@ import hashlib
 import os
 
 import numpy as np
+from PIL import Image
 
 from cnnlab.data.duplicates import find_duplicates
 from cnnlab.data.layouts import Layout
+from cnnlab.data.looks import near_pairs
+from cnnlab.data.parallel import look_of
 from cnnlab.data.rows import IN_MEMORY, MappedRows
-from cnnlab.data.shards import decoded
+from cnnlab.data.shards import KNOWN, Decoded, decoded
 from cnnlab.data.splits import limited_indices, stratified_split
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.names import shown
@@ -106,6 +109,20 @@ def choose(layout: Layout, val_fraction, limit, seed, bad=()):
     return *(np.concatenate([chosen[name][i] for name in PARTS]) for i in (0, 1)), part, notes, left_out
 
 
+def all_of(layout: Layout, limit, seed):
+    """As `choose`, with every picture in the part where it lies; of a limit, each part has its share, by chance."""
+    numbers = {name: label for label, name in enumerate(layout.class_names)}
+    share = min(1, limit / max(1, len(layout.parts["train"]))) if limit else 1
+    columns = []
+    for name in PARTS:
+        pairs = layout.parts[name]
+        order = np.random.default_rng(seed).permutation(len(pairs))
+        columns += [(*pairs[i], name) for i in np.sort(order[: int(np.ceil(share * len(order)))])]
+    files = np.array([file for file, _, _ in columns], dtype=object)
+    labels = np.array([numbers[name] for _, name, _ in columns], dtype=np.int64)
+    return files, labels, np.array([part for _, _, part in columns], "U5"), list(layout.notes), {}
+
+
 def _missing(names, labels, own):
     """Sentences on the classes that a part has no picture of; `own` are the parts that the folder has itself."""
     without = {}
@@ -121,8 +138,8 @@ def _missing(names, labels, own):
         yield f"'{names[label]}' has {pictures} for {'training' if count == 1 else ' or '.join(parts)}"
 
 
-def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_bad, drop_duplicates):
-    """Choose and decode the pictures of a layout.
+def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_bad, drop_duplicates, as_found=False):
+    """Choose and decode the pictures of a layout; `as_found` as in `load_dataset`.
 
     Returns:
         `(Pictures, notes, left_out, duplicates)`: what is said of them, reasons to paths, and `Duplicates`.
@@ -133,13 +150,15 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
     """
     bad, decoded_files, stored = {}, np.empty(0, object), None
     while True:
-        files, labels, part, notes, left_out = choose(layout, val_fraction, limit, seed, bad)
+        chosen = all_of(layout, limit, seed) if as_found else choose(layout, val_fraction, limit, seed, bad)
+        files, labels, part, notes, left_out = chosen
         if stored is None or not set(files) <= set(decoded_files):
             # In one order whatever the split, so that another one finds the same decoded pictures.
             decoded_files = np.unique(files)
             stored = decoded(layout.top, decoded_files, layout.stamps, image_size, fit)
         found = {decoded_files[i]: reason for i, reason in stored.bad.items() if decoded_files[i] in set(files)}
-        if not found:
+        if not found or as_found:
+            bad |= found
             break
         if not skip_bad:
             raise _undecodable(layout, found)
@@ -148,10 +167,12 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
     row_labels, row_part = np.full(len(decoded_files), -1), np.full(len(decoded_files), "", part.dtype)
     row_labels[rows], row_part[rows] = labels, part
     pictures = Pictures(decoded_files, row_labels, row_part, stored)
+    if as_found:
+        pictures.without(np.flatnonzero(np.isin(decoded_files, list(bad))))
     left_out = {reason: list(paths) for reason, paths in layout.left_out.items()} | left_out
     if bad:
         left_out["files without a picture that decodes"] = list(bad)
-    duplicates = find_duplicates(pictures)
+    duplicates = find_duplicates(pictures, everywhere=as_found)
     dropped = duplicates.to_drop() if drop_duplicates else ()
     if len(dropped):
         pictures.without(dropped)
@@ -167,6 +188,25 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
         low, high = stored.grey_range
         notes.append(f"grey values beyond 8 bits, {low:g} to {high:g} here, become 0 to 255")
     return pictures, notes, left_out, duplicates
+
+
+def pictures_of_arrays(parts, side) -> Pictures:
+    """Pictures that have no files, which are called by their part and their position in it: `train/123`.
+
+    Args:
+        parts: name to images `(N, H, H, 3) uint8`, labels `(N,) int64`, and positions `(N,)`.
+        side: of the pictures before they were brought to that size.
+    """
+    pixels = np.concatenate([images for images, _, _ in parts.values()])
+    known = np.zeros(len(pixels), KNOWN)
+    known["pixels"] = [hashlib.sha256(image).digest() for image in pixels]
+    known["look"] = [look_of(Image.fromarray(image)) for image in pixels]
+    known["size"], known["low"] = side, np.nan
+    files = [f"{part}/{position}" for part, (_, _, positions) in parts.items() for position in positions]
+    labels = np.concatenate([labels for _, labels, _ in parts.values()])
+    part = np.concatenate([np.full(len(labels), part) for part, (_, labels, _) in parts.items()])
+    stored = Decoded(pixels, known, {}, near_pairs(pixels, known["look"]))
+    return Pictures(np.array(files, dtype=object), labels, part, stored)
 
 
 def _undecodable(layout, bad):

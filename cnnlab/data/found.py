@@ -65,7 +65,7 @@ def describe(
         line += f", {FIT_WORDS[fit]}" if fit and (sizes[:, 0] != sizes[:, 1]).any() else ""
     line += f", at {side} x {side}."
     notes, more = list(notes), len(class_names) - NAMED
-    if labels is not None and (uneven := _uneven(class_names, labels)):
+    if labels is not None and len(labels) and (uneven := _uneven(class_names, labels)):
         notes.append(uneven)
     names = ", ".join(class_names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
     lines = [line, f"{len(class_names):,} classes: {names}."]

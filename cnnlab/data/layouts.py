@@ -38,7 +38,7 @@ class Layout:
         return sorted(file for pairs in self.parts.values() for file, _ in pairs)
 
 
-def find_layout(folder, *, labels=None, class_names=None, skip_empty=False) -> Layout:
+def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_found=False) -> Layout:
     """List a folder and find out what its pictures are for.
 
     Args:
@@ -48,6 +48,7 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False) -> L
             "split" of train, val and test.
         class_names: a CSV file of the folders' names and what they mean, as ImageNet's ids need it.
         skip_empty: leave class folders without pictures out.
+        as_found: note what a training would lack, in place of an error.
 
     Raises:
         ArgumentError: there are not at least two classes, a class has no pictures, or what is meant is not clear.
@@ -57,7 +58,33 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False) -> L
     found = from_labels(listing, labels) if labels else from_class_folders(listing, where, skip_empty)
     layout = Layout(listing.top, *found, stamps=listing.stamps, left_out=listing.left_out)
     _name_classes(layout, class_names)
-    train, counts = Counter(name for _, name in layout.parts["train"]), {}
+    counts = {part: Counter(name for _, name in pairs) for part, pairs in layout.parts.items()}
+    layout.class_names = tuple(sorted(set().union(*counts.values()), key=natural))
+    if as_found and layout.class_names:
+        layout.notes.extend(_what_a_training_lacks(counts))
+    else:
+        _expect_trainable(layout, counts, where, labels)
+    alike = Counter(name.casefold() for name in layout.class_names)
+    if double := [name for name in layout.class_names if alike[name.casefold()] > 1]:
+        layout.notes.append(f"classes that differ in upper and lower case only: {_first(double)}")
+    return layout
+
+
+def _what_a_training_lacks(counts):
+    """A sentence for each reason why a folder cannot be trained on, or for what a training does first."""
+    if len(counts["train"]) < 2:
+        yield f"training pictures of {len(counts['train']) or 'no'} class, where a training needs two classes"
+    for part in ("val", "test"):
+        if extra := sorted(set(counts[part]) - set(counts["train"]), key=natural):
+            yield f"classes in {part} that are not in train, which a training refuses: {_first(extra)}"
+        if missing := [name for name in counts["train"] if counts[part] and name not in counts[part]]:
+            yield f"no {part} pictures of {_first(missing)}"
+    if not counts["test"]:
+        yield "it has no test set, for which a training holds a fifth of it out"
+
+
+def _expect_trainable(layout, counts, where, labels):
+    train = counts["train"]
     if len(train) < 2:
         received = f"only '{next(iter(train))}'" if train else "none"
         two = "at least two class folders with pictures, or train/ and test/ with those"
@@ -66,18 +93,12 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False) -> L
         left = f" Left out: {shown(in_words(layout.left_out))}." if layout.left_out else ""
         raise ArgumentError(f"Expected '{where}' to hold {two}. Received: {received}.{left} {advice}")
     for part in ("val", "test"):
-        counts[part] = Counter(name for _, name in layout.parts[part])
         if extra := sorted(set(counts[part]) - set(train), key=natural):
             raise ArgumentError(
                 f"Expected every class of the {part} pictures of '{where}' to be in train too. Received: "
                 f"{_spelled(extra[0], train)}{_and_more(extra[1:])} in {part} only. Add training images of it, rename "
                 "or remove it."
             )
-    layout.class_names = tuple(sorted(train, key=natural))
-    alike = Counter(name.casefold() for name in layout.class_names)
-    if double := [name for name in layout.class_names if alike[name.casefold()] > 1]:
-        layout.notes.append(f"classes that differ in upper and lower case only: {_first(double)}")
-    return layout
 
 
 def natural(name):

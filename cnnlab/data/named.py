@@ -77,8 +77,8 @@ def load_named(name, image_size, *, limit=None, seed=0):
     """Download or read a named set.
 
     Returns:
-        `(name, source, class_names, (train_images, train_labels), (test_images, test_labels))`, images
-        `(N, image_size, image_size, 3) uint8`, labels `(N,) int64`.
+        `(name, source, class_names, train, test)`, both of these `(images, labels, positions)`: images
+        `(N, image_size, image_size, 3) uint8`, labels `(N,) int64`, and where they are in the whole part.
 
     Raises:
         ArgumentError: the limit is too small.
@@ -90,7 +90,7 @@ def load_named(name, image_size, *, limit=None, seed=0):
     classes = NAMED[name].classes
     chosen = limited_indices({"train": train[1], "test": test[1]}, classes, limit, seed)
     parts = [
-        (_as_rgb(images[index], image_size), labels[index])
+        (_as_rgb(images[index], image_size), labels[index], index)
         for (images, labels), index in zip((train, test), chosen.values(), strict=True)
     ]
     return name, source, classes, *parts

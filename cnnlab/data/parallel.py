@@ -73,9 +73,13 @@ def _decode_one(file, side, fit, grey_range):
             hashlib.sha256(pixels).digest(), reason=str(error.reason), unread=isinstance(error, UnreadError)
         )
     pixels = decoded.image.tobytes()
-    look = int(str(imagehash.dhash(decoded.image)), 16)
     digests = hashlib.sha256(pixels).digest(), hashlib.sha256(content).digest()
-    return pixels, Facts(*digests, look, decoded.size, decoded.values)
+    return pixels, Facts(*digests, look_of(decoded.image), decoded.size, decoded.values)
+
+
+def look_of(image) -> int:
+    """The difference hash of a Pillow image, 64 bits."""
+    return int(str(imagehash.dhash(image)), 16)
 
 
 def _decode_in_workers(files, how):

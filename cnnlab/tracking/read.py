@@ -47,10 +47,9 @@ def find_finished_run(run_id):
     run = find_run(run_id)
     short = run.info.run_id[:8]
     kind = run.data.tags.get(TAG + "kind")
-    if kind in ("compare", "search"):
-        raise ArgumentError(
-            f"Expected the run of one model. Received: {short}, a {kind} run. Take one of the runs below it."
-        )
+    if kind in ("compare", "search", "audit"):
+        received = "an audit" if kind == "audit" else f"a {kind} run. Take one of the runs below it"
+        raise ArgumentError(f"Expected the run of one model. Received: {short}, {received}.")
     if run.info.status != "FINISHED":
         reason = run.data.tags.get(TAG + "reason")
         raise ArgumentError(

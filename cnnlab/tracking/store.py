@@ -86,8 +86,11 @@ def opened(writes=True):
                 _opened.close()
 
 
-def expect_usable_store() -> None:
+def expect_usable_store(writes=True) -> None:
     """Find out, within seconds and without writing anything, whether the store can be used.
+
+    Args:
+        writes: without, a local store that may only be read will do.
 
     Raises:
         LabError: the server does not answer, or the local folder cannot be written.
@@ -95,7 +98,7 @@ def expect_usable_store() -> None:
     uri = _uri()
     if is_server(uri):
         _expect_reachable(uri)
-    elif database := local_database(uri):
+    elif (database := local_database(uri)) and (writes or not database.exists()):
         existing = next(folder for folder in (database.parent, *database.parent.parents) if folder.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise _unwritable(database.parent, f"'{existing}' is not a writable folder")

@@ -98,6 +98,10 @@ def test_help_and_wrong_arguments_load_no_heavy_package(workplace):
         (["compare", "cnn", "resnet"], "Received: 'resnet'.", 2),
         (["trian"], "Did you mean 'train'?", 2),
         (["ui", "--port", "0"], "is not in the range", 2),
+        (["audit", "cifar1"], "Did you mean 'cifar10'?", 2),
+        (["audit", "digits", "--out", "text.h5"], "which holds text.h5", 2),
+        (["audit", "single", "--backbone", "none.keras"], "Expected backbone to be one of", 2),
+        (["audit", "digits", "--epochs", "3"], "No such option", 2),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, message, status, cnnlab, workplace):

@@ -1,0 +1,164 @@
+"""Looking at a data set before it is trained on: what is there twice, wrongly labelled, strange, or cannot be read."""
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from cnnlab.errors import ArgumentError, LabError
+from cnnlab.names import markdown, shown
+from cnnlab.prepare import build_model, prepare
+from cnnlab.results import auditing
+from cnnlab.results.audit_page import audit_page
+from cnnlab.results.suspects import check_labels, compact, strangeness
+from cnnlab.signals import signals_held
+from cnnlab.tracking import run as tracking
+from cnnlab.tracking import store
+from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
+from cnnlab.training.frozen import Split, features_of
+
+PARAMS = ("backbone", "weights", "image_size", "picture_size", "fit", "limit", "split_seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """`lines` for the screen, the `folder` with the report, and the `run_id`, `None` where the store may only be
+    read.
+    """
+
+    lines: list[str]
+    folder: Path
+    run_id: str | None
+
+
+def audit(recipe, folder=None) -> Audit:
+    """Look at all pictures of a data set, write a report, and record it as a run.
+
+    The labels are judged by a head on the features of a frozen backbone, which are kept and found again as those of a
+    training.
+
+    Args:
+        recipe: of the model `transfer`; its data, sizes, backbone and weights are used.
+        folder: for the report; `audit-<data set>` here by default.
+
+    Raises:
+        ArgumentError: the folder holds other files, or the data are not understood.
+        LabError: the backbone cannot be had, or the report cannot be written.
+    """
+    started = time.perf_counter()
+    name = Path(recipe.dataset).resolve().name if os.path.isdir(recipe.dataset) else recipe.dataset
+    folder = Path(folder or f"audit-{name or 'root'}").resolve()
+    _expect_ours(folder)
+    store.expect_usable_store(writes=False)
+    recipe = dataclasses.replace(recipe, skip_bad=True, drop_duplicates=False, dense_units=0, dropout=0.0)
+    dataset, [prepared] = prepare([recipe], as_found=True)
+    found = _findings(dataset, prepared)
+    texts = {auditing.REPORT: audit_page(found), **auditing.tables(found)}
+    _write(folder, texts)
+    with store.opened(writes=False):
+        run_id = None if store.is_read_only() else _record(dataset, prepared, found, texts, started)
+    return Audit(auditing.sentences(found), folder, run_id)
+
+
+def _findings(dataset, prepared):
+    pictures, classes = dataset.pictures, len(dataset.class_names)
+    used = pictures.positions("train", "val", "test")
+    features, labels = compact(_features(dataset, prepared.recipe, used)), pictures.labels[used]
+    total = len(pictures.labels)
+    check, distances = check_labels(features, labels, classes), np.full(total, np.nan)
+    distances[used] = strangeness(features, labels)
+    weak = ""
+    if prepared.recipe.weights == "random":
+        weak = "the network has random weights, not pre-trained ones. Name --weights or --backbone for a better one."
+        print(f"warning: the label check is weak: {weak}", file=sys.stderr)
+    return auditing.Findings(
+        **{"name": dataset.name, "class_names": dataset.class_names, "lines": dataset.found.lines},
+        **{"files": pictures.files, "labels": pictures.labels, "part": pictures.part, "sizes": pictures.stored.sizes},
+        **{"bad": pictures.stored.bad, "left_out": dataset.found.left_out, "pairs": dataset.found.duplicates},
+        duplicates=dataset.found.tables["duplicates.csv"],
+        check=check and check.at(used, total),
+        strangeness=distances,
+        basis=f"features of {prepared.recipe.label}",
+        weak=weak,
+        pixels=lambda positions: pictures.rows(positions)[:],
+    )
+
+
+def _features(dataset, recipe, used):
+    """`(n, D) float32` of the pictures at the positions `used`."""
+    if not len(used):  # none decodes
+        return np.empty((0, 1), "float32")
+    model = build_model(recipe, dataset)
+    front = keras.Model(model.inputs[0], model.get_layer("probabilities").input)
+    features = features_of(Split(front, None, False), dataset.pictures.images(used), dtype=recipe.feature_dtype)
+    if features is None:
+        raise LabError(
+            "Expected room for the features of all pictures. Received: too little, on the disk and in memory. Make "
+            "room, name another folder with CNNLAB_CACHE, or use --limit."
+        )
+    return np.asarray(features[0][:], "float32")
+
+
+def _expect_ours(folder):
+    """A folder is written where there is none, an empty one, or one with an earlier report and nothing else."""
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ArgumentError(
+            f"Expected a folder that can be written for the report. Received: '{folder}' in '{above}', which cannot. "
+            "Name another one with --out."
+        )
+    if not folder.exists():
+        return
+    there = sorted(os.listdir(folder)) if folder.is_dir() else [folder.name]
+    report = folder / auditing.REPORT
+    ours = report.is_file() and auditing.MARK in report.read_text(encoding="utf-8", errors="replace")[:2000]
+    if others := [name for name in there if not (ours and name in auditing.FILES)]:
+        raise ArgumentError(
+            f"Expected a new folder for the report, or one with an earlier report only. Received: '{folder}', which "
+            f"holds {others[0]}. Name another one with --out."
+        )
+
+
+def _write(folder, texts):
+    """The whole report or nothing: written beside its place, and renamed."""
+    fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "old"))
+    try:
+        fresh.mkdir(parents=True)
+        tracking.write_results(fresh, {}, texts)
+        _expect_ours(folder)  # again: the pass may have taken long
+        with signals_held():
+            if folder.exists():
+                folder.rename(old)
+            fresh.rename(folder)
+    except OSError as error:
+        raise LabError(
+            f"Expected to write the report to '{folder}'. Received: {error.strerror}. Name another folder with --out."
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _record(dataset, prepared, found, texts, started):
+    """A run with the report; its id."""
+    recipe = prepared.recipe
+    params = {name: value for name in PARAMS if (value := getattr(recipe, name)) is not None}
+    with tracking.tracked_run(
+        tracking.experiment_for(dataset),
+        f"audit {shown(dataset.name)}",
+        params=params,
+        tags={
+            **{"kind": "audit", "figure": auditing.REPORT, **data_tags(dataset), "validation": None},
+            **{**environment_tags(), **file_tags(recipe), **prepared.tags},
+        },
+        description=f"What is twice, strange or likely mislabelled in **{markdown(dataset.name)}**.",
+    ) as run_id:
+        tracking.log_dataset(dataset)
+        seconds = round(time.perf_counter() - started, 1)
+        tracking.log_results({**auditing.metrics(found), "total_seconds": seconds}, auditing.figures(found), texts)
+    return run_id
