@@ -17,6 +17,7 @@ from cnnlab.tracking.inside_mlflow import scoring_app
 
 DEFAULT_PORT = 5001  # beside the UI's
 MOST_BYTES = 2**26  # of a request
+DECODING = 4  # pictures at a time, each up to half a gigabyte
 TIME = 60  # seconds for a request and its answer
 CONCURRENT = 512  # connections; more are answered 503
 MOST_PIXELS = 50_000_000  # that a picture is decoded to; a JPEG may have four times as many
@@ -38,6 +39,8 @@ def make_app(classifier, top=3, *, names=None, token=None):
 
     app = scoring_app(predict, shape, len(classifier.class_names))
 
+    decoding = asyncio.Semaphore(DECODING)
+
     def classify_bytes(body):
         image = classifier.image(body, most_pixels=MOST_PIXELS)
         return classifier.top(classifier.probabilities(image[None])[0], top)
@@ -45,7 +48,9 @@ def make_app(classifier, top=3, *, names=None, token=None):
     @app.post("/classify")
     async def classify(request: Request):
         try:
-            best = await asyncio.to_thread(classify_bytes, await request.body())
+            body = await request.body()
+            async with decoding:
+                best = await asyncio.to_thread(classify_bytes, body)
         except UndecodableError as error:
             return _error(400, f"Expected the body to be a picture file. Received: {error.reason}.")
         return {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in best]}

@@ -24,10 +24,10 @@ Image.init()
 WANTED = "JPEG PNG WEBP GIF BMP TIFF AVIF HEIF DDS DIB ICNS ICO JPEG2000 PCX PPM PSD QOI SGI SUN XBM XPM TGA".split()
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
 FITS = ("stretch", "crop", "pad")
-# Pixels of a picture at most: 0.84 GB at 4 bytes each, of which some decoders keep two. JPEG is read at a reduced scale where it is
-# much larger than needed, so that only what is read counts.
+# Pixels of a picture at most: 0.84 GB at 4 bytes each, of which some decoders keep two. JPEG is read at a reduced scale
+# where it is much larger than needed, so that only what is read counts.
 MOST_PIXELS = 210_000_000
-MOST_IN_FILE = 4 * MOST_PIXELS
+IN_FILE = 4  # times as many in the file
 REDUCED = 16_000_000  # pixels, above which a picture is made smaller before its colours are converted
 SIXTEEN_BITS = (0, 65_535)
 NO_VALUE = 1e30  # and above
@@ -162,7 +162,7 @@ def _decode(content, side, fit, grey_range, most_pixels):
 
 def _decode_guarded(content, side, fit, grey_range, most_pixels):
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        if image.width * image.height > 4 * most_pixels:
+        if image.width * image.height > IN_FILE * most_pixels:
             raise _TooLargeError(_too_large(image, most_pixels))
         width, height = image.size
         image.draft(None, (2 * side, 2 * side))  # JPEG: a half, a quarter or an eighth of each side
