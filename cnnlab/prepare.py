@@ -31,7 +31,7 @@ class Prepared:
     tags: dict
 
 
-def prepare(recipes, as_found=False) -> tuple[ImageDataset, list[Prepared]]:
+def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Prepared]]:
     """Load the data that recipes ask for, and find out for each what it is really trained with.
 
     Files get their full paths, so that a run can be repeated from another folder, sizes and precisions their values,
@@ -41,11 +41,13 @@ def prepare(recipes, as_found=False) -> tuple[ImageDataset, list[Prepared]]:
     Args:
         recipes: that agree in their data fields; those of the first are used.
         as_found: as in `load_dataset`.
+        quiet: what was found is not said, as another process has said it.
 
     Raises:
         ArgumentError: a model cannot be built for these images.
         LabError: data, weights or a backbone cannot be had.
     """
+    say = (lambda line: None) if quiet else print
     recipes = [_located(recipe) for recipe in recipes]
     source = _find(recipes[0], as_found)
     if isinstance(source, Layout):
@@ -59,9 +61,9 @@ def prepare(recipes, as_found=False) -> tuple[ImageDataset, list[Prepared]]:
     for recipe in recipes:
         find_model(recipe.model).check(recipe.image_size, **recipe.factory_arguments())
     dataset = load_for(recipes[0], source, as_found)
-    print("\n".join(dataset.found.lines))
+    say("\n".join(dataset.found.lines))
     for label in sorted(shrunk if isinstance(source, Layout) and side() > FROM_SCRATCH else ()):
-        print(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
+        say(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
     recipes = [
         dataclasses.replace(recipe, class_weights=read_class_weights(recipe.class_weights, dataset.class_names))
         for recipe in recipes
@@ -76,11 +78,11 @@ def prepare(recipes, as_found=False) -> tuple[ImageDataset, list[Prepared]]:
         prepared.append(Prepared(_precise(dataclasses.replace(recipe, weights=used)), tags))
     for label, features in dict.fromkeys((one.recipe.label, one.tags.get("features")) for one in prepared):
         if features:
-            print(f"{label}: features are {features}.")
+            say(f"{label}: features are {features}.")
     for label, size in dict.fromkeys((recipe.label, recipe.image_size) for recipe in recipes):
         if size != in_memory:
             done = "enlarged" if size > in_memory else "shrunk"
-            print(f"{label}: pictures of {in_memory} pixels a side are {done} to {size} inside the model.")
+            say(f"{label}: pictures of {in_memory} pixels a side are {done} to {size} inside the model.")
     return dataset, prepared
 
 

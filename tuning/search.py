@@ -110,10 +110,10 @@ def search_key(settings, name) -> str:
     return hashlib.sha256(json.dumps([name, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _load(search):
+def _load(search, quiet=False):
     """`(search, dataset, tags)`: the search with the data and weights that are really used."""
     store.expect_usable_store()
-    dataset, [prepared] = prepare([search.recipe])
+    dataset, [prepared] = prepare([search.recipe], quiet=quiet)
     if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:
         raise ArgumentError(
             f"Expected at least {TOP5_CLASSES} classes for the objective val_top5_accuracy. Received: "
@@ -195,7 +195,7 @@ def work_for_chief(search, name=None) -> None:
 
 
 def _work_for_chief(search, name):
-    search, dataset, tags = _load(search)
+    search, dataset, tags = _load(search, quiet=True)
     experiment_id = tracking.experiment_for(dataset)
     key = search_key(search.settings(dataset), name)
     deadline = time.monotonic() + CHIEF_TIMEOUT
