@@ -82,6 +82,12 @@ def expect_to_combine(recipe):
         f"ema {recipe.ema} and lookahead {recipe.lookahead}",
         "Set one to 0.",
     )
+    expect(
+        recipe.layer_decay in (None, 1) or recipe.offset_rate in (None, 1),
+        "offset_rate or layer_decay, which both set rates by layer",
+        f"offset_rate {recipe.offset_rate} and layer_decay {recipe.layer_decay}",
+        "Set one to 1.",
+    )
     if not recipe.fine_tune:
         for name in ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"):
             value = getattr(recipe, name)

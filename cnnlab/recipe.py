@@ -141,6 +141,13 @@ class Recipe:
     clip_norm: float | None = field(
         None, "Highest norm of all gradients together.", above=0, high=1e6, space=Range(0.5, 5, log=True)
     )
+    offset_rate: float | None = field(
+        None,
+        "Factor of the learning rate of BatchNormalization's offsets (arXiv:2404.00498).",
+        above=0,
+        high=1000,
+        space=(1.0, 16.0, 64.0),
+    )
     patience: int | None = field(
         None, "Stop after this many epochs without a lower val_loss and keep the best weights.", low=1
     )
@@ -336,6 +343,7 @@ class Recipe:
         stored.setdefault("fit", "stretch")
         if stored["model"] == "resnet9":
             stored.setdefault("lookahead", 0.0)
+            stored.setdefault("offset_rate", 1.0)
         return cls(**stored, read_back=True)
 
 

@@ -30,10 +30,12 @@ def test_json_round_trip():
 
 
 def test_a_resnet9_from_before_lookahead_loads_without_it():
-    assert Recipe(model="resnet9").lookahead > 0
-    stored = json.loads(Recipe(model="resnet9").to_json())
-    del stored["lookahead"]
-    assert Recipe.from_json(json.dumps(stored)).lookahead == 0
+    new = Recipe(model="resnet9")
+    assert (new.lookahead, new.offset_rate) == (0.77, 64)
+    stored = json.loads(new.to_json())
+    del stored["lookahead"], stored["offset_rate"]
+    old = Recipe.from_json(json.dumps(stored))
+    assert (old.lookahead, old.offset_rate) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from cnnlab.models.augment import mixes_of
 
 ONE_CYCLE_START = 25  # how many times lower one-cycle starts, as in fastai and PyTorch
 LOOKAHEAD_STEPS = 5  # as in the paper and airbench
+LOOKAHEAD_END = 0.07  # share of its peak that the rate falls to with lookahead, which does the rest, as in airbench
 STEPS_PER_EXECUTION = 16  # steps between returns to Python: a dense head trains 1.8 times as fast, results are equal
 
 
@@ -43,6 +44,7 @@ def compile_model(
     ema=0.0,
     lookahead=0.0,
     clip_norm=None,
+    offset_rate=1.0,
     one_hot=False,
     slower=None,
 ) -> None:
@@ -59,18 +61,21 @@ def compile_model(
         warmup: share of the steps in which the rate rises.
         label_smoothing: share of each label that is spread over all classes; it is part of the loss, `val_loss` too.
         ema: decay of the average of the weights that is kept, 0 for none.
-        lookahead: above 0, Python gets control every 5 steps, for the `Lookahead` of the training loop.
+        lookahead: above 0, Python gets control every 5 steps, for the `Lookahead` of the training loop, and cosine and
+            one-cycle end at 0.07 of their peak.
         clip_norm: highest norm of all gradients together.
+        offset_rate: factor of the learning rate of BatchNormalization's offsets; where it is not 1, they decay too, as
+            much as other weights.
         one_hot: whether labels are `(N, C)`, as mixed ones are; with label smoothing they are in any case.
         slower: patterns of the paths of weights to factors of their learning rate.
     """
 
-    def made(factor):
+    def made(factor, decay=weight_decay, spared=("bias", "beta", "gamma")):
         common = {
-            **{"weight_decay": weight_decay or None, "global_clipnorm": clip_norm},
+            **{"weight_decay": decay or None, "global_clipnorm": clip_norm},
             **{"use_ema": bool(ema), "ema_momentum": ema or 0.99},
         }
-        rate = _schedule(float(learning_rate) * factor, schedule, warmup or 0.0, steps)
+        rate = _schedule(float(learning_rate) * factor, schedule, warmup or 0.0, steps, LOOKAHEAD_END * bool(lookahead))
         # Named, or Keras numbers it within the process and autologging shows equal runs as different.
         match optimizer:
             case "adam":
@@ -80,14 +85,17 @@ def compile_model(
             case "sgd":
                 one = keras.optimizers.SGD(rate, momentum or 0.0, nesterov=bool(momentum), name="sgd", **common)
             case "muon":
-                head = {"exclude_layers": ["probabilities"], "adam_weight_decay": weight_decay or None}
+                head = {"exclude_layers": ["probabilities"], "adam_weight_decay": decay or None}
                 one = keras.optimizers.Muon(rate, name="muon", **head, **common)
-        one.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+        one.exclude_from_weight_decay(var_names=spared)
         return one
 
     chosen = made(1.0)
-    if slower:
-        by_path = {pattern: made(factor) for pattern, factor in slower.items()}
+    by_path = {pattern: made(factor) for pattern, factor in (slower or {}).items()}
+    if offset_rate != 1:
+        # What is taken off a weight is its optimizer's decay times its rate.
+        by_path[".*/beta"] = made(offset_rate, weight_decay / offset_rate, spared=())
+    if by_path:
         chosen = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(chosen, by_path), name="by_layer")
     sparse = not (label_smoothing or one_hot)
     model.compile(
@@ -100,13 +108,13 @@ def compile_model(
     )
 
 
-def _schedule(peak, name, warmup, steps):
+def _schedule(peak, name, warmup, steps, end):
     schedules, rising = keras.optimizers.schedules, round(warmup * steps) if steps else 0
     if name in ("cosine", "one-cycle"):
         if not rising:
-            return schedules.CosineDecay(peak, steps)
+            return schedules.CosineDecay(peak, steps, alpha=end)
         first = peak / ONE_CYCLE_START if name == "one-cycle" else 0.0
-        return schedules.CosineDecay(first, max(1, steps - rising), warmup_target=peak, warmup_steps=rising)
+        return schedules.CosineDecay(first, max(1, steps - rising), end, warmup_target=peak, warmup_steps=rising)
     return schedules.PolynomialDecay(0.0, rising, end_learning_rate=peak) if rising else peak
 
 

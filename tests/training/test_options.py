@@ -61,6 +61,8 @@ def test_schedules_rise_and_fall_where_they_say():
     assert one_cycle[100] == pytest.approx(0, abs=1e-7)
     warm = rates(100, schedule="constant", warmup=0.1)
     assert (warm[0], warm[5], warm[10], warm[100]) == (0.0, pytest.approx(0.5), 1.0, 1.0)
+    ahead = rates(100, schedule="one-cycle", warmup=0.3, lookahead=0.8)
+    assert (ahead[30], ahead[65], ahead[100]) == pytest.approx((1.0, 0.535, 0.07))
 
 
 def test_the_learning_rate_is_logged_by_epoch(store, small_cnn):
@@ -133,6 +135,27 @@ def test_lookahead_averages_the_statistics_of_batch_normalization_too(digits):
     kept = 0.8 * 0.5**3
     half = (1 - kept) * fifth
     assert norm.moving_mean.numpy() == pytest.approx(0.8 * half + 0.2 * tenth, abs=1e-5)
+
+
+def test_offsets_of_batch_normalization_have_a_rate_of_their_own():
+    """By one step of SGD: 64 times the step, and the same decay."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 3)).astype("float32"), np.eye(2, dtype="float32")[rng.integers(0, 2, 8)]
+    steps = {}
+    for factor in (1.0, 64.0):
+        keras.utils.set_random_seed(0)
+        images = keras.Input((3,))
+        norm = keras.layers.BatchNormalization(beta_initializer="ones", name="norm")
+        model = keras.Model(images, keras.layers.Dense(2, activation="softmax", name="scores")(norm(images)))
+        decay = 0.5 if factor == 64 else 0.0
+        compile_model(
+            model, 0.01, decay, optimizer="sgd", momentum=0.9, label_smoothing=1e-9, offset_rate=factor, lookahead=0.5
+        )
+        kernel = model.get_layer("scores").get_weights()[0]
+        model.fit(x, y, batch_size=8, verbose=0)
+        steps[factor] = norm.beta.numpy() - 1, model.get_layer("scores").get_weights()[0] - kernel, kernel
+    assert steps[64.0][0] == pytest.approx(64 * steps[1.0][0] - 0.5 * 0.01, abs=1e-5)
+    assert steps[64.0][1] == pytest.approx(steps[1.0][1] - 0.5 * 0.01 * steps[1.0][2], abs=1e-6)
 
 
 def test_class_weights(workplace, digits, small_cnn):
@@ -241,6 +264,10 @@ def test_what_does_not_go_together_is_said():
     for fields, message in (
         ({"schedule": "plateau", "warmup": 0.1}, "no warmup with schedule plateau"),
         ({"schedule": "plateau", "val_fraction": 0}, "val_fraction above 0 with schedule plateau"),
+        (
+            {"model": "vgg16", "fine_tune": 1, "layer_decay": 0.5, "offset_rate": 64.0},
+            "Expected offset_rate or layer_decay",
+        ),
         ({"ema": 0.9, "lookahead": 0.8}, "Expected ema or lookahead"),
         ({"optimizer": "adam", "momentum": 0.9}, "no momentum with another optimizer than sgd"),
         ({"model": "vgg16", "fine_tune_from": "all"}, "fine_tune, a number of epochs, with fine_tune_from"),
