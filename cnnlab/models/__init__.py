@@ -114,7 +114,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
             resnet9,
             check_resnet9,
             {
-                **{**TRAINING, "image_size": 32, "epochs": 16, "batch_size": 512, "precision": "auto"},
+                **{**TRAINING, "image_size": 32, "epochs": 14, "batch_size": 512, "precision": "auto"},
                 **{"optimizer": "sgd", "learning_rate": 0.75, "momentum": 0.85, "weight_decay": 0.009},
                 **{"schedule": "one-cycle", "warmup": 0.25, "label_smoothing": 0.2, "augment": "altflip+crop:0.0625"},
                 **{"lookahead": 0.77, "offset_rate": 64.0},

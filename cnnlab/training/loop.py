@@ -191,8 +191,8 @@ class Lookahead(keras.callbacks.Callback):
     """Takes the weights back, each time Keras gives control, to a mean of where they are and where they were left the
     time before (arXiv:1907.08610), in the course of the training by more and more, as airbench does (arXiv:2404.00498).
 
-    Keras's own average with `ema_overwrite_frequency` has one decay from start to end, which costs a resnet9 1.3 % of
-    accuracy.
+    Keras's own average with `ema_overwrite_frequency` has one decay from start to end: a prototype of resnet9 named
+    88.2 % of the validation images with it, 89.5 % with this.
 
     Args:
         decay: share of the earlier weights at the training's end; it rises with the third power of the steps done.
