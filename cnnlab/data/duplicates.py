@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnlab.data.class_folders import PARTS
 from cnnlab.names import csv_line
 
 COLUMNS = ("kind", "first", "first_part", "first_class", "second", "second_part", "second_class")
@@ -43,7 +44,7 @@ class Duplicates:
             if pairs := self.between_parts(near):
                 kinds = {}
                 for p in pairs:
-                    parts = sorted({str(self.part[p.first]), str(self.part[p.second])}, key=_ORDER)
+                    parts = sorted({str(self.part[p.first]), str(self.part[p.second])}, key=list(PARTS).index)
                     kinds.setdefault(" and in ".join(parts), set()).add(p.second)
                 for where, found in kinds.items():
                     said.append(
@@ -84,10 +85,6 @@ class Duplicates:
         return np.array(sorted(dropped), int)
 
 
-def _ORDER(part):
-    return ("train", "val", "test").index(part)
-
-
 def _pictures(count):
     return "1 picture" if count == 1 else f"{count:,} pictures"
 
@@ -105,9 +102,12 @@ def find_duplicates(pictures, everywhere=False) -> Duplicates:
         first = same.setdefault(digests[i], i)
         if first != i:
             pairs.append(Pair(int(first), int(i), False))
-    for one, other in pictures.stored.near.tolist():
-        if part[one] and part[other] and (everywhere or part[one] != part[other]) and digests[one] != digests[other]:
-            pairs.append(Pair(one, other, True))
+    near = pictures.stored.near
+    one, other = near.T
+    counts = (part[one] != "") & (part[other] != "") & (digests[one] != digests[other])
+    if not everywhere:
+        counts &= part[one] != part[other]
+    pairs += [Pair(first, second, True) for first, second in near[counts].tolist()]
     labels = pictures.labels
     pairs.sort(key=lambda p: (labels[p.first] == labels[p.second], p.near, part[p.first] == part[p.second]))
     return Duplicates(pictures, pairs, pictures.part)

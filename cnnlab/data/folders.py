@@ -6,6 +6,7 @@ import os
 import numpy as np
 from PIL import Image
 
+from cnnlab.data.class_folders import PARTS
 from cnnlab.data.duplicates import find_duplicates
 from cnnlab.data.layouts import Layout
 from cnnlab.data.looks import near_pairs
@@ -17,7 +18,6 @@ from cnnlab.errors import ArgumentError, LabError
 from cnnlab.names import shown
 
 TEST_SHARE = 0.2  # of a folder that has no test set of its own
-PARTS = ("train", "val", "test")
 
 
 class Pictures:
@@ -75,7 +75,8 @@ def choose(layout: Layout, val_fraction, limit, seed, bad=()):
             raise ArgumentError(f"Expected {part} pictures. Received none that decode. Add some.")
         files = np.array([file for file, _ in good], dtype=object)
         chosen[part] = files, np.array([label for _, label in good], dtype=np.int64)
-    if empty := [name for label, name in enumerate(names) if label not in chosen["train"][1]]:
+    trained = set(chosen["train"][1].tolist())
+    if empty := [name for label, name in enumerate(names) if label not in trained]:
         raise ArgumentError(
             f"Expected training pictures of every class. Received none that decode of: {', '.join(empty)}. Add some, "
             "or move the class away."
@@ -152,11 +153,12 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
     while True:
         chosen = all_of(layout, limit, seed) if as_found else choose(layout, val_fraction, limit, seed, bad)
         files, labels, part, notes, left_out = chosen
-        if stored is None or not set(files) <= set(decoded_files):
+        wanted = set(files)
+        if stored is None or not wanted <= set(decoded_files):
             # In one order whatever the split, so that another one finds the same decoded pictures.
             decoded_files = np.unique(files)
             stored = decoded(layout.top, decoded_files, layout.stamps, image_size, fit)
-        found = {decoded_files[i]: reason for i, reason in stored.bad.items() if decoded_files[i] in set(files)}
+        found = {decoded_files[i]: reason for i, reason in stored.bad.items() if decoded_files[i] in wanted}
         if not found or as_found:
             bad |= found
             break

@@ -135,7 +135,7 @@ def _key(files, stamps, side, fit):
     return key.hexdigest()[:40]
 
 
-def _load(path, top=None, files=None):
+def _load(path, top, files):
     """What is stored, or `None` where there is nothing, or it is damaged or no longer what the files hold."""
     try:
         about = json.loads(path.with_suffix(".json").read_text())
@@ -145,7 +145,8 @@ def _load(path, top=None, files=None):
         bad = {int(position): str(reason) for position, reason in about["bad"].items()}
         if pixels.shape != tuple(about["shape"]) or known.shape != pixels.shape[:1] or known.dtype != KNOWN:
             raise ValueError("its parts do not belong together")
-        if not all(0 <= position < len(pixels) for position in [*bad, *near.ravel()]):
+        positions = np.concatenate([near.ravel(), np.fromiter(bad, np.int64)])
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(pixels):
             raise ValueError("it names pictures that it has not")
         os.utime(path)  # the oldest out first goes by the last use
     except FileNotFoundError:
@@ -155,7 +156,7 @@ def _load(path, top=None, files=None):
         return None
     if about["unread"]:  # what could not be read then may be readable now
         return None
-    if os.environ.get(RECHECK_VARIABLE) and files is not None:
+    if os.environ.get(RECHECK_VARIABLE):
         now = np.array([_digest(os.path.join(top, file)) for file in files], "S32")
         changed = np.count_nonzero(known["content"] != now)
         damaged = np.count_nonzero(known["pixels"] != np.array([hashlib.sha256(row).digest() for row in pixels], "S32"))

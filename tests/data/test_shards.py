@@ -130,21 +130,31 @@ def test_what_could_not_be_read_once_is_read_again(birds, monkeypatch):
     assert len(load().train) == 29
 
 
-def test_a_pass_that_was_killed_goes_on(birds, decoding, monkeypatch):
+@pytest.fixture
+def load_until_killed(monkeypatch):
+    """Start a pass over `birds` anew that notes every tenth file and ends at the 25th."""
+
+    def start():
+        cached.clear()
+        monkeypatch.setattr(shards, "WRITTEN_AT_ONCE", 8 * 8 * 3 * 10)
+        original, seen = parallel._decode_one, []
+
+        def killed(file, *how):
+            seen.append(file)
+            if len(seen) == 25:
+                raise KeyboardInterrupt
+            return original(file, *how)
+
+        monkeypatch.setattr(parallel, "_decode_one", killed)
+        with pytest.raises(KeyboardInterrupt):
+            load()
+
+    return start
+
+
+def test_a_pass_that_was_killed_goes_on(birds, decoding, load_until_killed):
     whole = load().digest
-    cached.clear()
-    monkeypatch.setattr(shards, "WRITTEN_AT_ONCE", 8 * 8 * 3 * 10)
-    original, seen = parallel._decode_one, []
-
-    def killed(file, *how):
-        seen.append(file)
-        if len(seen) == 25:
-            raise KeyboardInterrupt
-        return original(file, *how)
-
-    monkeypatch.setattr(parallel, "_decode_one", killed)
-    with pytest.raises(KeyboardInterrupt):
-        load()
+    load_until_killed()
     assert cached.entries() == []
     assert load().digest == whole
     assert decoding == [40, 40, 20]
@@ -152,21 +162,9 @@ def test_a_pass_that_was_killed_goes_on(birds, decoding, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["pixels", "cut", "notes"])
-def test_a_pass_whose_pixels_did_not_reach_the_disk_starts_again(damage, birds, monkeypatch):
+def test_a_pass_whose_pixels_did_not_reach_the_disk_starts_again(damage, birds, load_until_killed):
     whole = load().digest
-    cached.clear()
-    monkeypatch.setattr(shards, "WRITTEN_AT_ONCE", 8 * 8 * 3 * 10)
-    original, seen = parallel._decode_one, []
-
-    def killed(file, *how):
-        seen.append(file)
-        if len(seen) == 25:
-            raise KeyboardInterrupt
-        return original(file, *how)
-
-    monkeypatch.setattr(parallel, "_decode_one", killed)
-    with pytest.raises(KeyboardInterrupt):
-        load()
+    load_until_killed()
     [folder] = cached.cache_folder("pictures").glob("unfinished-*")
     [pixels] = [file for file in folder.glob("*.npy") if file.name != "known.npy"]
     if damage == "pixels":
