@@ -195,7 +195,7 @@ def _build(path, paths, side, fit, what):
 
         def note(done):
             forget(made.pixels)
-            _write(notes, {"done": done, "bad": made.bad})
+            _write(notes, {"done": done, "bad": made.bad, "unread": made.unread})
 
         _fill(made, done, paths, side, fit, note)
         made.pixels.flush()
@@ -229,7 +229,13 @@ def _unfinished(fresh, known, notes, shape):
         room = (np.load(file, mmap_mode="r").nbytes for file in (fresh, known))
         whole = all(file.stat().st_size >= size for file, size in zip((fresh, known), room, strict=True))
         made = Decoded(np.load(fresh, mmap_mode="r+"), np.load(known, mmap_mode="r+"), bad)
-        if not whole or made.pixels.shape != shape or made.known.dtype != KNOWN or not 0 <= done <= len(made.known):
+        if (
+            noted["unread"]
+            or not whole
+            or made.pixels.shape != shape
+            or made.known.dtype != KNOWN
+            or not 0 <= done <= len(made.known)
+        ):
             return None, 0
         for position in range(done):
             if hashlib.sha256(made.pixels[position]).digest() != made.known["pixels"][position].ljust(32, b"\0"):

@@ -161,6 +161,20 @@ def test_a_pass_that_was_killed_goes_on(birds, decoding, load_until_killed):
     assert not list(cached.cache_folder("pictures").glob("unfinished-*"))
 
 
+def test_a_pass_that_could_not_read_a_file_and_was_killed_starts_again(birds, load_until_killed, monkeypatch):
+    whole, original = load().digest, parallel.read
+
+    def refused(file):
+        if file.endswith("robin/0003.png"):
+            raise UnreadError(file, "Stale file handle")
+        return original(file)
+
+    monkeypatch.setattr(parallel, "read", refused)
+    load_until_killed()
+    monkeypatch.setattr(parallel, "read", original)
+    assert load().digest == whole
+
+
 @pytest.mark.parametrize("damage", ["pixels", "cut", "notes"])
 def test_a_pass_whose_pixels_did_not_reach_the_disk_starts_again(damage, birds, load_until_killed):
     whole = load().digest
