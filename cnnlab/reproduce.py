@@ -14,7 +14,7 @@ from cnnlab.tracking.tags import MODEL_SOURCE, TAG
 # Tags that may explain a difference.
 CIRCUMSTANCES = (
     *("dataset_digest", "weights_sha256", "backbone_sha256", "model_sha256"),
-    *("git_commit", "git_dirty", "python", "machine", "threads"),
+    *("git_commit", "git_dirty", "batches", "python", "machine", "threads"),
 )
 
 

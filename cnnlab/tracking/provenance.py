@@ -24,11 +24,12 @@ def data_tags(dataset) -> dict:
 
 
 def environment_tags() -> dict:
-    """Versions, the commit of a checkout, and the machine."""
+    """Versions, the commit of a checkout, the machine, and what the code does otherwise than it did."""
     return {
         "python": platform.python_version(),
         **{f"version.{name}": version(name) for name in PACKAGES},
         **_code_tags(),
+        "batches": "in a new order each epoch",  # in one order, before
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
     }
 

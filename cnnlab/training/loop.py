@@ -177,7 +177,9 @@ def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
     keras.utils.set_random_seed(recipe.seed)
     with signals_between_batches() as between_batches:
         return model.fit(
-            **_batched(cut.inputs["train"], labels["train"], recipe.batch_size, True, weights, mixing, alternating),
+            Batches(
+                cut.inputs["train"], labels["train"], recipe.batch_size, recipe.seed, done, weights, mixing, alternating
+            ),
             epochs=done + epochs,
             initial_epoch=done,
             **_validation(cut.inputs["val"], labels["val"]),
@@ -238,25 +240,23 @@ def stages_in_words(results, dataset):
 
 
 def _predict(cut, name, part):
-    batched = _batched(cut.inputs[name], part.labels, _predict_batch(cut.inputs[name]), shuffle=False)
-    batched.pop("y", None)
+    data = _in_order(cut.inputs[name], part.labels, _predict_batch(cut.inputs[name]))
+    data.pop("y", None)
     with signals_between_batches() as between_batches:
-        probabilities = cut.predicting.predict(**batched, callbacks=[between_batches], verbose=0)  # (N, C) float32
+        probabilities = cut.predicting.predict(**data, callbacks=[between_batches], verbose=0)  # (N, C) float32
     return Predictions(probabilities, part.labels, part.digest)
 
 
-def _batched(x, labels, batch_size, shuffle, weights=None, mixing=(), alternating=False):
-    """Arrays as they are; a data set that makes batches of features too large for memory, and of mixed, alternating or
-    weighted ones (autologging would make a param of the weights).
-    """
-    if isinstance(x, np.ndarray) and not mixing and not alternating and weights is None:
+def _in_order(x, labels, batch_size):
+    """Arrays as they are; a data set that makes batches of features or pictures too large for memory."""
+    if isinstance(x, np.ndarray):
         return {"x": x, "y": labels, "batch_size": batch_size}
-    return {"x": Batches(x, labels, batch_size, shuffle, weights, mixing, alternating)}
+    return {"x": Batches(x, labels, batch_size)}
 
 
 def _validation(x, labels):
     batch = _predict_batch(x)
-    data = _batched(x, labels, batch, shuffle=False)
+    data = _in_order(x, labels, batch)
     if "y" not in data:
         return {"validation_data": data["x"]}
     return {"validation_data": (data["x"], data["y"]), "validation_batch_size": batch}

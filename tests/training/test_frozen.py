@@ -174,10 +174,9 @@ def test_large_features_are_read_batch_by_batch(digits, store, monkeypatch):
     mapped = features_of(split_at_frozen_front(half_frozen()), *parts(digits))
     assert isinstance(mapped[0], MappedRows)
     history, probabilities, _ = train(half_frozen(), RECIPE, digits)
-    # Another shuffle, so not the same figures; the first loss is within what the order of batches changes.
-    assert history["loss"][0] == pytest.approx(in_memory[0]["loss"][0], rel=0.15)
+    assert history["loss"] == pytest.approx(in_memory[0]["loss"], rel=1e-5)  # the order is the seed's and epoch's
     assert probabilities.shape == (37, 10)
-    data = Batches(mapped[0], digits.train.labels, 32, shuffle=True)
+    data = Batches(mapped[0], digits.train.labels, 32, seed=0)
     order = np.concatenate([data[i][1] for i in range(len(data))])
     assert np.bincount(order).tolist() == np.bincount(digits.train.labels).tolist()
 

@@ -163,7 +163,7 @@ def test_class_weights(workplace, digits, small_cnn):
     assert class_weights("none", labels, ("a", "b")) is None
     assert class_weights("balanced", labels, ("a", "b")) == pytest.approx([8 / 12, 8 / 4])
     assert class_weights('{"b": 3}', labels, ("a", "b")) == pytest.approx([1, 3])
-    rows = Batches(np.zeros((8, 1)), labels, 8, False, weights=np.array([1.0, 3.0], "float32"))
+    rows = Batches(np.zeros((8, 1)), labels, 8, weights=np.array([1.0, 3.0], "float32"))
     assert rows[0][2].tolist() == [1] * 6 + [3] * 2
     # All weight on one class: nothing else is learnt.
     (workplace / "only.json").write_text(json.dumps({name: float(name == "3") for name in digits.class_names}))
@@ -209,8 +209,7 @@ def test_each_augmentation_changes_pictures_within_their_range(name, digits):
 
 def test_alternating_pictures_are_mirrored_in_every_second_epoch_half_of_them_at_a_time(digits):
     images, labels = digits.train.images[:21], np.arange(21)  # a label is its picture's number
-    keras.utils.set_random_seed(3)
-    batches, epochs = Batches(images, labels, 8, True, alternating=True), []
+    batches, epochs = Batches(images, labels, 8, 3, alternating=True), []
     for _ in range(4):
         seen = [batches[i] for i in range(len(batches))]
         assert sorted(np.concatenate([y for _, y in seen])) == list(range(21))
@@ -253,7 +252,7 @@ def test_mixed_labels_go_with_mixed_pictures(name):
     images[8:] = 200
     labels = np.repeat(np.eye(2, dtype="float32"), 8, axis=0)
     keras.utils.set_random_seed(0)
-    mixed, shares = Batches(images, labels, 16, False, mixing=mixing_layers(name, seed=1))[0]
+    mixed, shares = Batches(images, labels, 16, seed=0, mixing=mixing_layers(name, seed=1))[0]
     assert mixed.dtype == np.uint8
     assert shares.sum(axis=1) == pytest.approx(np.ones(16), abs=1e-5)
     assert mixed.mean(axis=(1, 2, 3)) / 200 == pytest.approx(shares[:, 1], abs=0.06)

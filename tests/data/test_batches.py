@@ -1,0 +1,46 @@
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+
+from cnnlab.data.batches import Batches
+from cnnlab.recipe import Recipe
+from cnnlab.training.loop import train
+
+
+class Watched(keras.layers.Layer):
+    """Keeps what a training puts in, as a list of rows' first numbers."""
+
+    def build(self, shape):
+        self.seen = []
+
+    def call(self, x, training=False):
+        if training:
+            self.seen.extend(np.asarray(x)[:, 0, 0, 0].tolist())
+        return x
+
+
+def test_every_epoch_of_a_training_sees_all_pictures_in_a_new_order(digits):
+    images = digits.train.images.copy()
+    images[:, 0, 0, 0] = np.arange(len(images)) % 256
+    numbered = dataclasses.replace(digits, train=dataclasses.replace(digits.train, images=images))
+    watched = Watched()
+    model = keras.Sequential([keras.Input((32, 32, 3)), watched, keras.layers.Flatten(), keras.layers.Dense(10)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(loss=loss, metrics=["accuracy"], run_eagerly=True)
+    train(model, numbered, Recipe(model="cnn", epochs=3), quiet=True, parts=())
+    epochs = np.array(watched.seen).reshape(3, -1)
+    assert (np.sort(epochs) == np.sort(images[:, 0, 0, 0])).all()
+    for before, after in itertools.pairwise(epochs):
+        assert (before == after).mean() < 0.1
+
+
+def test_the_order_is_the_seeds_and_the_epochs_alone():
+    rows = np.arange(50)
+    through = Batches(rows, rows, 8, seed=4)
+    through.on_epoch_end()
+    through.on_epoch_end()
+    assert (Batches(rows, rows, 8, seed=4, epoch=2).order == through.order).all()
+    assert (Batches(rows, rows, 8, seed=5, epoch=2).order != through.order).any()
+    assert (Batches(rows, rows, 8).order == rows).all()
