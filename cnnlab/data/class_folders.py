@@ -199,14 +199,6 @@ def _leave_out(listing, reason, paths, prefix):
 def _expect_no_empty_class(listing, used, where, skip_empty):
     """A class folder without pictures is an error that names it: its class would be missing without a word."""
     full = {before + path[len(before) :].split(os.sep)[0] for before in used for path in listing.files}
-    if not skip_empty:
-        for reason, paths in listing.left_out.items():
-            if reason.startswith(("folders that cannot be read", "files that cannot be read")):
-                raise ArgumentError(
-                    f"Expected to read all of '{where}'. Received: {len(paths):,} {reason}, the first one "
-                    f"{shown(paths[0]) or 'the folder itself'}. Give yourself permission, or leave them out with "
-                    "--skip-bad."
-                )
     empty = [
         folder
         for folder in listing.folders

@@ -172,7 +172,7 @@ def _decode_guarded(content, side, fit, grey_range, most_pixels):
         orientation = _orientation(image)  # Pillow turns a TIFF when it loads it, and forgets its orientation
         values = None
         if image.mode.startswith(("I", "F")):  # convert() would clip it, not scale it
-            image, values = _grey(image, grey_range)
+            image, values = _grey(image, grey_range, clear=image.info.get("transparency"))
         image = _reduced(image, side)
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -207,9 +207,10 @@ def _orientation(image):
         return 1
 
 
-def _grey(image, grey_range):
+def _grey(image, grey_range, clear=None):
     """Grey of 16 bits or floats as 8 bits, and its lowest and highest value; what is no number, or a mark for missing
-    values such as -3.4e38, counts as the nearer end of the range.
+    values such as -3.4e38, counts as the nearer end of the range, and `clear`, the value that a PNG calls transparent,
+    is white.
     """
     import numpy as np
 
@@ -217,10 +218,11 @@ def _grey(image, grey_range):
     scaled, lowest, highest = np.empty(given.shape, np.uint8), math.inf, -math.inf
     for row in range(0, len(given), rows := max(1, REDUCED // given.shape[1])):  # some at a time, as floats take room
         pixels = given[row : row + rows].astype(np.float64)
-        if (known := pixels[np.abs(pixels) < NO_VALUE]).size:
+        see_through = pixels == clear
+        if (known := pixels[(np.abs(pixels) < NO_VALUE) & ~see_through]).size:
             lowest, highest = min(lowest, known.min()), max(highest, known.max())
         pixels = np.nan_to_num((pixels - low) * (255 / max(high - low, 1e-9)), posinf=255, neginf=0)
-        scaled[row : row + rows] = pixels.clip(0, 255)
+        scaled[row : row + rows] = np.where(see_through, 255, pixels.clip(0, 255))
     return Image.fromarray(scaled), (float(lowest), float(highest)) if lowest <= highest else None
 
 

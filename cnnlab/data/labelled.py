@@ -30,11 +30,14 @@ def from_labels(listing: Listing, labels):
     name_column = _column(columns, FILE_COLUMNS, 0, labels, "file names")
     label_column = _column(columns, LABEL_COLUMNS, 1, labels, "labels", not_this=name_column)
     part_column = next((columns.index(name) for name in PART_COLUMNS if name in columns), None)
-    parts, csv_name, used = {part: [] for part in PARTS}, os.path.basename(labels), {}
+    parts, csv_name, used, other_case = {part: [] for part in PARTS}, os.path.basename(labels), {}, 0
+    in_any_case, top = _by_name(listing.files, str.casefold), os.path.basename(listing.top)
     for number, row in enumerate(rows, start=2 if columns else 1):
         name, label = _clean(row[name_column]), row[label_column].strip()
-        files = _files_of(name, by_name, os.path.basename(listing.top))
+        files = _files_of(name, by_name, top)
         part = "train" if part_column is None else part_of(row[part_column])
+        if not files and (files := _files_of(name.casefold(), in_any_case, top.casefold())):
+            other_case += 1
         if not files:
             listing.leave_out(f"rows of {csv_name} without a picture", name)
             continue
@@ -59,20 +62,24 @@ def from_labels(listing: Listing, labels):
     for file in listing.files:
         if file not in used:
             listing.leave_out(f"pictures that {csv_name} does not name", file)
-    return {part: list(dict.fromkeys(pairs)) for part, pairs in parts.items()}, [f"labels are those of {labels}"]
+    notes = [f"labels are those of {labels}"]
+    if other_case:
+        notes.append(f"{other_case:,} names of {csv_name} are the files' in another case")
+    return {part: list(dict.fromkeys(pairs)) for part, pairs in parts.items()}, notes
 
 
 def _clean(cell):
     return unicodedata.normalize("NFC", cell.strip().replace("\\", "/").removeprefix("./"))
 
 
-def _by_name(files):
-    """Every name that a table may call a file by, to the files: with and without folder and ending."""
+def _by_name(files, form=str):
+    """Every name that a table may call a file by, in some form, to the files: with and without folder and ending."""
     by_name = {}
     for file in files:
         stem = os.path.splitext(file)[0]
-        for name in {file, stem, os.path.basename(file), os.path.basename(stem)}:
-            by_name.setdefault(unicodedata.normalize("NFC", name), []).append(file)
+        names = (file, stem, os.path.basename(file), os.path.basename(stem))
+        for name in {form(unicodedata.normalize("NFC", name)) for name in names}:
+            by_name.setdefault(name, []).append(file)
     return by_name
 
 

@@ -55,6 +55,8 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_f
     """
     listing = list_pictures_below(folder)
     where = shown(folder)
+    if not skip_empty:
+        _expect_all_read(listing, where)
     found = from_labels(listing, labels) if labels else from_class_folders(listing, where, skip_empty)
     layout = Layout(listing.top, *found, stamps=listing.stamps, left_out=listing.left_out)
     _name_classes(layout, class_names)
@@ -68,6 +70,17 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_f
     if double := [name for name in layout.class_names if alike[name.casefold()] > 1]:
         layout.notes.append(f"classes that differ in upper and lower case only: {_first(double)}")
     return layout
+
+
+def _expect_all_read(listing, where):
+    """A folder without permission may be a whole class."""
+    for reason, paths in listing.left_out.items():
+        if reason.startswith(("folders that cannot be read", "files that cannot be read")):
+            raise ArgumentError(
+                f"Expected to read all of '{where}'. Received: {len(paths):,} {reason}, the first one "
+                f"{shown(paths[0]) or 'the folder itself'}. Give yourself permission, or leave them out with "
+                "--skip-bad."
+            )
 
 
 def _what_a_training_lacks(counts):
@@ -123,7 +136,14 @@ def _name_classes(layout, class_names):
                     f"'{shown(meanings[name])}' and '{shown(meaning)}'. Remove one of the rows."
                 )
     given = {name for pairs in layout.parts.values() for _, name in pairs}
-    called = {name: shown(unicodedata.normalize("NFC", meanings.get(name, name))) for name in given}
+    one_form = {name: unicodedata.normalize("NFC", meanings.get(name, name)) for name in given}
+    called = {name: shown(text) for name, text in one_form.items()}
+    if len(set(called.values())) < len(set(one_form.values())):
+        alike = Counter(map(shown, set(one_form.values()))).most_common(1)[0][0]
+        raise ArgumentError(
+            f"Expected class names that differ where control characters are written out. Received twice: {alike}. "
+            "Rename one of the folders."
+        )
     order = {name: natural(name) for name in called.values()}
     for part, pairs in layout.parts.items():
         named = [(file, called[name]) for file, name in pairs]

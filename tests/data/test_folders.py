@@ -1,5 +1,6 @@
 """Folders of pictures as people have them: pytest tests/data/test_folders.py"""
 
+import errno
 import os
 import shutil
 import unicodedata
@@ -402,6 +403,41 @@ def test_a_class_that_may_not_be_read_is_an_error(workplace):
         assert load("data", skip_bad=True).class_names == ("cat", "dog")
     finally:
         (workplace / "data/eel").chmod(0o755)
+
+
+def test_names_that_are_shown_alike_are_not_made_one_class(workplace):
+    fill("data", ["a\x1b", "a\\x1b", "b"], 4)
+    with pytest.raises(cnnlab.ArgumentError, match=r"Received twice: a\\x1b. Rename"):
+        load("data")
+
+
+def test_a_table_may_write_names_in_another_case(workplace):
+    fill("data", ["cat", "dog"], 6)
+    files = sorted((workplace / "data").rglob("*.png"))
+    rows = [f"{file.relative_to(workplace / 'data').as_posix().upper()},{file.parent.name}" for file in files]
+    (workplace / "labels.csv").write_text("file,label\n" + "\n".join(rows))
+    d = load("data", labels="labels.csv")
+    assert sum(counts(d)) == 12
+    assert "12 names of labels.csv are the files' in another case" in said(d)
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_with_a_table_too(workplace, monkeypatch):
+    fill("data", ["cat", "dog", "eel"], 4)
+    files = sorted((workplace / "data").glob("[cd]*/*.png"))
+    (workplace / "labels.csv").write_text(
+        "".join(f"{file.parent.name}/{file.name},{file.parent.name}\n" for file in files)
+    )
+    as_it_is = os.scandir
+
+    def refused(path):
+        if str(path).endswith("eel"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return as_it_is(path)
+
+    monkeypatch.setattr(os, "scandir", refused)  # root may read everything
+    with pytest.raises(cnnlab.ArgumentError, match=r"folders that cannot be read \(Permission denied\).*eel"):
+        load("data", labels="labels.csv")
+    assert sum(counts(load("data", labels="labels.csv", skip_bad=True))) == 8
 
 
 def test_folders_that_link_to_one_another_end(workplace):

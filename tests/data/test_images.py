@@ -90,6 +90,8 @@ def test_colour_modes(workplace):
     assert (decode_image(workplace / "grey16.png", 4) == 100).all()
     Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(workplace / "transparent.png")
     assert (decode_image(workplace / "transparent.png", 4) == 255).all()
+    Image.fromarray(np.full((4, 4), 300, np.uint16)).save(workplace / "clear16.png", transparency=300)
+    assert (decode_image(workplace / "clear16.png", 4) == 255).all()
     Image.new("CMYK", (4, 4), (0, 0, 0, 255)).save(workplace / "cmyk.jpg")
     assert decode_image(workplace / "cmyk.jpg", 4).max() <= 2
     Image.new("1", (4, 4), 1).save(workplace / "bits.bmp")
