@@ -63,7 +63,7 @@ def load_classifier(model=None) -> Classifier:
         LabError: the registry is empty, has no such model or alias, or the model does not carry its class names.
     """
     with store.opened(writes=False):
-        uri = _uri(model)
+        uri = stored_models.pinned(_uri(model))
         loaded, about = stored_models.load(uri)
     return Classifier(
         uri,

@@ -11,7 +11,7 @@ GROUND = {f"cnnlab.{name}" for name in ("errors", "names", "signals", "downloads
 VERBS = {f"cnnlab.{verb}" for verb in ("prepare", "runner", "compare", "reproduce", "predict", "serve", "audit")}
 # Each may import itself and what stands before it; what stands in one line is side by side.
 FLOORS = [GROUND, {"cnnlab.data", "cnnlab.models"}, {"cnnlab.recipe"}, {"cnnlab.results"}]
-FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, VERBS, {"tuning"}, {"cnnlab.cli"}]
+FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, {"cnnlab.serving"}, VERBS, {"tuning"}, {"cnnlab.cli"}]
 # What only some rooms know.
 KNOWN_IN = {
     "mlflow": ("cnnlab.tracking.",),
@@ -19,7 +19,7 @@ KNOWN_IN = {
     "tensorflow": ("cnnlab.training.compute", "cnnlab.job", "cnnlab.results.gradcam"),
     "matplotlib": ("cnnlab.results.plots", "cnnlab.results.lettering"),
     "keras_hub": ("cnnlab.models.weights",),
-    "fastapi": ("cnnlab.serve", "cnnlab.tracking.guard"),
+    "fastapi": ("cnnlab.serving.", "cnnlab.tracking.guard"),
     "cleanlab": ("cnnlab.results.suspects",),
     "rich": ("cnnlab.cli.", "cnnlab.data.shards", "cnnlab.training.cache"),
 }

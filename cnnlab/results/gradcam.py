@@ -26,32 +26,42 @@ def looked_at(model, class_names, images, predictions, count=12) -> dict:
 
 
 def grad_cam(model, images, classes):
-    """Heat maps of what speaks for a class: the last spatial features, weighted by their gradient, without negatives.
+    """Heat maps of what speaks for a class, as `heat_maker`'s; `None` where the model has none."""
+    make = heat_maker(model)
+    return make and make(images, classes)
+
+
+def heat_maker(model):
+    """What makes heat maps of what speaks for a class: the last spatial features, weighted by their gradient, without
+    negatives.
 
     Args:
         model: functional `keras.Model` from images to probabilities.
-        images: `(N, H, W, 3) uint8`.
-        classes: `(N,)` integers, the class that each is explained for.
 
     Returns:
-        `(N, h, w) float32`, 0 to 1 for each image, in the size of the features; `None` where the model has no features
-        with places before its answer.
+        A function of images, `(N, H, W, 3) uint8`, and classes, `(N,)` integers that each is explained for, which
+        gives `(N, h, w) float32`, 0 to 1 for each image, in the size of the features, or `None` where no gradient
+        reaches them; `None` where the model has no features with places before its answer.
     """
     model = _inner(model)
     last = _last_spatial(model)
     if last is None:
         return None
     both = keras.Model(model.inputs[0], [last.output, _scores(model)])
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch([variable.value for variable in both.weights])  # frozen ones too, so that all is on the tape
-        features, scores = both(images, training=False)
-        chosen = tf.reduce_sum(tf.gather(scores, classes, batch_dims=1))
-    gradients = tape.gradient(chosen, features)
-    if gradients is None:
-        return None
-    weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
-    heat = tf.nn.relu(tf.reduce_sum(tf.cast(weights * features, "float32"), axis=-1)).numpy()
-    return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-12)
+
+    def make(images, classes):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in both.weights])  # frozen ones too, so that all is on the tape
+            features, scores = both(images, training=False)
+            chosen = tf.reduce_sum(tf.gather(scores, classes, batch_dims=1))
+        gradients = tape.gradient(chosen, features)
+        if gradients is None:
+            return None
+        weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
+        heat = tf.nn.relu(tf.reduce_sum(tf.cast(weights * features, "float32"), axis=-1)).numpy()
+        return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-12)
+
+    return make
 
 
 def _inner(model):

@@ -99,10 +99,14 @@ def cards(groups) -> str:
 
 def picture(pixels, alt) -> str:
     """An image with its data inside."""
+    small = " class=small" if max(pixels.shape[:2]) <= SMALL else ""
+    return f'<img{small} alt="{escaped(alt)}" src="{data_uri(pixels)}">'
+
+
+def data_uri(pixels, side=SIDE) -> str:
+    """`(H, W, 3) uint8` as an address that holds them, at most so many pixels a side."""
     image, data = Image.fromarray(pixels), io.BytesIO()
-    small = max(image.size) <= SMALL
-    image.thumbnail((SIDE, SIDE))
-    kind = "PNG" if small else "JPEG"
+    kind = "PNG" if max(image.size) <= SMALL else "JPEG"
+    image.thumbnail((side, side))
     image.save(data, kind, quality=85)
-    source = f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
-    return f'<img{" class=small" if small else ""} alt="{escaped(alt)}" src="{source}">'
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,6 +1,7 @@
 """Models of the store and its registry, by their URIs."""
 
 import atexit
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,6 +12,8 @@ from cnnlab.errors import LabError, first_line
 from cnnlab.models import own
 from cnnlab.tracking import read, store
 from cnnlab.tracking.tags import MODEL_SOURCE
+
+CARD_FILE = "model_card.md"  # beside the model
 
 
 def fetch(uri) -> tuple[str, str]:
@@ -32,9 +35,40 @@ def _fetch(uri):
     file = Path(folder, "data", "model.keras")
     if "keras" not in info.flavors or not file.is_file():
         raise LabError(f"Expected '{uri}' to be a Keras model. Received: another kind.")
+    return pinned(uri), str(file)
+
+
+def pinned(uri) -> str:
+    """A model's URI with its version in place of an alias, which may be moved at any time.
+
+    Raises:
+        LabError: nothing has that alias.
+    """
     name, at, alias = uri.removeprefix("models:/").partition("@")
-    pinned = f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}" if at else uri
-    return pinned, str(file)
+    try:
+        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}" if at else uri
+    except mlflow.MlflowException as error:
+        raise _not_of_this_store(uri, error) from error
+
+
+def about(uri) -> dict:
+    """What a model is called: its "name", its "version", or `None` of one that is not registered, and its "card".
+
+    Args:
+        uri: with a version in place of an alias.
+    """
+    registered = re.fullmatch(r"models:/(.+)/(\d+)", uri)
+    name, version = (registered[1], int(registered[2])) if registered else (uri, None)
+    return {"name": name, "version": version, "card": _card(uri)}
+
+
+def _card(uri):
+    with store.opened(writes=False), tempfile.TemporaryDirectory() as folder:
+        try:
+            file = mlflow.artifacts.download_artifacts(f"{uri}/{CARD_FILE}", dst_path=folder)
+        except (OSError, mlflow.MlflowException):  # a model that is not registered has none
+            return None
+        return Path(file).read_text(encoding="utf-8")
 
 
 def load(uri):

@@ -111,7 +111,7 @@ def _register(run_id, experiment, name, by):
             path, result.class_names, val=result.validation, test=result.test
         )
     }
-    tracked.log_model_texts(result.model_uri, {"model_card.md": card}, predictions)
+    tracked.log_model_texts(result.model_uri, {stored_models.CARD_FILE: card}, predictions)
     made = client.create_model_version(
         name,
         source=result.model_uri,

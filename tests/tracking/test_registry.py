@@ -1,30 +1,24 @@
 """pytest tests/tracking/test_registry.py"""
 
-import asyncio
 import csv
 import dataclasses
 import http.server
 import io
 import json
 import threading
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import keras
 import mlflow
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 import cnnlab
-from cnnlab import ports, predict, reproduce, serve
+from cnnlab import predict, reproduce
 from cnnlab.compare import compare_runs, train_model
-from cnnlab.data.images import UndecodableError
 from cnnlab.models import own
-from cnnlab.tracking import read, registry
+from cnnlab.tracking import models, read, registry
 
 
 @pytest.fixture
@@ -225,6 +219,15 @@ def classifier(store, good):
     return predict.load_classifier()
 
 
+def test_a_loaded_champion_is_called_by_its_version_and_has_its_card(classifier, store):
+    assert classifier.uri == "models:/cnnlab-digits/1"
+    about = models.about(classifier.uri)
+    assert (about["name"], about["version"]) == ("cnnlab-digits", 1)
+    assert about["card"].startswith("# cnn on digits\n")
+    logged = store.get_model_version("cnnlab-digits", 1).source
+    assert models.about(logged) == {"name": logged, "version": None, "card": about["card"]}
+
+
 def test_pictures_are_named_as_in_the_test(classifier, good, workplace):
     dataset = cnnlab.load_dataset("digits", limit=good.limit)
     result = read.read_result(read.best_run())
@@ -299,136 +302,6 @@ def test_predictions_are_written_in_three_formats():
     assert list(csv.DictReader(io.StringIO(text)))[1]["file"] == "b, c.png"
     assert json.loads(array)[0]["predictions"][0] == {"class": "cat", "probability": 0.75}
     assert json.loads("".join(predict.write_predictions([], "json", 2, 8))) == []
-
-
-@pytest.fixture
-def post(classifier):
-    """Send a body to a running server: `post(path, body) -> (status, text)`."""
-    server = uvicorn.Server(uvicorn.Config(serve.make_app(classifier), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-
-    def send(path, body):
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", body, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    yield send
-    server.should_exit = True
-    thread.join(20)
-
-
-def test_server_takes_pictures_and_arrays_and_refuses_others(classifier, good, post):
-    image = cnnlab.load_dataset("digits", limit=good.limit).test.images[0]
-    expected = classifier.probabilities(image[None])[0]
-
-    def invoke(array):
-        return post("invocations", json.dumps({"inputs": array.tolist()}).encode())
-
-    for array in (image[None], image[None].astype(float)):
-        status, text = invoke(array)
-        assert status == 200
-        assert json.loads(text)["predictions"][0] == pytest.approx(expected.tolist(), abs=1e-6)
-    for wrong, message in (
-        (image[None] / 255, "not scaled. Received: values from 0 to 0.984314"),
-        ((image[None] > 128).astype(float), "not scaled"),
-        (image[None].astype(int) + 200, "0 to 255"),
-        (image[None].astype(int) - 300, "0 to 255"),
-        (image[None, :8], "shape"),
-    ):
-        status, text = invoke(wrong)
-        assert status == 400
-        assert message in text
-    png = io.BytesIO()
-    Image.fromarray(image).save(png, "png")
-    status, text = post("classify", png.getvalue())
-    assert status == 200
-    assert json.loads(text)["predictions"][0]["class"] == classifier.class_names[expected.argmax()]
-    assert post("classify", b"text") == (
-        400,
-        '{"error":"Expected the body to be a picture file. Received: it is not in an image format."}',
-    )
-    large = io.BytesIO()
-    Image.new("1", (9000, 9000)).save(large, "png")
-    status, text = post("classify", large.getvalue())
-    assert status == 400
-    assert "9000 x 9000 pixels, and at most 50 million are read" in text
-
-
-def ask(app, path="/classify", body=b"x", **headers):
-    """The status of one request to an ASGI app."""
-    sent, given = [], {"host": "127.0.0.1:5001", "content_length": str(len(body)), **headers}
-    scope = {
-        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "query_string": b""},
-        **{"method": "POST", "path": path, "raw_path": path.encode(), "root_path": "", "client": ("127.0.0.1", 1)},
-        **{"server": ("127.0.0.1", 5001)},
-        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()],
-    }
-
-    async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    return sent[0]["status"]
-
-
-def test_server_lets_nobody_else_in():
-    """No page of another server, nobody by another name, and with a token nobody without it."""
-    classifier = predict.Classifier("uri", None, ("a", "b"), 8)
-    app = serve.make_app(classifier, names=ports.names_of("127.0.0.1", 5001))
-    assert ask(app) == 400  # let in, and no picture
-    assert ask(app, origin="http://127.0.0.1:5001") == 400
-    assert ask(app, host="evil.example:5001") == 403
-    assert ask(app, host="127.0.0.1.evil.example") == 403
-    for origin in ("http://evil.example", "http://localhost:3000", "null"):
-        assert ask(app, origin=origin) == 403
-    assert ask(app, sec_fetch_site="cross-site") == 403
-    app = serve.make_app(classifier, token="secret")
-    assert [ask(app), ask(app, authorization="Bearer other"), ask(app, authorization="Bearer secret")] == [
-        401,
-        401,
-        400,
-    ]
-    assert ask(app, path="/invocations") == 401
-
-
-def test_server_bounds_what_it_takes(monkeypatch):
-    monkeypatch.setattr(serve, "MOST_BYTES", 1000)
-    app = serve.make_app(predict.Classifier("uri", None, ("a", "b"), 8))
-    for path in ("/classify", "/invocations"):
-        assert ask(app, path, content_length="") == 411
-        assert ask(app, path, bytes(1001)) == 413
-    assert ask(app, "/classify", bytes(1000)) == 400
-
-
-def test_the_token_of_a_file(workplace):
-    (workplace / "token").write_text("secret\n")
-    assert serve.read_token(f"@{workplace / 'token'}") == serve.read_token("secret") == "secret"
-    assert serve.read_token(None) is None
-    for wrong in ("", "@nowhere", "sécret", "a\nb"):
-        with pytest.raises(cnnlab.ArgumentError, match="a token of printable ASCII"):
-            serve.read_token(wrong)
-
-
-def test_a_slow_answer_ends(monkeypatch):
-    monkeypatch.setattr(serve, "TIME", 0.1)
-    classifier = predict.Classifier("uri", None, ("a", "b"), 8)
-
-    def slow(*_, **__):
-        time.sleep(0.5)
-        raise UndecodableError("the file", "it came late")
-
-    monkeypatch.setattr(predict.Classifier, "image", slow)
-    assert ask(serve.make_app(classifier)) == 408
 
 
 def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):

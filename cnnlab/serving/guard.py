@@ -1,0 +1,86 @@
+"""What `cnnlab serve` lets in, for how long, and what is counted of it."""
+
+import asyncio
+import hmac
+import logging
+import time
+
+from fastapi.responses import JSONResponse
+
+from cnnlab.ports import is_foreign
+
+MOST_BYTES = 2**26  # of a request
+TIME = 60  # seconds for a request and its answer
+PAGE = "/"  # it asks for the token, and holds nothing that needs one
+
+
+def guarded(app, metrics, *, names=None, token=None, routes=()):
+    """An ASGI app behind the bounds, with the names and the token of `make_app`.
+
+    Args:
+        metrics: `Metrics`, told of every answer.
+        routes: paths that are counted by their names; the others together.
+    """
+
+    async def inside(scope, receive, send):
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        started, statuses = time.perf_counter(), []
+
+        async def watched(message):
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+            await send(message)
+
+        try:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            refused = refusal(scope["method"], scope["path"], headers, names, token)
+            if refused:
+                await error(*refused)(scope, receive, watched)
+                return
+            try:
+                async with asyncio.timeout(TIME):
+                    await app(scope, receive, watched)
+            except TimeoutError:
+                if not statuses:
+                    late = f"Expected a request and its answer within {TIME} seconds. Received neither."
+                    await error(408, late)(scope, receive, watched)
+            except Exception:
+                logging.getLogger("uvicorn.error").exception("%s %s", scope["method"], scope["path"])
+                if not statuses:
+                    failed = "Expected an answer of the model. Received an error, which the server's own log explains."
+                    await error(500, failed)(scope, receive, watched)
+        finally:
+            route = scope["path"] if scope["path"] in routes else "other"
+            metrics.answered(route, statuses[0] if statuses else "none", time.perf_counter() - started)
+
+    return inside
+
+
+def refusal(method, path, headers, names=None, token=None):
+    """The status and the sentence for a request that is not let in, or `None`.
+
+    Args:
+        headers: names in lower case to values.
+    """
+    host, length = headers.get("host"), headers.get("content-length", "")
+    if names is not None and host not in names:
+        return 403, f"Expected one of the names {', '.join(names)}. Received: '{host}'."
+    if is_foreign(method, headers):
+        return 403, "Expected a request that no page of another server makes. Received one of those."
+    given = headers.get("authorization", "").encode()
+    if token and path != PAGE and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+        return (
+            401,
+            "Expected the header 'Authorization: Bearer TOKEN' with this server's token. Received another or none.",
+        )
+    if method == "POST" and (not length.isdecimal() or "transfer-encoding" in headers):
+        return 411, "Expected a Content-Length. Received none."
+    if length.isdecimal() and int(length) > MOST_BYTES:
+        return 413, f"Expected at most {MOST_BYTES:,} bytes. Received: {int(length):,}."
+    return None
+
+
+def error(status, sentence):
+    return JSONResponse({"error": sentence}, status)

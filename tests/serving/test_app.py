@@ -1,0 +1,231 @@
+"""What the server of a model answers, without a socket: pytest tests/serving/test_app.py"""
+
+import asyncio
+import io
+import json
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import cnnlab
+from cnnlab import ports, predict, serve
+from cnnlab.data.images import UndecodableError
+from cnnlab.serving import guard
+from cnnlab.serving.app import make_app
+
+NAMES = ("<b>cat</b>", "dog", "猫")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    keras.utils.set_random_seed(0)
+    model = cnnlab.build_cnn((8, 8, 3), len(NAMES), filters=(4,), dense_units=4)
+    return predict.Classifier("models:/shapes/2", model, NAMES, 8)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def scope_of(path, method, body, given):
+    path, _, query = path.partition("?")
+    given = {"host": "127.0.0.1:5001", "content_length": str(len(body)), **given}
+    return {
+        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": ""},
+        **{"method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()},
+        **{"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 5001)},
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()],
+    }
+
+
+async def answer_of(app, path="/classify", body=b"x", method="POST", **headers):
+    """`(status, headers, body)` of one request to an ASGI app."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope_of(path, method, body, headers), receive, send)
+    content = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], dict(sent[0]["headers"]), content.decode()
+
+
+def ask(*request, **headers):
+    """The status and the text of one request to an ASGI app."""
+    status, _, text = asyncio.run(answer_of(*request, **headers))
+    return status, text
+
+
+def png_of(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+def test_pictures_are_named(classifier, image):
+    app, expected = make_app(classifier), classifier.probabilities(image[None])[0]
+    status, text = ask(app, "/classify", png_of(image))
+    assert status == 200
+    best = json.loads(text)["predictions"]
+    assert [one["class"] for one in best] == [NAMES[i] for i in np.argsort(-expected)]
+    assert [one["probability"] for one in best] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    sentence = '{"error":"Expected the body to be a picture file. Received: it is not in an image format."}'
+    assert ask(app, "/classify", b"text") == (400, sentence)
+    large = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(large, "png")
+    status, text = ask(app, "/classify", large.getvalue())
+    assert status == 400
+    assert "9000 x 9000 pixels, and at most 50 million are read" in text
+
+
+def test_the_page_is_told_what_it_shows(classifier, image):
+    app = make_app(classifier, about={"name": "shapes", "version": 2, "card": "# A card"})
+    status, headers, text = asyncio.run(answer_of(app, "/", b"", "GET"))
+    assert status == 200
+    assert "default-src 'none'; script-src 'sha256-" in headers[b"content-security-policy"].decode()
+    assert "http" not in text.replace("http-equiv", "")  # nothing from elsewhere
+    about = json.loads(ask(app, "/model", b"", "GET")[1])
+    assert (about["name"], about["version"], about["card"], about["classes"]) == ("shapes", 2, "# A card", 3)
+    assert about["heat"] is True
+    first = json.loads(ask(app, "/explain", png_of(image))[1])
+    assert first["explained"] == first["predictions"][0]["index"] == classifier.probabilities(image[None]).argmax()
+    assert first["seen"].startswith("data:image/png;base64,")
+    last = first["predictions"][-1]["index"]
+    other = json.loads(ask(app, f"/explain?class={last}", png_of(image))[1])
+    assert other["explained"] == last
+    heats = [np.array(one["heat"]) for one in (first, other)]
+    assert [heat.shape for heat in heats] == [(3, 3)] * 2
+    assert max(heat.max() for heat in heats) == 1
+    assert (heats[0] != heats[1]).any()
+    for wrong in ("99", "-1", "x"):
+        assert json.loads(ask(app, f"/explain?class={wrong}", png_of(image))[1])["explained"] == first["explained"]
+
+
+def test_a_model_without_places_has_no_heat(image):
+    inputs = keras.Input((8, 8, 3), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    app = make_app(predict.Classifier("uri", model, NAMES, 8))
+    assert json.loads(ask(app, "/model", b"", "GET")[1])["heat"] is False
+    assert json.loads(ask(app, "/explain", png_of(image))[1])["heat"] is None
+
+
+def test_health_and_metrics(classifier, image):
+    app = make_app(classifier, about={"name": "shapes", "version": 2})
+    assert ask(app, "/health", b"", "GET") == (200, '{"model":"shapes","version":2,"ready":true}')
+    assert ask(app, "/classify", png_of(image))[0] == 200
+    assert ask(app, "/classify", b"text")[0] == ask(app, "/nowhere/<b>", b"")[0] - 4 == 400
+    assert ask(app, "/classify", b"", "GET") == (405, '{"error":"Expected POST /classify. Received: GET."}')
+    lines = ask(app, "/metrics", b"", "GET")[1].splitlines()
+    for line in (
+        'cnnlab_requests_total{route="/classify",status="200"} 1',
+        'cnnlab_requests_total{route="/classify",status="400"} 1',
+        'cnnlab_requests_total{route="/classify",status="405"} 1',
+        'cnnlab_requests_total{route="other",status="404"} 1',
+        'cnnlab_request_seconds_bucket{route="/classify",le="+Inf"} 3',
+        'cnnlab_request_seconds_count{route="/classify"} 3',
+        "cnnlab_images_total 1",
+        'cnnlab_batch_images_bucket{le="1"} 1',
+    ):
+        assert line in lines
+
+
+def test_arrays_get_the_answers_of_mlflow(classifier, image, monkeypatch):
+    """Those that are read quickly, and those that are left to MLflow."""
+    app, slow = make_app(classifier), make_app(classifier)
+    expected = classifier.probabilities(np.stack([image, 255 - image]))
+    good = np.stack([image, 255 - image])
+    quick = [
+        {"inputs": good.tolist()},
+        {"inputs": good.astype(float).tolist()},
+        {"instances": good.tolist()},
+    ]
+    wrong = {
+        "not scaled. Received: values from 0 to 0.99": {"inputs": (good / 256).tolist()},
+        "not scaled": {"inputs": (good > 128).astype(float).tolist()},
+        "from 0 to 255": {"inputs": (good.astype(int) + 200).tolist()},
+        "shape (8, 8, 3)": {"inputs": image.tolist()},
+        "exactly one of the input fields": {"images": good.tolist()},
+    }
+    kind = {"content_type": "application/json"}
+    answers = [ask(app, "/invocations", json.dumps(body).encode(), **kind) for body in (*quick, *wrong.values())]
+    for status, text in answers[:3]:
+        assert status == 200
+        assert np.array(json.loads(text)["predictions"]) == pytest.approx(expected, abs=1e-6)
+    for (status, text), message in zip(answers[3:], wrong, strict=True):
+        assert status == 400
+        assert message in text
+    assert ask(app, "/invocations", b"{", **kind)[0] == 400
+    assert ask(app, "/invocations", b"a\n1", content_type="text/plain")[0] == 415
+
+    monkeypatch.setattr("cnnlab.serving.app.is_json", lambda kind: False)
+    assert [
+        ask(slow, "/invocations", json.dumps(body).encode(), **kind) for body in (*quick, *wrong.values())
+    ] == answers
+
+
+def test_server_lets_nobody_else_in(classifier):
+    """No page of another server, nobody by another name, and with a token nobody without it."""
+    app = make_app(classifier, names=ports.names_of("127.0.0.1", 5001))
+    assert ask(app)[0] == 400  # let in, and no picture
+    assert ask(app, origin="http://127.0.0.1:5001")[0] == 400
+    assert ask(app, host="evil.example:5001")[0] == 403
+    assert ask(app, host="127.0.0.1.evil.example")[0] == 403
+    assert ask(app, "/", b"", "GET", host="evil.example")[0] == 403
+    for origin in ("http://evil.example", "http://localhost:3000", "null"):
+        assert ask(app, origin=origin)[0] == 403
+    assert ask(app, sec_fetch_site="cross-site")[0] == 403
+    app = make_app(classifier, token="secret")
+    given = [{}, {"authorization": "Bearer other"}, {"authorization": "Bearer secret"}]
+    assert [ask(app, **headers)[0] for headers in given] == [401, 401, 400]
+    for path, method in (("/invocations", "POST"), ("/explain", "POST"), ("/model", "GET"), ("/health", "GET")):
+        assert ask(app, path, b"x", method)[0] == 401
+    assert [ask(app, path, b"", "GET")[0] for path in ("/metrics", "/version", "/")] == [401, 401, 200]
+
+
+def test_server_bounds_what_it_takes(classifier, monkeypatch):
+    monkeypatch.setattr(guard, "MOST_BYTES", 1000)
+    app = make_app(classifier)
+    for path in ("/classify", "/explain", "/invocations"):
+        assert ask(app, path, content_length="")[0] == 411
+        assert ask(app, path, content_length="²")[0] == 411
+        assert ask(app, path, transfer_encoding="chunked")[0] == 411
+        assert ask(app, path, bytes(1001))[0] == 413
+    assert ask(app, "/classify", bytes(1000))[0] == 400
+
+
+def test_the_token_of_a_file(workplace):
+    (workplace / "token").write_text("secret\n")
+    assert serve.read_token(f"@{workplace / 'token'}") == serve.read_token("secret") == "secret"
+    assert serve.read_token(None) is None
+    for wrong in ("", "@nowhere", "sécret", "a\nb"):
+        with pytest.raises(cnnlab.ArgumentError, match="a token of printable ASCII"):
+            serve.read_token(wrong)
+
+
+def test_a_slow_answer_ends(classifier, monkeypatch):
+    monkeypatch.setattr(guard, "TIME", 0.1)
+
+    def slow(*_, **__):
+        time.sleep(0.3)
+        raise UndecodableError("the file", "it came late")
+
+    monkeypatch.setattr(predict.Classifier, "image", slow)
+    assert ask(make_app(classifier))[0] == 408
+
+
+def test_an_error_of_the_model_is_said(classifier, image, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(predict.Classifier, "probabilities", broken)
+    status, text = ask(make_app(classifier), "/classify", png_of(image))
+    assert status == 500
+    assert "the server's own log explains" in text
