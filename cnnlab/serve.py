@@ -34,7 +34,7 @@ def serve(model, host, port, token=None) -> None:
     classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
     about = models.about(classifier.uri)
     app = make_app(classifier, about=about, names=names_of(host, port), token=token)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", limit_concurrency=CONCURRENT)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", limit_concurrency=CONCURRENT, ws="none")
     listening = config.bind_socket()
     listening.listen()  # so that the curl line works from the moment it is printed
     url = address(host, port)
