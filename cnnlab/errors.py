@@ -2,8 +2,11 @@
 
 import difflib
 import re
+from contextlib import contextmanager
 
-from cnnlab.names import shown
+from cnnlab.names import shortened, shown
+
+MOST_SAID = 500  # characters of another's error; some hold a whole file
 
 
 class LabError(Exception):
@@ -36,6 +39,27 @@ def expect_one_of(what: str, received: str, choices, shown=None) -> None:
     raise ArgumentError(f"Expected {what} to be one of: {', '.join(shown or choices)}. Received: '{received}'.{hint}")
 
 
+@contextmanager
+def reading(what, cure):
+    """Around the reading of a file: whatever a damaged one makes its reader raise is one sentence.
+
+    Args:
+        what: was expected: "'recipe.json' to be a recipe".
+        cure: what to do.
+
+    Raises:
+        LabError: the content is none of that. An `OSError`, such as for a file that is not there, passes.
+    """
+    try:
+        yield
+    except (LabError, OSError):
+        raise
+    except Exception as error:  # readers have one of every kind
+        raise LabError(
+            f"Expected {what}. Received a damaged file ({type(error).__name__}: {first_line(error)}). {cure}"
+        ) from error
+
+
 def masked(text) -> str:
     """A text without the user and password of any address in it."""
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", str(text))
@@ -43,4 +67,4 @@ def masked(text) -> str:
 
 def first_line(error) -> str:
     """An error's message without what follows its first line, for a sentence of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], MOST_SAID).rstrip(".")

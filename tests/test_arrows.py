@@ -27,6 +27,7 @@ INSIDE = {  # private parts
     "mlflow.protos": "cnnlab.tracking.inside_mlflow",
     "mlflow.pyfunc.scoring_server": "cnnlab.tracking.inside_mlflow",
     "keras_tuner.src": "tuning.kerastuner",
+    "keras.src": "cnnlab.models.files",
     "tensorflow.python": "cnnlab.training.compute",
 }
 

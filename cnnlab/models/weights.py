@@ -13,6 +13,7 @@ import keras
 
 from cnnlab.downloads import download_timeout
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
+from cnnlab.models import files
 from cnnlab.models.backbones import BACKBONES
 
 REGISTERED, HUB = "models:/", "hub:"
@@ -145,8 +146,8 @@ def _named(backbone, weights, side):
 
 def _load_weights(model, path, row):
     try:
-        model.load_weights(str(path))
-    except (OSError, ValueError, KeyError) as error:
+        files.load_weights(model, path)
+    except Exception as error:  # whatever a file of unknown origin makes Keras raise
         raise LabError(
             f"Expected '{path}' to hold the weights of {row.build} without its top (.weights.h5 or .h5). "
             f"Received a file that does not load: {first_line(error)}. Use another file, 'imagenet' or 'random'."
@@ -161,7 +162,7 @@ def _saved(backbone, path, changed):
             f"Expected a backbone saved as .keras. Received: '{path}'. Save it with model.save('name.keras')."
         )
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        model = files.load_model(path)
     except Exception as error:  # whatever a file of unknown origin makes Keras raise
         raise LabError(
             f"Expected '{path}' to be a Keras model of built-in layers. Received a file that does not load: "

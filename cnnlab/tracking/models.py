@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.errors import LabError, first_line
-from cnnlab.models import own
+from cnnlab.models import files, own
 from cnnlab.tracking import read, store
 from cnnlab.tracking.tags import MODEL_SOURCE
 
@@ -99,11 +99,12 @@ def _local(uri):
 
 def _load_keras(uri, info):
     """The model; one with layers of the user's own after the file that registers them with Keras, as the run has it."""
-    folder = _local(uri)
+    # By its place, not by what its description says of it: that names loaders, code and other kinds of files.
+    file = Path(_local(uri), "data", "model.keras")
+    if not file.is_file():
+        return None
     try:
-        return mlflow.keras.load_model(folder)
-    except (mlflow.MlflowException, OSError):
-        raise
+        return files.load_model(file)
     except Exception as error:  # of whatever layer
         reason = error
     try:
@@ -112,7 +113,9 @@ def _load_keras(uri, info):
         if own.is_own(name):
             with own.pinned([name], read.read_text(run, MODEL_SOURCE)):
                 own.load(name)
-                return mlflow.keras.load_model(folder)
+                return files.load_model(file)
+    except LabError:
+        raise
     except Exception as error:
         reason = error
     raise LabError(
