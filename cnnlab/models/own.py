@@ -1,10 +1,12 @@
 """A user's own model: a function in a file, `my_models.py:build_net`, `(input_shape, num_classes, **arguments)`."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.job import load_tensorflow
 
+STORED_CODE_VARIABLE = "CNNLAB_STORED_CODE"
 PINNED = {}  # texts that stand for a function's file, by its full name
 
 
@@ -54,8 +57,14 @@ def pinned(names, text=None):
 
     Args:
         names: of models, of whatever kind.
-        text: of the file of the only one.
+        text: of the file of the only one, as a store has it.
+
+    Raises:
+        LabError: that text is not what the file holds now, and nobody has said that it may run.
     """
+    for name in names:
+        if text is not None and is_own(name):
+            _expect_trusted(name, text)
     before = dict(PINNED)
     PINNED.update({full_name(name): text or source_of(name) for name in names if is_own(name)})
     try:
@@ -63,6 +72,19 @@ def pinned(names, text=None):
     finally:
         PINNED.clear()
         PINNED.update(before)
+
+
+def _expect_trusted(name, text):
+    """A store may be somebody else's, and the code in it too."""
+    file = name.rpartition(":")[0]
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if os.environ.get(STORED_CODE_VARIABLE) == "run" or Path(file).read_text(encoding="utf-8") == text:
+            return
+    raise LabError(
+        f"Expected '{file}' to hold the code that the store has of it. Received: other code, or no file. Put it there "
+        f"again, or let the store's own run, once you have read it (model_source.py of the run): "
+        f"{STORED_CODE_VARIABLE}=run."
+    )
 
 
 def load(name):

@@ -151,7 +151,7 @@ def test_its_images_are_augmented_too(recipe, digits):
         cnnlab.build_model(compiled, digits)
 
 
-def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, store, workplace):
+def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, store, workplace, monkeypatch):
     before = train_model(dataclasses.replace(recipe, deterministic=True))
     run = store.get_run(before.run_id)
     assert (run.data.params["width"], run.data.params["wide"]) == ("3", "False")
@@ -164,6 +164,9 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     )
     assert len(about["class_names"]) == 10
     (workplace / "my_models.py").write_text(MY_MODELS.replace("strides=2", "strides=4"))
+    with pytest.raises(cnnlab.LabError, match=r"my_models.py' to hold the code that the store has of it"):
+        reproduce.reproduce(before.run_id)
+    monkeypatch.setenv("CNNLAB_STORED_CODE", "run")
     again = reproduce.reproduce(before.run_id)
     assert again.verdict == f"All {len(again.figures)} figures are equal bit for bit."
     assert again.changes == []

@@ -139,7 +139,7 @@ def build(input_shape, num_classes):
 """
 
 
-def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digits, workplace):
+def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digits, workplace, monkeypatch):
     images = keras.Input(digits.image_shape, dtype="uint8")
     flat = keras.layers.Flatten()(keras.layers.Lambda(lambda x: keras.ops.cast(x, "float32") / 255)(images))
     model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(flat))
@@ -157,6 +157,14 @@ def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digit
     # As in another process.
     keras.saving.get_custom_objects().pop("mine>Scaled")
     own._load.cache_clear()
+    # The store may be anybody's, and so may the code in it.
+    with pytest.raises(cnnlab.LabError, match=r"mine.py' to hold the code that the store has .*CNNLAB_STORED_CODE=run"):
+        registry.register(result.run_id)
+    (workplace / "mine.py").write_text(CUSTOM + "print('another')")
+    with pytest.raises(cnnlab.LabError, match="to hold the code that the store has"):
+        registry.register(result.run_id)
+    assert "mine>Scaled" not in keras.saving.get_custom_objects()
+    monkeypatch.setenv("CNNLAB_STORED_CODE", "run")
     version, _ = registry.register(result.run_id)
     keras.saving.get_custom_objects().pop("mine>Scaled")
     own._load.cache_clear()
