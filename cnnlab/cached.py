@@ -36,7 +36,8 @@ def entries() -> list[dict]:
     found = []
     for kind in KINDS:
         for path in cache_folder(kind).glob("*.npy"):
-            with contextlib.suppress(OSError, ValueError):  # cleared or damaged meanwhile
+            # Cleared or damaged meanwhile, or somebody else's.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 about = json.loads(path.with_suffix(".json").read_text())
                 size = sum(part.stat().st_size for part in _parts(path))
                 what = about.get("what") or f"up to layer {about['front']}"

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnlab.errors import ArgumentError
+from cnnlab.errors import ArgumentError, reading
 from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
 from cnnlab.models import COMMON, MODELS, Range, find_model, own
 from cnnlab.models.augment import parse_augment
@@ -335,8 +335,16 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """A stored recipe, also of an earlier version: what had no name then is what was done then."""
-        stored = json.loads(text)
+        """A stored recipe, also of an earlier version: what had no name then is what was done then.
+
+        Raises:
+            LabError: the text is none.
+        """
+        with reading("'recipe.json' to be a run's recipe", "Restore the store's artifacts, or train again."):
+            return cls._from_stored(json.loads(text))
+
+    @classmethod
+    def _from_stored(cls, stored):
         stored.setdefault("picture_size", stored["image_size"])
         stored.setdefault("frozen_precision", stored["precision"])
         stored.setdefault("feature_dtype", "float32")

@@ -21,7 +21,7 @@ from keras_tuner.src.distribute.oracle_chief import exit_chief
 from keras_tuner.src.engine import conditions
 from sklearn.exceptions import ConvergenceWarning
 
-from cnnlab.errors import LabError
+from cnnlab.errors import reading
 from cnnlab.models import Range
 from cnnlab.tracking.places import share
 from tuning import report
@@ -109,14 +109,17 @@ class Durable:
             LabError: a file is damaged.
         """
         for path in sorted(Path(self._project_dir).glob("**/*.json")):
-            try:
+            with reading_state(path):
                 json.loads(path.read_text())
-            except ValueError as error:
-                raise LabError(
-                    f"Expected '{path}' to be a search's state. Received a damaged file: {error}. Restore it, or start "
-                    "the search again with --restart."
-                ) from error
-        super().reload()
+        with reading_state(self._project_dir):
+            fresh = self.get_state()
+            super().reload()
+            for name, value in self.get_state().items():
+                if fresh[name] is not None and type(value) is not type(fresh[name]):
+                    raise TypeError(f"{name} is {value!r}")
+            self._put_right()
+
+    def _put_right(self):
         for trial in self.trials.values():
             if trial.status not in report.FINISHED and trial.trial_id not in self._retry_queue:
                 self._retry_queue.append(trial.trial_id)  # made, but not yet in the oracle's own file
@@ -198,6 +201,11 @@ def make_oracle(tuner, *, space, objective, trials, epochs, seed):
 @functools.cache
 def _durable(name):
     return type(f"Durable{name}", (Durable, getattr(keras_tuner.oracles, f"{name}Oracle")), {})
+
+
+def reading_state(file):
+    """As `errors.reading`, for files of a search."""
+    return reading(f"'{file}' to be a search's state", "Restore it, or start the search again with --restart.")
 
 
 def write_json(path, state) -> None:

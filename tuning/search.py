@@ -25,7 +25,7 @@ from cnnlab.tracking.places import STORE_FOLDER
 from cnnlab.tracking.provenance import data_tags
 from tuning import report
 from tuning.finals import train_finalists, train_winner
-from tuning.kerastuner import make_tuner, write_json
+from tuning.kerastuner import make_tuner, reading_state, write_json
 from tuning.spaces import check_space
 from tuning.trials import Place
 from tuning.workers import CHIEF_TIMEOUT, answer_workers, end_with_chief, role, search_with_workers
@@ -160,13 +160,9 @@ def _prepare(folder, name, settings, restart):
 def _read(file):
     if not file.exists():
         return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise LabError(
-            f"Expected '{file}' to be a search's state. Received a damaged file: {error}. Restore it, or start the "
-            "search again with --restart."
-        ) from error
+    with reading_state(file):
+        state = json.loads(file.read_text())
+        return {**state, "settings": dict(state["settings"])}
 
 
 def _expect_trials(oracle):

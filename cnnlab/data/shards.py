@@ -139,6 +139,7 @@ def _load(path, top, files):
     """What is stored, or `None` where there is nothing, or it is damaged or no longer what the files hold."""
     try:
         about = json.loads(path.with_suffix(".json").read_text())
+        unread = bool(about["unread"])
         pixels = np.load(path, mmap_mode="r")
         with np.load(path.with_suffix(".npz")) as stored:
             known, near = stored["known"], stored["near"]
@@ -154,7 +155,7 @@ def _load(path, top, files):
     except Exception as error:  # of whatever is in the three files
         print(f"warning: the decoded pictures '{path}' are damaged ({error}); decoding again.", file=sys.stderr)
         return None
-    if about["unread"]:  # what could not be read then may be readable now
+    if unread:  # what could not be read then may be readable now
         return None
     if os.environ.get(RECHECK_VARIABLE):
         now = np.array([_digest(os.path.join(top, file)) for file in files], "S32")

@@ -1,15 +1,18 @@
 """A model's predictions on one part of a data set: what scores, figures, comparisons and promotions work from."""
 
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from cnnlab.errors import ArgumentError
+from cnnlab.errors import ArgumentError, reading
 from cnnlab.names import csv_line
 from cnnlab.results import evidence
 from cnnlab.results.names import SCORES, TOP5_CLASSES
 
 PREDICTIONS_FILE = "predictions.npz"
+EXPANSION, SMALL = 100, 2**26  # times that predictions may be larger than their file, beyond so many bytes
 
 
 def balanced_accuracy(labels, predicted) -> float:
@@ -139,13 +142,30 @@ def save_predictions(path, class_names, **parts) -> None:
 
 
 def load_predictions(path) -> tuple[tuple[str, ...], dict[str, Predictions]]:
-    """`(class_names, parts)` as `save_predictions` wrote them."""
-    with np.load(path) as arrays:
-        parts = {
-            name: Predictions(arrays[f"{name}_probabilities"], arrays[f"{name}_labels"], str(arrays[f"{name}_digest"]))
-            for name in ("test", "val")
-        }
-        return tuple(arrays["class_names"].tolist()), parts
+    """`(class_names, parts)` as `save_predictions` wrote them.
+
+    Raises:
+        LabError: the file holds something else.
+    """
+    with reading(f"'{Path(path).name}' to hold predictions", "Restore the store's artifacts, or train again."):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > max(SMALL, EXPANSION * Path(path).stat().st_size):
+                raise ValueError(f"it unpacks to {size:,} bytes")
+        with np.load(path) as arrays:
+            class_names = tuple(map(str, arrays["class_names"].tolist()))
+            return class_names, {name: _checked(name, arrays, len(class_names)) for name in ("test", "val")}
+
+
+def _checked(name, arrays, num_classes):
+    probabilities, labels = arrays[f"{name}_probabilities"], arrays[f"{name}_labels"]
+    if probabilities.shape != (len(labels), num_classes) or labels.ndim != 1 or not len(labels):
+        raise ValueError(f"shapes {probabilities.shape} and {labels.shape} for {num_classes} classes")
+    if probabilities.dtype.kind != "f" or labels.dtype.kind not in "iu":
+        raise ValueError(f"types {probabilities.dtype} and {labels.dtype}")
+    if not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"labels from {labels.min()} to {labels.max()} for {num_classes} classes")
+    return Predictions(probabilities, labels, str(arrays[f"{name}_digest"]))
 
 
 def describe(model_name, class_names, images, test):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlflow
 
-from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.recipe import Recipe
 from cnnlab.results.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.results.result import RunResult
@@ -138,7 +138,13 @@ def read_recipe(run) -> Recipe:
 
 def read_text(run, name) -> str:
     """A text artifact of a run."""
-    return _artifact(run, name, lambda path: Path(path).read_text(encoding="utf-8"))
+    return _artifact(run, name, text_of)
+
+
+def text_of(path) -> str:
+    """A file of a run as text."""
+    with reading(f"'{Path(path).name}' to be a text", "Restore the store's artifacts, or train again."):
+        return Path(path).read_text(encoding="utf-8")
 
 
 def read_history(run) -> dict:

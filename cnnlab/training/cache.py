@@ -41,7 +41,7 @@ def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float
         path.parent.mkdir(parents=True, exist_ok=True)
         # Of two processes that need it, one computes and the other waits.
         with FileLock(path.with_suffix(".lock")):
-            stored = _load(path)
+            stored = _load(path, (len(first), *front.output_shape[1:]))
             if stored is None:
                 stored = _compute(front, parts, first, mirrored, dtype, path)
                 cached.remove_oldest(keep=path)
@@ -89,7 +89,7 @@ def _canonical_config(front):
     return json.dumps(renamed(config), sort_keys=True)
 
 
-def _load(path):
+def _load(path, shape):
     """The stored features memory-mapped, or `None` where there are none or they are damaged."""
     about = path.with_suffix(".json")
     if not path.exists() or not about.exists():
@@ -101,9 +101,11 @@ def _load(path):
         if received != expected:
             raise ValueError("its checksum differs")
         stored = np.load(path, mmap_mode="r")
+        if stored.shape != shape or stored.dtype.kind != "f":
+            raise ValueError(f"{stored.dtype} of shape {stored.shape}")
         os.utime(path)  # the oldest out first goes by the last use
         return stored
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of whatever is in the two files
         print(f"warning: the cached features '{path}' are damaged ({error}); computing them again.", file=sys.stderr)
         return None
 
