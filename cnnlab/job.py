@@ -46,10 +46,7 @@ def load_tensorflow():
     if backend not in (None, "tensorflow") and "keras" not in sys.modules:
         print(f"warning: KERAS_BACKEND is {backend}; cnnlab runs on tensorflow.", file=sys.stderr)
     os.environ["KERAS_BACKEND"] = "tensorflow"  # also over what a keras.json says
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
+    with quiet():
         import keras
         import tensorflow as tf
 
@@ -60,7 +57,18 @@ def load_tensorflow():
 
         tf.config.list_physical_devices()
         tf.get_logger().setLevel("ERROR")  # retracing, say, is of no use to somebody who wrote no tf.function
+
+
+@contextmanager
+def quiet():
+    """File descriptor 2 sent nowhere, for libraries that write to it on their own; errors are raised all the same."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
     finally:
+        sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)

@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 GROUND = {f"cnnlab.{name}" for name in ("errors", "names", "signals", "downloads", "ports", "job", "fields", "cached")}
-VERBS = {f"cnnlab.{verb}" for verb in ("prepare", "runner", "compare", "reproduce", "predict", "serve", "audit")}
+VERBS = {
+    f"cnnlab.{verb}" for verb in ("prepare", "runner", "compare", "reproduce", "predict", "serve", "export", "audit")
+}
 # Each may import itself and what stands before it; what stands in one line is side by side.
 FLOORS = [GROUND, {"cnnlab.data", "cnnlab.models"}, {"cnnlab.recipe"}, {"cnnlab.results"}]
 FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, {"cnnlab.serving"}, VERBS, {"tuning"}, {"cnnlab.cli"}]
@@ -16,7 +18,8 @@ FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, {"cnnlab.serving"}, VERBS, {"
 KNOWN_IN = {
     "mlflow": ("cnnlab.tracking.",),
     "keras_tuner": ("tuning.kerastuner",),
-    "tensorflow": ("cnnlab.training.compute", "cnnlab.job", "cnnlab.results.gradcam"),
+    "tensorflow": ("cnnlab.training.compute", "cnnlab.job", "cnnlab.results.gradcam", "cnnlab.models.formats"),
+    "tf2onnx": ("cnnlab.models.formats",),
     "matplotlib": ("cnnlab.results.plots", "cnnlab.results.lettering"),
     "keras_hub": ("cnnlab.models.weights",),
     "fastapi": ("cnnlab.serving.", "cnnlab.tracking.guard"),
@@ -113,6 +116,7 @@ def test_packages_that_are_imported_are_declared():
         **importlib.metadata.packages_distributions(),
         "keras_hub": ["keras-hub"],
         "pillow_heif": ["pillow-heif"],
+        **{name: [name.replace("_", "-")] for name in ("onnx", "onnxruntime", "tf2onnx", "ai_edge_litert")},
     }
     imported = {name.split(".")[0] for path in FILES.values() for name in imports_of(path)}
     for package in imported - {"cnnlab", "tuning"} - set(sys.stdlib_module_names):

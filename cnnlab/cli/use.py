@@ -163,6 +163,26 @@ def serve(model, port, host, token):
 
 
 @click.command()
+@click.argument("model", required=False)
+@click.option("--format", "file_format", required=True, help="One of: onnx, litert, saved_model, keras.")
+@click.option("--output", metavar="PATH", help="What to write.  [default: the model's name, in this folder]")
+@click.option("--int8", is_flag=True, help="8-bit integers, with litert.")
+@click.option("--dataset", metavar="FOLDER", help="Where the run's images are now.")
+def export(model, file_format, output, int8, dataset):
+    """Write a model for other programs: from raw pictures to probabilities, class names inside.
+
+    MODEL is a registered model's name, a run's id, or a URI; the champion, where there is one model. The file takes
+    pictures as (N, H, W, 3) uint8, red, green, blue, 0 to 255, and has no augmentation in it. It gets its name once it
+    has answered for the run's test pictures in its own runtime as Keras does; onnx and litert need packages of theirs:
+    pip install 'cnnlab[onnx]' or 'cnnlab[litert]'.
+    """
+    with job():
+        from cnnlab.export import export as export_model
+
+        print("\n".join(export_model(model, file_format, output, int8=int8, dataset=dataset).lines))
+
+
+@click.command()
 @click.argument("run_id")
 @click.option("--deterministic", is_flag=True, help="Only operations that repeat bit for bit on the same machine.")
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now.")
@@ -206,4 +226,4 @@ def audit(out, **options):
         print_next_step(done.run_id)
 
 
-COMMANDS = (audit, register, models, rollback, predict, serve, reproduce)
+COMMANDS = (audit, register, models, rollback, predict, serve, export, reproduce)

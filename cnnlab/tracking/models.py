@@ -71,6 +71,11 @@ def _card(uri):
         return Path(file).read_text(encoding="utf-8")
 
 
+def origin(uri) -> tuple[str, str | None]:
+    """A model's URI with its version in place of an alias, and the id of the run that logged it, in the open store."""
+    return pinned(uri), mlflow.models.get_model_info(uri).run_id
+
+
 def load(uri):
     """A model that cnnlab logged: `(keras.Model, metadata)`, with its "class_names", "fit" and "grey_range".
 

@@ -1,0 +1,120 @@
+"""A trained model as a graph for answers alone: without augmentation, in float32, of operations that runtimes know."""
+
+import keras
+import numpy as np
+
+ROUNDED = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+MIXING = ("RandAugment", "AugMix", "MixUp", "CutMix")
+
+
+def inference_model(model, *, portable=False, float_input=False):
+    """A model made anew for answers, with the weights of a trained one.
+
+    Called without a word, a model of Keras 3.15 with a preprocessing layer in it takes itself to be in a training: it
+    augments, and BatchNormalization goes by the batch. So `export` would write it. Here layers of augmentation are
+    casts, and everything is told that it is not trained. Layers in half precision compute in float32.
+
+    Args:
+        model: `keras.Model` from raw images `(N, H, W, 3)` to probabilities; it stays as it is.
+        portable: for ONNX and LiteRT, which have no bicubic or antialiased resizing of TensorFlow's kind: `Resizing`
+            layers become products with constant matrices, which give the same pictures. Constants go into the graph,
+            since tf2onnx 1.17 takes tensors for inputs.
+        float_input: take `(N, H, W, 3) float32`, 0..255, in place of uint8.
+
+    Returns:
+        A `keras.Model`, not compiled, from `(N, H, W, 3) uint8, 0..255` to `(N, num_classes) float32`.
+    """
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    made = keras.saving.deserialize_keras_object(
+        _rewritten(config, portable, float_input), custom_objects={"MatrixResizing": MatrixResizing}
+    )
+    made.set_weights(model.get_weights())
+    for layer in _layers_of(made):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with copies of its weights
+            if portable:
+                layer.mean, layer.variance = map(keras.ops.convert_to_numpy, (layer.mean, layer.variance))
+    images = keras.Input(made.input_shape[1:], dtype="float32" if float_input else "uint8", name="images")
+    x = images if made.inputs[0].dtype == images.dtype else keras.ops.cast(images, made.inputs[0].dtype)
+    return keras.Model(images, made(x, training=False), name=made.name)
+
+
+def is_rounded(model) -> bool:
+    """Whether any layer of a model computes in half precision."""
+    text = model.to_json()
+    return any(f'"{name}"' in text for name in ROUNDED)
+
+
+class MatrixResizing(keras.layers.Layer):
+    """What `keras.layers.Resizing` does to pictures of one size, as two products with constant matrices.
+
+    Each row of a resized picture is a weighted sum of rows, and so it is with columns: resizing one-pixel stripes gives
+    the weights.
+
+    Args:
+        resizing: the configuration of the `Resizing` layer.
+    """
+
+    def __init__(self, resizing, **options):
+        super().__init__(**options)
+        self.resizing = resizing
+
+    def build(self, shape):
+        resize = keras.layers.Resizing.from_config({**self.resizing, "dtype": "float32"})
+        _, height, width, _ = shape
+        rows, columns = np.eye(height, dtype="float32"), np.eye(width, dtype="float32")
+        rows = np.broadcast_to(rows[:, :, None, None], (height, height, width, 1))
+        columns = np.broadcast_to(columns[:, None, :, None], (width, height, width, 1))
+        self.rows = keras.ops.convert_to_numpy(resize(rows))[:, :, 0, 0]  # (height, new height)
+        self.columns = keras.ops.convert_to_numpy(resize(columns))[:, 0, :, 0]  # (width, new width)
+
+    def call(self, images):
+        images = keras.ops.einsum("nhwc,hg->ngwc", keras.ops.cast(images, "float32"), self.rows)
+        return keras.ops.einsum("ngwc,wv->ngvc", images, self.columns)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], self.resizing["height"], self.resizing["width"], shape[-1])
+
+    def get_config(self):
+        return {**super().get_config(), "resizing": self.resizing}
+
+
+def _layers_of(model):
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from _layers_of(layer)
+
+
+def _rewritten(node, portable, float_input):
+    """A part of a model's configuration, with what is in it."""
+    if isinstance(node, list | tuple):
+        return type(node)(_rewritten(part, portable, float_input) for part in node)
+    if not isinstance(node, dict):
+        return node
+    if portable and node.get("class_name") == "__tensor__":
+        return {**node, "class_name": "__numpy__"}
+    if node.get("module") == "keras.layers":
+        node = _replaced(node, portable, float_input)
+    return {
+        key: "float32"
+        if value in ROUNDED and (key == "dtype" or (key == "name" and len(node) == 1))  # {"name": ...} of a policy
+        else _rewritten(value, portable, float_input)
+        for key, value in node.items()
+    }
+
+
+def _replaced(layer, portable, float_input):
+    """The configuration of what stands for one of Keras's layers."""
+    name, config = layer["class_name"], layer["config"]
+    common = {"name": config.get("name"), "dtype": "float32"}
+    kept = {key: value for key, value in layer.items() if key not in ("build_config", "registered_name")}
+    if name in MIXING or name.startswith("Random"):
+        return {**kept, "class_name": "Rescaling", "config": {**common, "scale": 1.0, "offset": 0.0}}
+    if portable and name == "Resizing" and not (config["crop_to_aspect_ratio"] or config["pad_to_aspect_ratio"]):
+        own = {"module": None, "class_name": "MatrixResizing", "registered_name": "MatrixResizing"}
+        return {**kept, **own, "config": {**common, "resizing": config}}
+    if float_input and name == "InputLayer":
+        return {**layer, "config": {**config, "dtype": "float32"}}
+    return layer

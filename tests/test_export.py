@@ -1,0 +1,66 @@
+"""pytest tests/test_export.py"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import cnnlab
+from cnnlab import compare, export
+from cnnlab.cli import cli
+from cnnlab.models import formats
+from cnnlab.tracking import registry
+
+
+@pytest.fixture
+def run(store, small_cnn):
+    return compare.train_model(dataclasses.replace(small_cnn, augment="flip,crop"))
+
+
+def test_the_champion_as_files_that_were_tried(run, digits):
+    version, _ = registry.register(run.run_id, name="digits")
+    registry.promote(version)
+    for file_format in ("keras", "saved_model"):
+        done = CliRunner().invoke(cli, ["export", "--format", file_format], catch_exceptions=False)
+        assert done.exit_code == 0
+        assert f"accuracy {run.test_accuracy:.2%} then, {run.test_accuracy:.2%} now" in done.output
+        path = Path("digits-v1" + formats.ENDINGS[file_format])
+        answers = formats.open_model(path, file_format)(digits.test.images)
+        assert np.abs(answers - run.test.probabilities).max() < 1e-5
+        about = formats.read_about(path, file_format)
+        assert (about["model"], about["run_id"], about["image_size"]) == ("models:/digits/1", run.run_id, 32)
+        assert tuple(about["class_names"]) == digits.class_names
+    with pytest.raises(cnnlab.LabError, match=r"Expected a path that is free. Received: 'digits-v1.keras'"):
+        export.export(file_format="keras")
+
+
+def test_what_is_not_as_it_was_is_said(store, small_cnn, monkeypatch):
+    run = compare.train_model(dataclasses.replace(small_cnn, precision="mixed_bfloat16", epochs=1))
+    done = export.export(run.run_id, "keras", "one.keras")
+    assert done.difference == 0
+    assert 0 < done.from_run < 0.05
+    assert "made in half precision, the file in float32" in done.lines[1]
+
+    def gone(recipe):
+        raise cnnlab.LabError("Expected a folder. Received: none")
+
+    right = formats.open_model
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "load_for", gone)
+        done = export.export(run.run_id, "keras", "two.keras")
+    assert "On 64 crops of sample photographs, as the run's pictures cannot be had (Expected a folder" in done.lines[1]
+    assert (done.difference, done.now) == (0, None)
+    before = set(Path.cwd().iterdir())
+    monkeypatch.setattr(formats, "open_model", lambda *at: lambda images: right(*at)(images) + np.float32(1e-3))
+    with pytest.raises(cnnlab.LabError, match=r"a probability that differs by 0.001 on the 37"):
+        export.export(run.run_id, "keras")
+    assert set(Path.cwd().iterdir()) == before
+
+
+def test_arguments_that_do_not_go_together(workplace):
+    with pytest.raises(cnnlab.LabError, match=r"Expected --int8 with --format litert. Received: onnx"):
+        export.export(file_format="onnx", int8=True)
+    with pytest.raises(cnnlab.LabError, match=r"Expected --output in a folder that exists"):
+        export.export(file_format="keras", output="nowhere/model.keras")
