@@ -8,6 +8,10 @@ from cnnlab.names import shortened, shown
 
 MOST_SAID = 500  # characters of another's error; some hold a whole file
 
+# Of an address; passwords may hold an @, and to SQLAlchemy a slash. A port and a path with an @ are none.
+_BEFORE_HOST = re.compile(r"(?<=://)(?:[^/\s]*@|[^:/\s@]+:(?!\d+/)[^@\s]*@)")
+_ASKED = re.compile(r"([?&]\w*(?:password|passwd|pwd|token|secret)\w*=)[^&\s]*", re.IGNORECASE)
+
 
 class LabError(Exception):
     """A job that cannot go on (a corrupt file, an unreachable server). The command exits with status 1."""
@@ -61,8 +65,8 @@ def reading(what, cure):
 
 
 def masked(text) -> str:
-    """A text without the user and password of any address in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", str(text))
+    """A text without the user and password of any address in it, before its host or among what it asks for."""
+    return _ASKED.sub(r"\1***", _BEFORE_HOST.sub("***@", str(text)))
 
 
 def first_line(error) -> str:

@@ -44,7 +44,7 @@ def main():
         status = error.exit_code
     except LabError as error:
         if debug:
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         status = error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):  # click makes an Abort of it inside a command
@@ -53,7 +53,7 @@ def main():
     except Exception as error:
         said = sentence(error)
         if said is None or debug:
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
         print(f"error: {shown(said or masked(first_line(error)))}", file=sys.stderr)
         status = 1
     else:

@@ -33,11 +33,16 @@ def local_database(uri) -> Path | None:
     """The sqlite file of a local store's address; `None` for a server."""
     try:
         url = make_url(uri)
-    except NoUrl:
+    except (NoUrl, ValueError):  # of a port that is none
         return None
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     return Path(url.database).resolve()
+
+
+def is_in_memory(uri) -> bool:
+    """Whether the address is that of a sqlite database without a file, which ends with its process."""
+    return uri.startswith("sqlite") and uri.partition("://")[2].partition("?")[0] in ("", "/", "/:memory:")
 
 
 def is_server(uri) -> bool:

@@ -22,6 +22,7 @@ from cnnlab.tracking.inside_mlflow import globals_kept, is_known_schema, probe, 
 from cnnlab.tracking.places import (
     TRACKING_VARIABLE,
     artifacts_folder,
+    is_in_memory,
     is_server,
     local_database,
     read_from_copy,
@@ -32,6 +33,14 @@ from cnnlab.tracking.places import (
 from cnnlab.tracking.tags import TAG
 
 HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
+# By a word of what a connection failed with; MLflow's own settings.
+ADVICE = {
+    "CERTIFICATE_VERIFY_FAILED": "Name the file of the authority that signed the server's certificate: "
+    "MLFLOW_TRACKING_SERVER_CERT_PATH, or REQUESTS_CA_BUNDLE for other programs too.",
+    "SSL": "If it asks for a client's certificate, name its file: MLFLOW_TRACKING_CLIENT_CERT_PATH. "
+    "If it speaks no TLS, write http://.",
+    "ProxyError": "Correct HTTPS_PROXY and HTTP_PROXY, or name the server in NO_PROXY.",
+}
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
 
 # Chatter about schema migrations, and about alembic's context, at the first start of a store.
@@ -163,7 +172,15 @@ def is_read_only() -> bool:
 
 
 def _uri():
-    return mlflow.get_tracking_uri() if mlflow.active_run() else store_uri()
+    if mlflow.active_run():
+        return mlflow.get_tracking_uri()
+    uri = store_uri()
+    if is_in_memory(uri):
+        raise LabError(
+            f"Expected a store that outlives this process. Received: {uri} (MLFLOW_TRACKING_URI), which is in memory. "
+            "Name a file, such as sqlite:///mlruns/mlflow.db, or unset the variable to use ./mlruns."
+        )
+    return uri
 
 
 def _point_at(uri):
@@ -202,9 +219,10 @@ def _expect_reachable(uri):
     try:
         probe(uri, HEALTH_TIMEOUT)
     except (OSError, ValueError, mlflow.MlflowException) as error:
+        advice = "Start the server, correct the address, or unset the variable to use ./mlruns."
         raise LabError(
-            f"Expected an MLflow server at {uri} (MLFLOW_TRACKING_URI). Received no answer: "
-            f"{first_line(error)}. Start the server, correct the address, or unset the variable to use ./mlruns."
+            f"Expected an MLflow server at {uri} (MLFLOW_TRACKING_URI). Received no answer: {first_line(error)}. "
+            + next((said for word, said in ADVICE.items() if word in str(error)), advice)
         ) from error
 
 
