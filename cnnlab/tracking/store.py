@@ -32,6 +32,7 @@ from cnnlab.tracking.places import (
 )
 from cnnlab.tracking.tags import TAG
 
+LEAST_BYTES = 10**6  # free on the disk of a local store
 HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
 # By a word of what a connection failed with; MLflow's own settings.
 ADVICE = {
@@ -113,6 +114,11 @@ def expect_usable_store(writes=True) -> None:
             raise _unwritable(database.parent, f"'{existing}' is not a writable folder")
         if database.exists() and not os.access(database, os.W_OK):
             raise _unwritable(database.parent, f"'{database}' is read-only")
+        if _is_full(existing):
+            raise LabError(
+                f"Expected space on the disk for the MLflow store in '{database.parent}'. Received: less than 1 MB. "
+                "Free some, work in another folder, or set MLFLOW_TRACKING_URI."
+            )
 
 
 def open_store(writes=True) -> str:
@@ -192,7 +198,13 @@ def _point_at(uri):
 
 def _may_write(database):
     folder = database.parent
-    return os.access(database, os.W_OK) and os.access(folder, os.W_OK)
+    return os.access(database, os.W_OK) and os.access(folder, os.W_OK) and not _is_full(folder)
+
+
+def _is_full(folder):
+    """Whether not even a run's entries have room; there are file systems that do not say how large they are."""
+    disk = shutil.disk_usage(folder)
+    return disk.total > 0 and disk.free < LEAST_BYTES
 
 
 def _copied(database):

@@ -1,20 +1,24 @@
-"""What a server wants to see and a screen must not: pytest tests/tracking/test_servers.py"""
+"""Servers, and disks, as they answer: pytest tests/tracking/test_servers.py"""
 
 import contextlib
 import http.server
 import logging
 import shutil
+import sqlite3
 import ssl
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import cnnlab
 from cnnlab import cli
 from cnnlab.errors import masked
+from cnnlab.tracking import read, ui
+from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
 
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -140,3 +144,47 @@ def test_a_port_that_is_none_is_one_sentence(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab.example.org:mlflow")
     with pytest.raises(cnnlab.LabError, match=r"Expected an MLflow server at http://lab\.example\.org:mlflow"):
         stores.open_store()
+
+
+def many(connection, table, key, count, **changed):
+    """Copies of the first row of a table, numbered in `key` and, of `changed`, in what has a `{}`."""
+    columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    first = dict(zip(columns, connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone(), strict=True))
+    for i in range(count):
+        row = {**first, key: f"{i:032x}" if isinstance(first[key], str) else 1000 + i}
+        row |= {name: value.format(i) if isinstance(value, str) else value(i) for name, value in changed.items()}
+        connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})", [row[c] for c in columns])
+
+
+def test_more_than_a_thousand_experiments_and_runs(store, digits):
+    """MLflow's pages hold a thousand; the newest experiment comes first, the run that is looked for last."""
+    with (
+        tracking.tracked_run(tracking.experiment_for(digits), "parent", params={}, tags={}) as parent,
+        tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}, parent_run_id=parent) as child,
+    ):
+        pass
+    with contextlib.closing(sqlite3.connect("mlruns/mlflow.db")) as connection, connection:
+        many(connection, "experiments", "experiment_id", 1100, name="other {}", last_update_time=lambda i: 2**42 + i)
+        many(connection, "runs", "run_uuid", 1100, name="other {}")
+        tags = connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [child]).fetchall()
+        numbers = [f"{i:032x}" for i in range(1100)]
+        connection.executemany(
+            "INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", [(*tag, n) for n in numbers for tag in tags]
+        )
+    stores.open_store()
+    assert read.find_run(child[:12]).info.run_id == child
+    experiment = store.get_run(child).info.experiment_id
+    assert len(read.children_of(parent, experiment)) == 1101
+    assert read.newest_run(experiment, dataset="none") is None
+    assert f"/experiments/{experiment}/" in ui.ui_links("http://here")["runs"]
+
+
+def test_a_full_disk_is_said_before_the_work_and_read_all_the_same(store, digits, monkeypatch):
+    with tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}) as run_id:
+        pass
+    monkeypatch.setattr(stores.shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=4096))
+    with pytest.raises(cnnlab.LabError, match="Expected space on the disk for the MLflow store"):
+        stores.open_store()
+    with stores.opened(writes=False):
+        assert stores.is_read_only()
+        assert read.find_run(run_id).info.status == "FINISHED"
