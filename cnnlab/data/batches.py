@@ -15,8 +15,8 @@ class Batches(keras.utils.PyDataset):
     Args:
         rows: array or `MappedRows`; images `(N, H, W, 3) uint8` where they are mixed.
         labels: `(N,)` integers, or one-hot `(N, C) float32`, as mixing wants them.
-        seed: with the epoch, it alone gives the order of the rows, so that a training can go on at any epoch. Without
-            one the rows keep their own order.
+        seed: with the epoch, it alone gives the order of the rows and how they are mixed, so that a training can go on
+            at any epoch. Without one the rows keep their own order.
         epoch: the first one's number.
         weights: `(C,)` of the classes in the loss.
         mixing: Keras layers that take `{"images", "labels"}`; each batch goes through one of them, at random.
@@ -35,8 +35,7 @@ class Batches(keras.utils.PyDataset):
     def set_order(self):
         self.order = np.arange(len(self.rows))
         if self.seed is not None:
-            self.generator = np.random.default_rng((self.seed, self.epoch))
-            self.generator.shuffle(self.order)
+            np.random.default_rng((self.seed, self.epoch)).shuffle(self.order)
 
     def on_epoch_end(self):
         self.epoch += 1
@@ -52,7 +51,10 @@ class Batches(keras.utils.PyDataset):
             mirrored = self.drawn[index] ^ (self.epoch % 2 == 1)
             x = np.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
         if self.mixing:
-            layer = self.mixing[self.generator.integers(len(self.mixing))]
+            # Of the batch's own number: Keras asks for the first ones once more, to see what they look like.
+            generator = np.random.default_rng((self.seed, self.epoch, i))
+            layer = self.mixing[generator.integers(len(self.mixing))]
+            layer.generator.state.assign(generator.integers(2**31, size=2))
             mixed = layer({"images": x.astype("float32"), "labels": y}, training=True)
             x = np.rint(np.asarray(mixed["images"])).astype("uint8")
             y = np.asarray(mixed["labels"])

@@ -180,6 +180,7 @@ def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
             Batches(
                 cut.inputs["train"], labels["train"], recipe.batch_size, recipe.seed, done, weights, mixing, alternating
             ),
+            shuffle=False,  # Keras would shuffle the batches too, by the state that Python's `random` happens to have
             epochs=done + epochs,
             initial_epoch=done,
             **_validation(cut.inputs["val"], labels["val"]),

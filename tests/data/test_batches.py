@@ -1,10 +1,13 @@
 import dataclasses
 import itertools
+import random
 
 import keras
 import numpy as np
 
 from cnnlab.data.batches import Batches
+from cnnlab.models.augment import mixing_layers
+from cnnlab.prepare import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.training.loop import train
 
@@ -44,3 +47,31 @@ def test_the_order_is_the_seeds_and_the_epochs_alone():
     assert (Batches(rows, rows, 8, seed=4, epoch=2).order == through.order).all()
     assert (Batches(rows, rows, 8, seed=5, epoch=2).order != through.order).any()
     assert (Batches(rows, rows, 8).order == rows).all()
+
+
+def test_the_state_of_pythons_random_changes_no_training(digits):
+    """Keras shuffles the batches by it where it is let."""
+
+    class Draw(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            random.random()
+
+    recipe = Recipe(model="cnn", filters=(4,), dense_units=8, batch_size=16, epochs=2)
+    losses = [
+        train(build_model(recipe, digits), digits, recipe, quiet=True, parts=(), callbacks=callbacks).history["loss"]
+        for callbacks in ((), [Draw()])
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_how_a_batch_is_mixed_goes_by_the_seed_the_epoch_and_its_number():
+    images = np.random.default_rng(0).integers(256, size=(24, 8, 8, 3), dtype="uint8")
+    labels = np.eye(24, dtype="float32")
+
+    def mixed(epoch, numbers):
+        batches = Batches(images, labels, 8, seed=4, epoch=epoch, mixing=mixing_layers("mixup+cutmix", 4))
+        return [batches[i] for i in numbers][-1]
+
+    for one, other in zip(mixed(1, [0, 0, 1, 2]), mixed(1, [2]), strict=True):
+        assert (one == other).all()
+    assert (mixed(1, [2])[0] != mixed(2, [2])[0]).any()
