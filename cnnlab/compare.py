@@ -1,19 +1,22 @@
 """Several models on the same data, side by side: trained now as children of one run, or read back from the store."""
 
+import hashlib
 import sys
 from dataclasses import dataclass
 
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.interrupted import found_of, interrupted_run, training_key
 from cnnlab.models import own
 from cnnlab.names import markdown, shown
 from cnnlab.prepare import build_model, load_for, prepare
+from cnnlab.recipe import Recipe
 from cnnlab.results import report
 from cnnlab.results.result import RunResult
 from cnnlab.runner import fit_and_evaluate
-from cnnlab.tracking import read, store
+from cnnlab.tracking import checkpoints, read, store
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.provenance import data_tags
-from cnnlab.tracking.tags import our_tags
+from cnnlab.tracking.tags import TRAINING, our_tags
 
 
 @dataclass(frozen=True)
@@ -27,54 +30,110 @@ class Comparison:
     verdicts: list[str]
 
 
-def train_model(recipe) -> RunResult:
-    """Load the data, build the model and run it, as one recipe says."""
+def train_model(recipe, restart=False) -> RunResult:
+    """Load the data, build the model and run it, as one recipe says, or go on with an equal run that was interrupted.
+
+    Args:
+        restart: at the beginning in any case.
+    """
     store.expect_usable_store()
     with own.pinned([recipe.model]):
         dataset, [prepared] = prepare([recipe])
-        model = build_model(prepared.recipe, dataset)
-        return fit_and_evaluate(model, dataset, prepared.recipe, tags=prepared.tags)
+        with store.opened():
+            checkpoints.sweep()
+            return _trained(prepared, dataset, restart)
 
 
-def compare_models(recipes) -> Comparison:
+def _trained(prepared, dataset, restart, **below):
+    """`fit_and_evaluate`, in the run of an equal training that was interrupted where there is one."""
+    resumed = None if restart else interrupted_run(prepared.recipe, dataset, kind="train", **below)
+    model = build_model(prepared.recipe, dataset)
+    return fit_and_evaluate(model, dataset, prepared.recipe, tags=prepared.tags, resume_run_id=resumed, **below)
+
+
+def resume_run(run_id) -> RunResult:
+    """Go on with a run that was interrupted.
+
+    Args:
+        run_id: whole or its first characters.
+
+    Raises:
+        ArgumentError: there is no such run, it is none of a single model, it is finished, or its data or files changed.
+        LabError: it has no checkpoint, a damaged one, or another process works on it.
+    """
+    with store.opened():
+        run = read.find_interrupted_run(run_id)
+        recipe = Recipe.from_json(found_of(run.info.run_id).about["recipe"])
+        with own.pinned([recipe.model]):
+            dataset, [prepared] = prepare([recipe])
+            model = build_model(prepared.recipe, dataset)
+            return fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run.info.run_id)
+
+
+def compare_models(recipes, restart=False) -> Comparison:
     """Train each recipe on the same data as children of one parent run that carries the comparison.
+
+    Where the newest comparison of these recipes on this data was interrupted, it goes on: what it has trained stays.
 
     Args:
         recipes: `Recipe`s that agree in their data fields (those of the first are used).
+        restart: train all from the beginning in any case.
     """
     if len(set(recipes)) < len(recipes):
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
     store.expect_usable_store()
     with own.pinned([recipe.model for recipe in recipes]):
-        return _compare_models(recipes)
+        return _compare_models(recipes, restart)
 
 
-def _compare_models(recipes):
+def _compare_models(recipes, restart):
     dataset, prepared = prepare(recipes)
     with store.opened():
-        return _compare_prepared(recipes, dataset, prepared)
+        checkpoints.sweep()
+        return _compare_prepared(recipes, dataset, prepared, restart)
 
 
-def _compare_prepared(recipes, dataset, prepared):
+def _compare_prepared(recipes, dataset, prepared, restart):
     names = " and ".join(dict.fromkeys(recipe.label for recipe in recipes))
+    experiment_id = tracking.experiment_for(dataset)
+    key = hashlib.sha256("".join(training_key(one.recipe, dataset) for one in prepared).encode()).hexdigest()[:32]
+    resumed = None if restart else read.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
+    if resumed:
+        print(f"Going on with comparison {resumed[:8]}, which was interrupted.", flush=True)
     with tracking.tracked_run(
-        tracking.experiment_for(dataset),
+        experiment_id,
         f"compare {names}",
         params={},
-        tags={"kind": "compare", "figure": report.CURVES, **data_tags(dataset)},
+        tags={"kind": "compare", "figure": report.CURVES, TRAINING: key, **data_tags(dataset)},
         description=f"{markdown(names)} on the same **{markdown(dataset.name)}** images; the runs below it are the "
         "models.",
+        resumed_run_id=resumed,
     ) as parent_run_id:
         # Built one at a time: several models in memory are not needed.
         results = [
-            fit_and_evaluate(
-                build_model(one.recipe, dataset), dataset, one.recipe, parent_run_id=parent_run_id, tags=one.tags
-            )
+            (resumed and _trained_already(one, dataset, experiment_id, parent_run_id))
+            or _trained(one, dataset, restart, parent_run_id=parent_run_id)
             for one in prepared
         ]
         verdicts, figures, texts = report.comparison(results, dataset.test.images)
         tracking.log_results({}, figures, texts)
     return Comparison(parent_run_id, results, verdicts)
+
+
+def _trained_already(prepared, dataset, experiment_id, parent_run_id):
+    """The result of the run below a comparison that was interrupted, where it is finished; where it can neither be read
+    nor gone on with, it is deleted, so that none counts twice.
+    """
+    for run in read.children_of(parent_run_id, experiment_id):
+        if run["tags"].get(TRAINING) != training_key(prepared.recipe, dataset):
+            continue
+        if run["status"] == "FINISHED":
+            result = read.read_result(read.find_finished_run(run["run_id"]))
+            print(f"{result.name}: trained already, as run {result.run_id[:8]}.", flush=True)
+            return result
+        if run["run_id"] not in checkpoints.interrupted_runs(parent_run_id):
+            tracking.delete_run(run["run_id"])
+    return None
 
 
 def compare_runs(run_ids) -> Comparison:

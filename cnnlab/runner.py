@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from cnnlab import interrupted
 from cnnlab.errors import ArgumentError
 from cnnlab.models import own
 from cnnlab.models.augment import augmented_samples, parse_augment
@@ -18,13 +19,22 @@ from cnnlab.results.result import RunResult
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
-from cnnlab.tracking.tags import MODEL_SOURCE
+from cnnlab.tracking.tags import MODEL_SOURCE, TRAINING
 from cnnlab.training import compute
 from cnnlab.training.loop import stages_in_words, train
 
 
 def fit_and_evaluate(
-    model, dataset, recipe, *, run_name=None, parent_run_id=None, callbacks=(), tags=None, parts=("val", "test")
+    model,
+    dataset,
+    recipe,
+    *,
+    run_name=None,
+    parent_run_id=None,
+    callbacks=(),
+    tags=None,
+    parts=("val", "test"),
+    resume_run_id=None,
 ) -> RunResult:
     """Train a compiled model, test it, and record everything in one MLflow run.
 
@@ -38,79 +48,72 @@ def fit_and_evaluate(
         tags: further tags of the run.
         parts: that the finished model is scored on. `("val",)` keeps the test set out of it, as in a search: the run
             gets its curves and its validation scores, but no test scores and no model, and nothing is printed.
+        resume_run_id: of an interrupted run with a checkpoint and an equal recipe on equal data, to go on with: `model`
+            is as it was built for that. Callbacks of the caller begin anew.
 
     Returns:
         A `RunResult`. Its figures, curves, predictions, recipe and the whole model are on the run too.
 
     Raises:
-        LabError: the store cannot be opened, or the loss is not a finite number.
+        ArgumentError: the run to go on with has another recipe or other data.
+        LabError: the store cannot be opened, the loss is not a finite number, or the run to go on with has no
+            checkpoint, a damaged one, or another process that works on it.
     """
     if not {"val"} <= set(parts) <= {"val", "test"} or isinstance(parts, str):
         raise ArgumentError(f"Expected parts to be ('val',) or ('val', 'test'). Received: {parts!r}.")
     with store.opened():
-        return _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks, tags, parts)
+        return _fit_and_evaluate(
+            model, dataset, recipe, run_name, parent_run_id, callbacks, tags or {}, parts, resume_run_id
+        )
 
 
-def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks, tags, parts):
+def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks, tags, parts, resume_run_id):
     started = time.perf_counter()
     tested = "test" in parts
+    found = interrupted.found_to_go_on_with(resume_run_id, recipe, dataset) if resume_run_id else None
+    about = interrupted.about(recipe, dataset)
     source = (
         own.source_of(recipe.model) if own.is_own(recipe.model) else None
     )  # before a training in which it may change
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
     if source and recipe.learning_rate is None and (rate := float(model.optimizer.learning_rate)) > 0:
         recipe = dataclasses.replace(recipe, learning_rate=rate)
-    run_name = shown(run_name or f"{recipe.label} on {dataset.name}")
+    run_name = found.about["run_name"] if found else shown(run_name or f"{recipe.label} on {dataset.name}")
     params = model.count_params()
+    tags = {
+        **{"kind": "train", "threads": compute.threads(), TRAINING: about["training"]},
+        **{**data_tags(dataset), **environment_tags(), **file_tags(recipe), **tags},
+    }
+    if found:
+        tags["resumed"] = interrupted.said_of(resume_run_id, run_name, found, recipe, callbacks)
+        started -= found.progress["seconds"]
     with tracking.tracked_run(
         tracking.experiment_for(dataset),
         run_name,
         params=recipe.params(),
-        tags={
-            **{"kind": "train", "threads": compute.threads()},
-            **{**data_tags(dataset), **environment_tags(), **file_tags(recipe), **(tags or {})},
-        },
+        tags=tags,
         description=_description(recipe, dataset),
         parent_run_id=parent_run_id,
+        resumed_run_id=resume_run_id,
     ) as run_id:
-        tracking.log_dataset(dataset)
-        fits = tracking.fits_of_a_run()
-        trained = train(model, dataset, recipe, callbacks=callbacks, parts=parts, quiet=not tested, recorded=fits)
-        test, val = trained.predictions.get("test"), trained.predictions.get("val")
+        checkpoint = interrupted.checkpoint_of(run_id, {**about, "run_name": run_name}, found)
+        how = {"callbacks": callbacks, "parts": parts, "quiet": not tested, "checkpoint": checkpoint}
+        trained = _train_recorded(model, dataset, recipe, run_id, found, tags, how)
         sizes = {"params": params, "trainable_params": _trainable(model)}
-        metrics = {**sizes, "train_seconds": round(trained.seconds, 1)}  # the UI shows every digit
-        if val:  # of the finished model; with patience the last epoch's `val_accuracy` is of other weights
-            metrics |= {f"final_val_{name}": value for name, value in {**val.scores, "loss": val.loss}.items()}
+        metrics = {**sizes, **_metrics(trained)}
         borders = tuple(itertools.accumulate(stage.epochs for stage in trained.stages[:-1]))
-        for number, stage in enumerate(trained.stages, start=1):
-            facts = {name: getattr(stage, name) for name in ("val_accuracy", "val_loss", "epochs", "seconds")}
-            metrics |= {f"stage{number}_{name}": value for name, value in facts.items()}
         if trained.stages:
             tracking.tag_run(stages=stages_in_words(trained.stages, dataset))
-        figures = {"curves.png": plots.curves({recipe.label: trained.history}, {recipe.label: borders})}
-        if parse_augment(recipe.augment):
-            figures["augmented.png"] = _augmented(recipe, dataset)
-        # The summary in place of autologging's, which is of the head alone where features were cached.
-        texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
-        if dataset.found:
-            texts |= {"data.txt": dataset.found.text, **dataset.found.tables}
-        if source:
-            texts[MODEL_SOURCE] = source
-        files, model_uri = {}, None
+        figures, texts, files = _files(model, dataset, recipe, trained, borders, source)
         if tested:
+            test = trained.predictions["test"]
             print(f"{run_name}: test_accuracy {test.accuracy:.4f}, test_loss {test.loss:.4f}")
-            metrics |= {f"test_{name}": value for name, value in {**test.scores, "loss": test.loss}.items()}
-            more_figures, more_texts = describe(recipe.label, dataset.class_names, dataset.test.images, test)
-            if dataset.found and dataset.found.duplicates:
-                figures["duplicates.png"] = _duplicates(dataset)
-            figures |= {**more_figures, **looked_at(model, dataset.class_names, dataset.test.images, test)}
-            texts |= more_texts
-            files[PREDICTIONS_FILE] = lambda path: save_predictions(path, dataset.class_names, **trained.predictions)
 
         def save(folder):
             facts = {"metrics": metrics, "history": trained.history}
             tracking.write_results(folder, figures, texts, {**files, "model.keras": model.save}, **facts)
 
+        model_uri = None
         with tracking.results_kept(run_id, save) if tested else contextlib.nullcontext():
             tracking.complete_history(run_id, trained.history)
             if tested:
@@ -118,6 +121,8 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
             tracking.log_results(metrics, figures, texts, files)
             total_seconds = time.perf_counter() - started
             tracking.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
+    if checkpoint:
+        checkpoint.remove()
     return RunResult(
         run_id=run_id,
         name=run_name,
@@ -125,14 +130,62 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
         dataset_name=dataset.name,
         class_names=dataset.class_names,
         history=trained.history,
-        test=test,
-        validation=val,
+        test=trained.predictions.get("test"),
+        validation=trained.predictions.get("val"),
         **sizes,
         train_seconds=trained.seconds,
         total_seconds=total_seconds,
         model_uri=model_uri,
         stage_borders=borders,
     )
+
+
+def _train_recorded(model, dataset, recipe, run_id, found, tags, how):
+    """Train within a run, or go on with what was `found` of it, so that the run has every epoch once."""
+    if found is None:
+        tracking.log_dataset(dataset)
+        return train(model, dataset, recipe, recorded=tracking.fits_of_a_run(), **how)
+    logged = tracking.logged_history(run_id, found.progress["history"])
+    trained = train(model, dataset, recipe, recorded=tracking.fits_of_a_run(logged), **how)
+    if difference := tracking.difference_to_logged(logged, trained.history):
+        tracking.tag_run(resumed=f"{tags['resumed']}{interrupted.said_of_difference(difference)}")
+    return trained
+
+
+def _metrics(trained):
+    """What a training gave in numbers, besides its curves."""
+    test, val = trained.predictions.get("test"), trained.predictions.get("val")
+    metrics = {"train_seconds": round(trained.seconds, 1)}  # the UI shows every digit
+    if val:  # of the finished model; with patience the last epoch's `val_accuracy` is of other weights
+        metrics |= {f"final_val_{name}": value for name, value in {**val.scores, "loss": val.loss}.items()}
+    for number, stage in enumerate(trained.stages, start=1):
+        facts = {name: getattr(stage, name) for name in ("val_accuracy", "val_loss", "epochs", "seconds")}
+        metrics |= {f"stage{number}_{name}": value for name, value in facts.items()}
+    if test:
+        metrics |= {f"test_{name}": value for name, value in {**test.scores, "loss": test.loss}.items()}
+    return metrics
+
+
+def _files(model, dataset, recipe, trained, borders, source):
+    """`(figures, texts, files)` of a training by artifact path."""
+    test = trained.predictions.get("test")
+    figures = {"curves.png": plots.curves({recipe.label: trained.history}, {recipe.label: borders})}
+    if parse_augment(recipe.augment):
+        figures["augmented.png"] = _augmented(recipe, dataset)
+    # The summary in place of autologging's, which is of the head alone where features were cached.
+    texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
+    if dataset.found:
+        texts |= {"data.txt": dataset.found.text, **dataset.found.tables}
+    if source:
+        texts[MODEL_SOURCE] = source
+    if test is None:
+        return figures, texts, {}
+    more_figures, more_texts = describe(recipe.label, dataset.class_names, dataset.test.images, test)
+    if dataset.found and dataset.found.duplicates:
+        figures["duplicates.png"] = _duplicates(dataset)
+    figures |= {**more_figures, **looked_at(model, dataset.class_names, dataset.test.images, test)}
+    files = {PREDICTIONS_FILE: lambda path: save_predictions(path, dataset.class_names, **trained.predictions)}
+    return figures, {**texts, **more_texts}, files
 
 
 def _trainable(model):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {f"cnnlab.{name}" for name in ("errors", "names", "signals", "downloads", "ports", "job", "fields", "cached")}
-VERBS = {
-    f"cnnlab.{verb}" for verb in ("prepare", "runner", "compare", "reproduce", "predict", "serve", "export", "audit")
-}
+GROUND = ("errors", "names", "signals", "downloads", "ports", "job", "fields", "cached", "files")
+GROUND = {f"cnnlab.{name}" for name in GROUND}
+VERBS = ("prepare", "runner", "compare", "reproduce", "predict", "serve", "export", "audit", "interrupted")
+VERBS = {f"cnnlab.{verb}" for verb in VERBS}
 # Each may import itself and what stands before it; what stands in one line is side by side.
 FLOORS = [GROUND, {"cnnlab.data", "cnnlab.models"}, {"cnnlab.recipe"}, {"cnnlab.results"}]
 FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, {"cnnlab.serving"}, VERBS, {"tuning"}, {"cnnlab.cli"}]

@@ -60,7 +60,7 @@ def train_winner(search, recipe, place) -> str:
     for run in place.children(kind="train", label=label):
         if run["status"] == "FINISHED":
             return run["run_id"]
-        tracking.delete_run(run["run_id"])
+    resumed = place.interrupted_run(recipe, "train", label)
     result = fit_and_evaluate(
         build_model(recipe, place.dataset),
         place.dataset,
@@ -68,6 +68,7 @@ def train_winner(search, recipe, place) -> str:
         run_name=f"winner {recipe.label} on {place.dataset.name}",
         parent_run_id=place.parent_run_id,
         tags={"label": label, **place.tags},
+        resume_run_id=resumed,
     )
     tracking.log_results({"test_accuracy": result.test_accuracy}, {}, {"winner.json": recipe.to_json()})
     return result.run_id

@@ -9,8 +9,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -22,8 +20,8 @@ from keras_tuner.src.engine import conditions
 from sklearn.exceptions import ConvergenceWarning
 
 from cnnlab.errors import reading
+from cnnlab.files import written_whole
 from cnnlab.models import Range
-from cnnlab.tracking.places import share
 from tuning import report
 from tuning.settings import OBJECTIVES
 from tuning.spaces import LENGTHS, kind_of, recipe_of, value_of
@@ -209,18 +207,9 @@ def reading_state(file):
 
 
 def write_json(path, state) -> None:
-    """Write JSON beside `path` and rename it into place: a kill leaves the old file or the new one."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            json.dump(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-            share(file.name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    """Write JSON that is there whole or not at all."""
+    with written_whole(path, "w") as file:
+        json.dump(state, file)
 
 
 class TrackedTuner(keras_tuner.engine.base_tuner.BaseTuner):

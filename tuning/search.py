@@ -19,7 +19,7 @@ from cnnlab.models import own
 from cnnlab.names import markdown
 from cnnlab.prepare import prepare
 from cnnlab.results.names import TOP5_CLASSES
-from cnnlab.tracking import read, store
+from cnnlab.tracking import checkpoints, read, store
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.places import STORE_FOLDER
 from cnnlab.tracking.provenance import data_tags
@@ -70,6 +70,7 @@ def _search(search, dataset, tags, name, workers, restart):
     folder = search_folder(name)
     with _alone(folder, name):
         settings = search.settings(dataset)
+        checkpoints.sweep()
         goes_on = _prepare(folder, name, settings, restart)
         experiment_id = tracking.experiment_for(dataset)
         key = search_key(settings, name)

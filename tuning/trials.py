@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from cnnlab.data import ImageDataset
 from cnnlab.errors import LabError, StoreGone
+from cnnlab.interrupted import interrupted_run
 from cnnlab.prepare import build_model
 from cnnlab.runner import fit_and_evaluate
 from cnnlab.tracking import read
@@ -28,12 +29,21 @@ class Place:
         runs = read.children_of(self.parent_run_id, self.experiment_id)
         return [run for run in runs if tags.items() <= run["tags"].items()]
 
+    def interrupted_run(self, recipe, kind, label) -> str | None:
+        """The run under a label that an earlier process left with a checkpoint; others that it left are deleted, so
+        that none counts twice.
+        """
+        resumed = interrupted_run(recipe, self.dataset, self.parent_run_id, kind=kind, label=label)
+        for run in self.children(kind=kind, label=label):
+            if run["run_id"] != resumed:
+                tracking.delete_run(run["run_id"])
+        return resumed
+
     def scored_run(self, search, recipe, kind, label, run_name) -> float:
-        """Train a recipe without the test set as a child run and return its score; a finished run is not repeated.
+        """Train a recipe without the test set as a child run and return its score; a finished run is not repeated, and
+        one that was interrupted goes on.
 
         Where the store goes away meanwhile, the training is repeated when it is back: the recipe is not to blame.
-
-        Runs that an earlier process left under the same label without finishing are deleted, so that none counts twice.
         """
         for _ in range(ATTEMPTS - 1):
             try:
@@ -48,14 +58,15 @@ class Place:
         for run in self.children(kind=kind, label=label):
             if run["status"] == "FINISHED" and SCORE in run["metrics"]:
                 return run["metrics"][SCORE]
-            tracking.delete_run(run["run_id"])
+        resumed = self.interrupted_run(recipe, kind, label)
         parent = {"parent_run_id": self.parent_run_id}
         try:
             model = build_model(recipe, self.dataset)
         except LabError:  # a trial that cannot even be built is a failed run too
             with tracking.tracked_run(self.experiment_id, run_name, params=recipe.params(), tags=tags, **parent):
                 raise
-        result = fit_and_evaluate(model, self.dataset, recipe, run_name=run_name, tags=tags, parts=("val",), **parent)
+        given = {"run_name": run_name, "tags": tags, "parts": ("val",), "resume_run_id": resumed}
+        result = fit_and_evaluate(model, self.dataset, recipe, **given, **parent)
         score = getattr(result.validation, search.objective.removeprefix("val_"))
         tracking.log_metric_of(result.run_id, SCORE, score)
         return score

@@ -79,6 +79,23 @@ def recheck_option(command):
     )(command)
 
 
+def checkpoint_option(command):
+    """Add `--checkpoint`, which is a variable for this process and the workers that it starts."""
+
+    def set_variable(context, option, value):
+        if value:
+            os.environ["CNNLAB_CHECKPOINT"] = value
+
+    return click.option(
+        "--checkpoint",
+        expose_value=False,
+        callback=set_variable,
+        metavar="SECONDS|none",
+        help="Keep what an interrupted training goes on from, at the end of an epoch, if as many seconds have passed "
+        "since the last time; 0 for every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
+    )(command)
+
+
 def recipes_of(models, options) -> list[Recipe]:
     """A recipe for each model; options that were not given keep the recipe's defaults.
 

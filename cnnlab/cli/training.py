@@ -5,30 +5,58 @@ import re
 
 import click
 
-from cnnlab.cli.options import experiment_option, option_name, recheck_option, recipe_options, recipes_of
+from cnnlab.cli.options import (
+    checkpoint_option,
+    experiment_option,
+    option_name,
+    recheck_option,
+    recipe_options,
+    recipes_of,
+)
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.job import job
 from tuning.settings import OBJECTIVES
 
+restart_option = click.option(
+    "--restart", is_flag=True, help="Train from the beginning, also where an equal training was interrupted."
+)
+
+
+def _given(options):
+    return [option_name(name) for name, value in options.items() if value not in (None, ())]
+
 
 @click.command()
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", required=False)
+@click.option("--resume", metavar="RUN_ID", help="Go on with an interrupted run, as it was; without MODEL.")
+@restart_option
+@checkpoint_option
 @experiment_option
 @recheck_option
 @recipe_options
-def train(model, **options):
+def train(model, resume, restart, **options):
     """Train MODEL as one tracked run.
+
+    The same command again goes on with a run that was interrupted, from its last checkpoint.
 
     MODEL is cnn, resnet9, vgg16, another backbone ('cnnlab models --available' lists them), transfer with any
     --backbone, or a function of your own, FILE.py:FUNCTION, that takes (input_shape, num_classes, **arguments) and
     returns a model.
     """
-    [recipe] = recipes_of([model], options)
+    if resume:
+        if given := ["MODEL"] * bool(model) + ["--restart"] * restart + _given(options):
+            raise ArgumentError(
+                f"Expected no more than --resume {resume}: the run goes on as it was. Received: {given[0]}. "
+                "Leave it out."
+            )
+    elif not model:
+        raise click.UsageError("Missing argument 'MODEL'.")
+    recipe = None if resume else recipes_of([model], options)[0]
     with job():
         from cnnlab.cli.screen import print_next_step, print_results
-        from cnnlab.compare import train_model
+        from cnnlab.compare import resume_run, train_model
 
-        result = train_model(recipe)
+        result = resume_run(resume) if resume else train_model(recipe, restart)
         print_results([result], [result.recipe.label], f"on {result.dataset_name}")
         print_next_step(result.run_id)
 
@@ -36,19 +64,21 @@ def train(model, **options):
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL|RUN_ID]...")
 @click.option("--seeds", type=click.IntRange(1, 100), help="Train each model this often, from --seed upwards.")
+@restart_option
+@checkpoint_option
 @experiment_option
 @recheck_option
 @recipe_options
-def compare(models, seeds, **options):
+def compare(models, seeds, restart, **options):
     """Train models (by default cnn and vgg16) side by side, or compare runs of the store by their ids.
+
+    The same command again goes on with a comparison that was interrupted: what it has trained stays.
 
     A comparison is a run with the table, verdicts, and figures: curves, confusion matrices, calibration, and where the
     two best disagree. Models that are trained are tracked runs below it.
     """
     trains = not models or not all(re.fullmatch("[0-9a-f]{4,32}", model) for model in models)
-    given = ["--seeds"] * (seeds is not None) + [
-        option_name(name) for name, value in options.items() if value not in (None, ())
-    ]
+    given = ["--seeds"] * (seeds is not None) + ["--restart"] * restart + _given(options)
     if not trains and given:
         raise ArgumentError(
             f"Expected no options with runs that are trained already. Received: {given[0]}. "
@@ -64,7 +94,7 @@ def compare(models, seeds, **options):
             seeded = [
                 dataclasses.replace(recipe, seed=recipe.seed + i) for recipe in recipes for i in range(seeds or 1)
             ]
-            comparison = compare_models(seeded)
+            comparison = compare_models(seeded, restart)
         else:
             comparison = compare_runs(models)
         results = comparison.results
@@ -90,6 +120,7 @@ def compare(models, seeds, **options):
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that run trials.")
 @click.option("--name", help="Of the search; the same name and settings go on.  [default: the model's]")
 @click.option("--restart", is_flag=True, help="Forget an unfinished search of that name.")
+@checkpoint_option
 @experiment_option
 @recheck_option
 @recipe_options

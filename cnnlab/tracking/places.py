@@ -3,11 +3,15 @@
 Light, and without MLflow: MLflow itself loads this as a plugin (`mlflow.artifact_repository` in pyproject.toml).
 """
 
+import hashlib
 import os
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError as NoUrl
+
+from cnnlab.cached import cache_folder
+from cnnlab.errors import masked
 
 STORE_FOLDER = "mlruns"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -50,11 +54,13 @@ def is_server(uri) -> bool:
     return uri.lower().startswith(("http://", "https://"))
 
 
-def share(path) -> None:
-    """Give a file that was made as a temporary one the mode of any other, so that a group can share its folder."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)
+def local_folder(uri) -> Path:
+    """Where files about a store's runs lie that are of this machine: beside a local store's database, for a server in a
+    folder of the user's cache, one for each address.
+    """
+    if database := local_database(uri):
+        return database.parent
+    return cache_folder("servers") / hashlib.sha256(masked(uri).encode()).hexdigest()[:16]
 
 
 def artifacts_folder(database) -> Path:

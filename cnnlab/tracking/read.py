@@ -45,17 +45,40 @@ def find_finished_run(run_id):
         ArgumentError: also when the run failed, or is not the run of a model.
     """
     run = find_run(run_id)
-    short = run.info.run_id[:8]
+    _expect_one_model(run)
+    if run.info.status != "FINISHED":
+        raise ArgumentError(f"Expected a finished run. Received: {_state_of(run)}.")
+    return run
+
+
+def find_interrupted_run(run_id):
+    """`find_run`, for a run of one model that ended without finishing.
+
+    Raises:
+        ArgumentError: also when it is finished or still runs, is not the run of a model, or is a part of a search.
+    """
+    run = find_run(run_id)
+    _expect_one_model(run)
+    if "label" in our_tags(run.data.tags):
+        raise ArgumentError(
+            f"Expected the run of one training. Received: {run.info.run_id[:8]}, which a search made. Start the search "
+            "again with the same command, and it goes on."
+        )
+    if run.info.status in ("FINISHED", "RUNNING"):
+        raise ArgumentError(f"Expected an interrupted run. Received: {_state_of(run)}.")
+    return run
+
+
+def _expect_one_model(run):
     kind = run.data.tags.get(TAG + "kind")
     if kind in ("compare", "search", "audit"):
         received = "an audit" if kind == "audit" else f"a {kind} run. Take one of the runs below it"
-        raise ArgumentError(f"Expected the run of one model. Received: {short}, {received}.")
-    if run.info.status != "FINISHED":
-        reason = run.data.tags.get(TAG + "reason")
-        raise ArgumentError(
-            f"Expected a finished run. Received: {short}, which is {run.info.status}{f' ({reason})' if reason else ''}."
-        )
-    return run
+        raise ArgumentError(f"Expected the run of one model. Received: {run.info.run_id[:8]}, {received}.")
+
+
+def _state_of(run):
+    reason = run.data.tags.get(TAG + "reason")
+    return f"{run.info.run_id[:8]}, which is {run.info.status}{f' ({reason})' if reason else ''}"
 
 
 def best_run(experiment=None, by="accuracy"):
@@ -194,11 +217,18 @@ def children_of(parent_run_id, experiment_id) -> list[dict]:
     ]
 
 
-def newest_run(experiment_id, running=False, **tags) -> str | None:
-    """The id of the newest run that carries these tags of ours, or `None`; `running` leaves ended runs out."""
+def newest_run(experiment_id, running=False, interrupted=False, **tags) -> str | None:
+    """The id of the newest run that carries these tags of ours, or `None`.
+
+    Args:
+        running: leaves ended runs out.
+        interrupted: `None` too where the newest is finished, or still runs.
+    """
     conditions = [matches(f"tags.`{TAG}{key}`", value) for key, value in tags.items()]
     conditions += ["attributes.status = 'RUNNING'"] * running
     runs = mlflow.MlflowClient().search_runs(
         [experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"], max_results=1
     )
-    return runs[0].info.run_id if runs else None
+    if not runs or (interrupted and runs[0].info.status in ("FINISHED", "RUNNING")):
+        return None
+    return runs[0].info.run_id

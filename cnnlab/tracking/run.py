@@ -1,6 +1,7 @@
 """Everything that goes into MLflow: experiments, runs, autologging, artifacts and whole models."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from cnnlab.signals import signals_held
 from cnnlab.tracking.inside_mlflow import keras_autologging_alone, no_validation_copies, probe, tried_once
 from cnnlab.tracking.places import BESIDE, STORE_FOLDER, TRACKING_VARIABLE, is_server, local_database
 from cnnlab.tracking.store import HEALTH_TIMEOUT, alive, process_tags
-from cnnlab.tracking.tags import TAG
+from cnnlab.tracking.tags import TAG, our_tags
 
 DATA_NAME, RUN_NAME = (
     240,
@@ -111,8 +112,20 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
         The run's id.
 
     Raises:
+        LabError: another process works on the run that is to be opened again.
         StoreGone: the server stopped answering.
     """
+    with contextlib.ExitStack() as living:
+        if resumed_run_id:
+            living.enter_context(alive(resumed_run_id))  # before anything of it is changed
+        with _tracked_run(
+            living, experiment_id, run_name, params, tags, description, parent_run_id, resumed_run_id
+        ) as run_id:
+            yield run_id
+
+
+@contextmanager
+def _tracked_run(living, experiment_id, run_name, params, tags, description, parent_run_id, resumed_run_id):
     outer = _outer_run()
     parent_run_id = parent_run_id or (outer.info.run_id if outer else None)
     os.environ.pop("MLFLOW_RUN_ID", None)  # which MLflow would open again
@@ -131,9 +144,10 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
                 tags=tags,
                 description=description,
             )
-        with alive(run.info.run_id):
-            mlflow.log_params({name: shown(value) for name, value in params.items()})
-            yield run.info.run_id
+        if not resumed_run_id:
+            living.enter_context(alive(run.info.run_id))
+        mlflow.log_params({name: shown(value) for name, value in params.items()})
+        yield run.info.run_id
         with signals_held():
             mlflow.end_run("FINISHED")
             run = None
@@ -206,6 +220,27 @@ def complete_history(run_id, history) -> None:
     """Send a server what it missed of the metrics by epoch while it was away, and say how many there were."""
     if not is_server(mlflow.get_tracking_uri()):
         return
+    if epochs := _send_missing(run_id, history):
+        print(f"warning: the server had missed {epochs} of the epochs; their metrics were sent again.", file=sys.stderr)
+
+
+def logged_history(run_id, history) -> dict:
+    """`{name: {step: value}}` that the store has of a run that goes on, once it was sent what it lost of `history`."""
+    _send_missing(run_id, history)
+    client = mlflow.MlflowClient()
+    return {name: {m.step: m.value for m in client.get_metric_history(run_id, name)} for name in history}
+
+
+def difference_to_logged(logged, history) -> float:
+    """The largest difference of a history to what the store had already of its epochs, trained the first time."""
+    return max(
+        (abs(values[step] - value) for name, values in history.items() for step, value in logged.get(name, {}).items()),
+        default=0.0,
+    )
+
+
+def _send_missing(run_id, history):
+    """Log what the store does not have of a history; returns the number of epochs that there were."""
     client = mlflow.MlflowClient()
     with contextlib.suppress(mlflow.MlflowException):  # of values that were lost on the way
         mlflow.flush_async_logging()
@@ -219,9 +254,7 @@ def complete_history(run_id, history) -> None:
         ]
     for i in range(0, len(missing), 1000):
         client.log_batch(run_id, metrics=missing[i : i + 1000])
-    if missing:
-        epochs = len({metric.step for metric in missing})
-        print(f"warning: the server had missed {epochs} of the epochs; their metrics were sent again.", file=sys.stderr)
+    return len({metric.step for metric in missing})
 
 
 def _end_unfinished(error):
@@ -245,30 +278,38 @@ def log_metric_of(run_id, name, value) -> None:
     mlflow.MlflowClient().log_metric(run_id, name, value)
 
 
+def tags_of(run_id) -> dict:
+    """Our own tags of a run, which need not be the active one."""
+    return our_tags(mlflow.MlflowClient().get_run(run_id).data.tags)
+
+
 def tag_run(**tags) -> None:
     """Set tags of ours on the active run."""
     mlflow.set_tags({TAG + key: value for key, value in tags.items()})
 
 
-def fits_of_a_run():
+def fits_of_a_run(logged=None):
     """A maker of contexts, one for each `fit` of the active run, that give further callbacks for it.
 
-    MLflow autologs one `fit` a run: a second one would change params. Of later ones the metrics are logged, at the
-    epochs that they go on with.
+    MLflow autologs one `fit` a run: a second one would change params. Of later ones, and of a run that goes on, the
+    metrics are logged, at the epochs that they go on with.
+
+    Args:
+        logged: of a run that goes on, what `logged_history` gave: nothing is logged at a step twice.
     """
-    contexts = iter([autologging])
-    return lambda: next(contexts, _metrics_alone)()  # noqa: PLW0108  another one at each call
+    contexts = iter([autologging] if logged is None else ())
+    return lambda: next(contexts, functools.partial(_metrics_alone, logged or {}))()  # noqa: PLW0108  another one each
 
 
 @contextmanager
-def _metrics_alone():
+def _metrics_alone(logged):
     import keras
 
-    yield [
-        keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: mlflow.log_metrics(logs, step=epoch, synchronous=False)
-        )
-    ]
+    def log(epoch, logs):
+        new = {name: value for name, value in logs.items() if epoch not in logged.get(name, ())}
+        mlflow.log_metrics(new, step=epoch, synchronous=False)
+
+    yield [keras.callbacks.LambdaCallback(on_epoch_end=log)]
 
 
 @contextmanager

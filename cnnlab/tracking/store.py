@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
+from cnnlab.files import share
 from cnnlab.tracking.inside_mlflow import globals_kept, is_known_schema, probe, put_beside
 from cnnlab.tracking.places import (
     TRACKING_VARIABLE,
@@ -25,8 +26,8 @@ from cnnlab.tracking.places import (
     is_in_memory,
     is_server,
     local_database,
+    local_folder,
     read_from_copy,
-    share,
     sqlite_uri,
     store_uri,
 )
@@ -146,7 +147,7 @@ def open_store(writes=True) -> str:
         _point_at(uri)
         client = mlflow.MlflowClient()
         with contextlib.suppress(mlflow.MlflowException if is_server(uri) else ()):  # who may only read closes nothing
-            _close_stale_runs(client, database)
+            _close_stale_runs(client)
     except ModuleNotFoundError as error:
         kind = uri.partition("://")[0].partition("+")[0]
         raise LabError(
@@ -251,19 +252,19 @@ def _open_local_store(database):
         put_beside(database)
 
 
-def _close_stale_runs(client, database):
+def _close_stale_runs(client):
     """End as KILLED what a process that is gone left RUNNING (SIGKILL, power loss)."""
     running = every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
     for run in list(running):
-        if _is_gone(run, database):
+        if _is_gone(run):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _is_gone(run, database):
+def _is_gone(run):
     """Whether the process of a run has ended. Where that cannot be known from here, it has not."""
-    lock = _lock_file(database, run.info.run_id) if database else None
-    if lock and lock.exists():
+    lock = _lock_file(run.info.run_id)
+    if lock.exists():
         try:
             with FileLock(lock, timeout=0):
                 lock.unlink(missing_ok=True)
@@ -278,16 +279,22 @@ def _is_gone(run, database):
 
 @contextlib.contextmanager
 def alive(run_id):
-    """Around the work of a run: a lock beside the local store, which ends with its process wherever that runs."""
-    database = local_database(mlflow.get_tracking_uri())
-    if database is None:
-        yield
-        return
-    file = _lock_file(database, run_id)
-    file.parent.mkdir(exist_ok=True)
+    """Around the work of a run: a lock beside the local store, which ends with its process wherever that runs.
+
+    Raises:
+        LabError: another process works on the run.
+    """
+    file = _lock_file(run_id)
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError, NotImplementedError):  # there are file systems without locks
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(file, timeout=0))
+        except Timeout:
+            raise LabError(
+                f"Expected run {run_id[:8]} to be idle. Received: another process works on it. Wait for it, or end it."
+            ) from None
+        except (OSError, NotImplementedError):  # there are file systems without locks
+            pass
         try:
             yield
         finally:
@@ -295,8 +302,8 @@ def alive(run_id):
                 file.unlink(missing_ok=True)
 
 
-def _lock_file(database, run_id):
-    return database.parent / "running" / f"{run_id}.lock"
+def _lock_file(run_id):
+    return local_folder(mlflow.get_tracking_uri()) / "running" / f"{run_id}.lock"
 
 
 # Runs that we made, in whatever experiment.

@@ -5,6 +5,7 @@ import re
 # Every tag of ours starts with this, so that it stands apart from MLflow's own.
 TAG = "cnnlab."
 BEST = "final_val_accuracy"  # what "the best run" means: of the weights that the model ended with
+TRAINING = "training"  # the tag with a key of what a run trains, by which an equal one goes on with it
 MODEL_SOURCE = "model_source.py"  # the artifact with a function of the user's
 
 

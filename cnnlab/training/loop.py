@@ -18,6 +18,8 @@ from cnnlab.models.layers import single_view
 from cnnlab.results.predictions import Predictions
 from cnnlab.signals import signals_between_batches, signals_held
 from cnnlab.training import compute
+from cnnlab.training.callbacks import LearningRate, Lookahead
+from cnnlab.training.checkpoint import Checkpoint, Keeper
 from cnnlab.training.compiling import STEPS_PER_EXECUTION, compile_like, wants_one_hot
 from cnnlab.training.frozen import features_of, split_at_frozen_front
 from cnnlab.training.stages import begin_fine_tuning, stages_of
@@ -67,6 +69,7 @@ def train(
     parts=("val", "test"),
     quiet=False,
     recorded=lambda: contextlib.nullcontext([]),
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train a compiled model stage by stage, on cached features where it has a frozen front, and predict with it.
 
@@ -78,27 +81,43 @@ def train(
         parts: to predict with the finished model; images of other parts are not looked at.
         quiet: nothing on the screen, for the many runs of a search.
         recorded: makes a context around each `fit`, which gives further callbacks for it.
+        checkpoint: a `Checkpoint` that the training is kept in, and goes on from where it has `found` one; further
+            callbacks begin anew then.
 
     Raises:
         LabError: the loss is not a finite number.
     """
     if recipe.deterministic:
         compute.expect_determinism()
-    started = time.perf_counter()
+    found = checkpoint.found if checkpoint else None
+    progress = found.progress if found else {}
+    started = time.perf_counter() - progress.get("seconds", 0)
     used = {"train": dataset.train, "val": dataset.val, **{part: getattr(dataset, part) for part in parts}}
-    stages, results, history = stages_of(recipe), [], {}
-    for stage in stages:
-        began = time.perf_counter()
+    stages, results = stages_of(recipe), [StageResult(**ended) for ended in progress.get("stages", ())]
+    history = progress.get("history", {})
+    for stage in stages[len(results) :]:
+        began = time.perf_counter() - progress.get("stage_seconds", 0)
         if stage.start:
             cut = None  # makes room for the next features
-            before = model.get_weights()
             begin_fine_tuning(model, stage, recipe, len(dataset.train))
         cut = _cut(model, used, recipe)
+        before = cut.trained.get_weights() if stage.start else []
+        if stage.start and found:
+            before = found.arrays["before"]
+        done = sum(result.epochs for result in results)
+        epochs = len(history.get("loss", ())), done + stage.epochs
+        if progress.get("stopped"):  # by patience; what follows the last epoch is still to be done
+            epochs = epochs[0], epochs[0]
+        ended = [dataclasses.asdict(result) for result in results]
+        keeper = Keeper(checkpoint, history, ended, before, (started, began)) if checkpoint else None
         with recorded() as more:
-            fitted = _fit(cut, dataset, recipe, len(history.get("loss", ())), stage.epochs, callbacks, more, quiet)
-        history = {name: history.get(name, []) + values for name, values in fitted.items()}
-        diverged = not np.isfinite(fitted["loss"]).all()
+            fitted = _fit(cut, dataset, recipe, stage.epochs, epochs, callbacks, more, quiet, keeper)
+        history = {name: history.get(name, []) + fitted.get(name, []) for name in {**history, **fitted}}
+        found, progress = None, {}
+        diverged = not np.isfinite(history["loss"][done:]).all()
         if diverged and not stage.start:
+            if checkpoint:
+                checkpoint.remove()
             raise LabError(
                 f"Expected a finite loss. Received: {history['loss'][-1]} in epoch {len(history['loss'])}. "
                 "Lower the learning rate."
@@ -106,11 +125,11 @@ def train(
         if len(stages) > 1:
             seconds = time.perf_counter() - began
             val = _predict(cut, "val", used["val"])
-            results.append(StageResult(stage.name, len(fitted["loss"]), seconds, val.accuracy, val.loss))
+            results.append(StageResult(stage.name, len(history["loss"]) - done, seconds, val.accuracy, val.loss))
     seconds = time.perf_counter() - started
     worse = len(results) > 1 and not dataset.val_is_test and results[1].val_accuracy < results[0].val_accuracy
     if worse or diverged:
-        model.set_weights(before)
+        cut.trained.set_weights(before)
         results[1] = dataclasses.replace(results[1], kept=False)
     if results and not quiet:
         print(stages_in_words(results, dataset))
@@ -152,21 +171,26 @@ def _cut(model, used, recipe):
     return _Cut(split.head, split.head, dict(zip(images, features, strict=True)), True)
 
 
-def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
-    """The history of one `fit` of so many epochs, behind those that are done."""
-    model = cut.trained
-    callbacks = [keras.callbacks.TerminateOnNaN(), *callbacks]
+def _fit(cut, dataset, recipe, planned, epochs, callbacks, recorded, quiet, keeper):
+    """The history of one `fit`, of a stage planned for so many epochs: from the first of two epochs to the second."""
+    model, (first, end) = cut.trained, epochs
+    ours = []
     if recipe.lookahead:
         # The first, so that all others see the weights that a step of it leaves.
-        steps = epochs * math.ceil(len(dataset.train) / recipe.batch_size)
-        callbacks.insert(0, Lookahead(recipe.lookahead, steps))
+        ours.append(Lookahead(recipe.lookahead, planned * math.ceil(len(dataset.train) / recipe.batch_size)))
+    callbacks = [*ours, keras.callbacks.TerminateOnNaN(), *callbacks]
+    choosing = []
     if recipe.ema:
         # Before the others, so that they see the averaged weights at an epoch's end.
-        callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+        choosing.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
     if recipe.patience:
-        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
+        choosing.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
     if recipe.schedule == "plateau":
-        callbacks.append(keras.callbacks.ReduceLROnPlateau("val_loss", **PLATEAU))
+        choosing.append(keras.callbacks.ReduceLROnPlateau("val_loss", **PLATEAU))
+    callbacks += [*choosing, LearningRate()]
+    if keeper:
+        keeper.kept = [*ours, *choosing]
+        callbacks.append(keeper)
     one_hot = wants_one_hot(model)
     labels = {
         name: keras.utils.to_categorical(part.labels, len(dataset.class_names)) if one_hot else part.labels
@@ -178,54 +202,23 @@ def _fit(cut, dataset, recipe, done, epochs, callbacks, recorded, quiet):
     with signals_between_batches() as between_batches:
         return model.fit(
             Batches(
-                cut.inputs["train"], labels["train"], recipe.batch_size, recipe.seed, done, weights, mixing, alternating
+                cut.inputs["train"],
+                labels["train"],
+                recipe.batch_size,
+                recipe.seed,
+                first,
+                weights,
+                mixing,
+                alternating,
             ),
             shuffle=False,  # Keras would shuffle the batches too, by the state that Python's `random` happens to have
-            epochs=done + epochs,
-            initial_epoch=done,
+            epochs=end,
+            initial_epoch=first,
             **_validation(cut.inputs["val"], labels["val"]),
-            callbacks=[*callbacks, LearningRate(), *recorded, between_batches],
+            callbacks=[*callbacks, *recorded, between_batches],
             # The moving bar on a terminal, a line an epoch in a file.
             verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
         ).history
-
-
-class Lookahead(keras.callbacks.Callback):
-    """Takes the weights back, each time Keras gives control, to a mean of where they are and where they were left the
-    time before (arXiv:1907.08610), in the course of the training by more and more, as airbench does (arXiv:2404.00498).
-
-    Keras's own average with `ema_overwrite_frequency` has one decay from start to end: a prototype of resnet9 named
-    88.2 % of the validation images with it, 89.5 % with this.
-
-    Args:
-        decay: share of the earlier weights at the training's end; it rises with the third power of the steps done.
-        steps: of the whole training.
-    """
-
-    def __init__(self, decay, steps):
-        super().__init__()
-        self.decay, self.steps = decay, steps
-
-    def on_train_begin(self, logs=None):
-        # With the statistics of BatchNormalization, which are of these weights; whole numbers count something.
-        self.averaged = [w for w in self.model.weights if keras.backend.is_float_dtype(w.dtype)]
-        self.slow = [keras.ops.copy(w) for w in self.averaged]
-
-    def on_train_batch_end(self, batch, logs=None):
-        done = float(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) / self.steps
-        decay = self.decay * done**3
-        self.slow = [decay * slow + (1 - decay) * w for slow, w in zip(self.slow, self.averaged, strict=True)]
-        for weights, slow in zip(self.averaged, self.slow, strict=True):
-            weights.assign(slow)
-
-
-class LearningRate(keras.callbacks.Callback):
-    """Adds the learning rate at an epoch's end to its logs, that of the head where layers have several."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        optimizer = self.model.optimizer
-        rate = getattr(optimizer, "optimizers", [optimizer])[-1].learning_rate
-        logs["learning_rate"] = float(keras.ops.convert_to_numpy(rate))
 
 
 def stages_in_words(results, dataset):

@@ -1,0 +1,230 @@
+"""Trainings that are interrupted, and gone on with: pytest tests/test_interrupted.py"""
+
+import dataclasses
+import os
+import shutil
+import time
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+import cnnlab
+from cnnlab import compare
+from cnnlab.data import load_dataset
+from cnnlab.tracking import checkpoints, read
+from cnnlab.tracking.run import tracked_run
+from cnnlab.tracking.store import alive, opened
+from cnnlab.training import checkpoint, loop
+from tuning.trials import SCORE, Place
+
+RATE = loop.LearningRate
+
+
+@pytest.fixture(autouse=True)
+def every_epoch(monkeypatch):
+    monkeypatch.setenv(checkpoints.VARIABLE, "0")
+
+
+@pytest.fixture
+def recipe(small_cnn):
+    return dataclasses.replace(small_cnn, epochs=4, deterministic=True, dropout=0.2)
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Ends trainings with Ctrl-C at the beginning of an epoch: the first so many reach their end."""
+
+    def at(epoch, spared=0, then=lambda: None):
+        left = [spared]
+
+        class Interrupting(RATE):
+            def on_epoch_begin(self, number, logs=None):
+                if number == epoch:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        then()
+                        raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "LearningRate", Interrupting)
+
+    return at
+
+
+def steps(client, run_id, name="loss"):
+    return [metric.step for metric in sorted(client.get_metric_history(run_id, name), key=lambda m: m.step)]
+
+
+def test_the_same_command_goes_on_in_the_same_run(store, recipe, interrupt, capsys, monkeypatch):
+    whole = compare.train_model(recipe)
+    again = compare.train_model(recipe)
+    assert again.run_id != whole.run_id  # a finished one is not gone on with
+    kept = checkpoints.checkpoint_folder()
+
+    def first_checkpoint_comes_back():  # so that two epochs were logged that are trained again
+        [file] = kept.glob("*.npz")
+        mlflow.flush_async_logging()
+        shutil.copy("first.npz", file)
+
+    real = checkpoint.Checkpoint.write
+
+    def write(self, progress, arrays):
+        real(self, progress, arrays)
+        if len(progress["history"]["loss"]) == 1:
+            shutil.copy(self.file, "first.npz")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "write", write)
+        interrupt(3, then=first_checkpoint_comes_back)
+        with pytest.raises(KeyboardInterrupt):
+            compare.train_model(recipe)
+    [file] = kept.glob("*.npz")
+    run_id = file.stem
+    assert steps(store, run_id) == [0, 1, 2]
+    monkeypatch.setattr(loop, "LearningRate", RATE)
+    resumed = compare.train_model(recipe)
+    assert resumed.run_id == run_id
+    assert f"going on with run {run_id[:8]} after epoch 1 of 4" in capsys.readouterr().out
+    assert resumed.history == whole.history
+    np.testing.assert_array_equal(resumed.test.probabilities, whole.test.probabilities)
+    for name, values in whole.history.items():
+        assert steps(store, run_id, name) == [0, 1, 2, 3]
+        assert [m.value for m in store.get_metric_history(run_id, name)] == pytest.approx(values)
+    run = store.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["cnnlab.resumed"] == "after epoch 1 of 4"
+    assert "cnnlab.reason" not in run.data.tags
+    assert run.data.params == store.get_run(whole.run_id).data.params
+    assert not list(kept.glob("*"))
+
+
+def test_a_run_is_gone_on_with_by_its_id(store, recipe, interrupt, monkeypatch, capsys):
+    interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        compare.train_model(recipe)
+    [one] = checkpoints.stored_checkpoints()
+    monkeypatch.setattr(loop, "LearningRate", RATE)
+    with alive(one.run_id), pytest.raises(cnnlab.LabError, match="another process works on it"):
+        compare.resume_run(one.run_id[:8])
+    assert store.get_run(one.run_id).info.status == "KILLED"
+    other = load_dataset("digits", limit=140)
+    with pytest.raises(cnnlab.ArgumentError, match=r"dropout was 0\.2, is 0\.3; other images"):
+        cnnlab.fit_and_evaluate(None, other, dataclasses.replace(recipe, dropout=0.3), resume_run_id=one.run_id)
+    whole = one.file.read_bytes()
+    one.file.write_bytes(whole[:-1000])
+    with pytest.raises(cnnlab.LabError, match="Received a damaged file"):
+        compare.resume_run(one.run_id)
+    one.file.write_bytes(whole)
+    result = compare.resume_run(one.run_id[:8])
+    assert result.run_id == one.run_id
+    assert steps(store, one.run_id) == [0, 1, 2, 3]
+    with pytest.raises(cnnlab.ArgumentError, match=r"Expected an interrupted run\. Received: .* which is FINISHED"):
+        compare.resume_run(one.run_id)
+
+
+def test_a_damaged_checkpoint_and_restart_begin_anew(store, recipe, interrupt, monkeypatch, capsys):
+    short = dataclasses.replace(recipe, epochs=2)
+    interrupt(1)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            compare.train_model(short, restart=True)
+    first, second = checkpoints.stored_checkpoints()
+    for one in (first, second):
+        one.file.write_bytes(one.file.read_bytes()[:-100])
+    monkeypatch.setattr(loop, "LearningRate", RATE)
+    result = compare.train_model(short)
+    assert result.run_id not in (first.run_id, second.run_id)
+    assert capsys.readouterr().err.count("Received a damaged file") == 2
+    assert steps(store, result.run_id) == [0, 1]
+    assert checkpoints.stored_checkpoints() == []
+
+
+def test_a_comparison_goes_on_with_what_is_left(store, recipe, interrupt, monkeypatch, capsys):
+    recipes = [dataclasses.replace(recipe, epochs=2, seed=seed) for seed in range(3)]
+    interrupt(1, spared=1)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare_models(recipes)
+    before = {run.info.run_id: run for run in store.search_runs(["1"])}
+    monkeypatch.setattr(loop, "LearningRate", RATE)
+    comparison = compare.compare_models(recipes)
+    said = capsys.readouterr().out
+    assert f"Going on with comparison {comparison.run_id[:8]}" in said
+    assert said.count("trained already") == 1
+    assert said.count("going on with run") == 1
+    after = {run.info.run_id: run for run in store.search_runs(["1"])}
+    assert before.keys() < after.keys()
+    assert len(after) == 4
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
+    assert [result.recipe.seed for result in comparison.results] == [0, 1, 2]
+    for result in comparison.results:
+        assert steps(store, result.run_id) == [0, 1]
+        assert store.get_run(result.run_id).data.tags["mlflow.parentRunId"] == comparison.run_id
+    finished = comparison.results[0].run_id
+    assert before[finished].info.end_time == after[finished].info.end_time
+
+
+def test_a_trial_goes_on(store, recipe, digits, interrupt, monkeypatch, capsys):
+    search = type("Search", (), {"objective": "val_accuracy"})
+    with opened(), tracked_run("0", "search", params={}, tags={"kind": "search"}) as parent_run_id:
+        place = Place("0", parent_run_id, digits, {})
+        interrupt(2)
+        with pytest.raises(KeyboardInterrupt):
+            place.scored_run(search, recipe, "trial", "1", "trial 1")
+        [before] = place.children(kind="trial")
+        monkeypatch.setattr(loop, "LearningRate", RATE)
+        with pytest.raises(cnnlab.ArgumentError, match="which a search made"):
+            read.find_interrupted_run(before["run_id"])
+        score = place.scored_run(search, recipe, "trial", "1", "trial 1")
+        [after] = place.children(kind="trial")
+    assert after["run_id"] == before["run_id"]
+    assert (after["status"], after["metrics"][SCORE]) == ("FINISHED", score)
+    assert steps(store, after["run_id"]) == [0, 1, 2, 3]
+    assert "trial 1: going on with run" in capsys.readouterr().out
+
+
+def test_what_nobody_goes_on_with_is_swept_away_and_said(store, capsys):
+    folder = checkpoints.checkpoint_folder()
+    folder.mkdir()
+    runs = {status: store.create_run("0").info.run_id for status in ("FINISHED", "KILLED", "FAILED", "RUNNING")}
+    for status, run_id in runs.items():
+        store.set_terminated(run_id, status)
+        (folder / f"{run_id}.npz").write_bytes(b"1")
+    deleted = store.create_run("0").info.run_id
+    store.delete_run(deleted)
+    ago = time.time() - 15 * 86400
+    for name in (f"{deleted}.npz", f"{'0' * 32}.npz", "notes.npz", f"{deleted}-x.part"):
+        (folder / name).write_bytes(b"1")
+        os.utime(folder / name, (ago, ago))
+    os.utime(folder / f"{runs['FAILED']}.npz", (ago, ago))
+    checkpoints.sweep()
+    left = {file.name for file in folder.iterdir()}
+    assert left == {f"{runs['KILLED']}.npz", f"{runs['RUNNING']}.npz", "notes.npz"}
+    said = capsys.readouterr().out
+    assert said.count("Removed the checkpoint of run") == 4
+    assert "kept for 14 days" in said
+
+
+def test_where_checkpoints_are_and_how_often(store, monkeypatch, workplace):
+    assert checkpoints.checkpoint_folder() == workplace / "mlruns" / "checkpoints"
+    mlflow.set_tracking_uri("http://user:secret@lab:5000")
+    assert checkpoints.checkpoint_folder().is_relative_to(os.environ["CNNLAB_CACHE"])
+    for given, seconds in (("none", None), ("0", 0), ("90", 90), ("", 60)):
+        monkeypatch.setenv(checkpoints.VARIABLE, given)
+        assert checkpoints.seconds_between() == seconds
+    for given in ("-1", "often", "nan"):
+        monkeypatch.setenv(checkpoints.VARIABLE, given)
+        with pytest.raises(cnnlab.ArgumentError, match="Expected CNNLAB_CHECKPOINT"):
+            checkpoints.seconds_between()
+
+
+def test_a_diverged_training_leaves_no_checkpoint(store, recipe, digits):
+    class Diverge(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                assert checkpoints.stored_checkpoints()
+                self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
+
+    with pytest.raises(cnnlab.LabError, match="Expected a finite loss"), opened():
+        cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, digits), digits, recipe, callbacks=[Diverge()])
+    assert checkpoints.stored_checkpoints() == []
