@@ -1,0 +1,135 @@
+"""What kill -9 costs a training: nice -n 10 python benchmarks/kills.py [KILLS]
+
+Small trainings of each kind run once undisturbed, and then killed at random moments, with a checkpoint after each
+epoch and the same command again, until it ends. Prints, of each kind, the kills, and how many runs, weights,
+predictions and figures are lost or different in the end. KILLS (24) are spread over the kinds; one before the first
+checkpoint counts.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SMALL = "--dataset digits --limit 300 --deterministic".split()
+STAGED = "--weights random --fine-tune 3 --epochs 3 --augment flip --dropout 0.2 --patience 3 --schedule cosine".split()
+KINDS = {
+    "cnn": [*"train cnn --epochs 10 --dropout 0.3 --augment flip,crop --ema 0.9 --patience 8".split(), *SMALL],
+    "vgg16, two stages": ["train", "vgg16", *STAGED, *SMALL],
+    "resnet9": [*"train resnet9 --filters 8,16 --epochs 8 --batch-size 32".split(), *SMALL],
+    "a comparison of seeds": [*"compare cnn --seeds 3 --epochs 5 --filters 8,16 --augment mixup".split(), *SMALL],
+    "a search": [
+        *"tune cnn --trials 3 --finalists 1 --final-seeds 1 --epochs 4 --tuner random --space dropout".split(),
+        *SMALL,
+    ],
+}
+READ = """
+import hashlib, json, sys
+import mlflow, numpy as np
+from cnnlab.tracking.store import open_store
+open_store()
+client = mlflow.MlflowClient()
+runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+found = {}
+for run in runs:
+    tags = run.data.tags
+    name = tags.get("cnnlab.label") or run.data.params.get("seed", "")
+    facts = {"status": run.info.status}
+    metrics = {m: v for m, v in run.data.metrics.items() if "seconds" not in m}
+    facts["figures"] = sorted(metrics.items())
+    for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"):
+        history = client.get_metric_history(run.info.run_id, metric)
+        facts[f"curve {metric}"] = sorted((m.step, m.value) for m in history)
+    for model in run.outputs.model_outputs if run.outputs else ():
+        loaded = mlflow.keras.load_model(f"models:/{model.model_id}")
+        digest = hashlib.sha256(b"".join(w.tobytes() for w in loaded.get_weights()))
+        facts["weights"] = digest.hexdigest()
+        path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="predictions.npz")
+        with np.load(path) as stored:
+            facts["predictions"] = hashlib.sha256(stored["test_probabilities"].tobytes()).hexdigest()
+    found.setdefault(f"{tags['cnnlab.kind']} {name}", []).append(facts)
+print(json.dumps(found, sort_keys=True))
+"""
+
+
+def started(command, folder):
+    """The command as a process of its own, in a folder of its own."""
+    environment = {**os.environ, "CNNLAB_CHECKPOINT": "0", "CNNLAB_CACHE": str(folder / "cache")}
+    with open(folder / "log", "ab") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def finish(arguments, folder, kills=0, seconds=0.0):
+    """Run a command to its end, killed so often before, each time within so many seconds of its first epoch."""
+    killed = 0
+    while True:
+        process = started([sys.executable, "-m", "cnnlab", *arguments], folder)
+        if killed < kills:
+            _wait_for_training(process, folder)
+            try:
+                process.wait(random.uniform(0, seconds))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                killed += 1
+                continue
+        if process.wait():
+            raise SystemExit((folder / "log").read_text()[-3000:])
+        return killed
+
+
+def _wait_for_training(process, folder):
+    """Until the process has opened its run: what is before it has nothing to lose."""
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 600:
+        for lock in (folder / "mlruns" / "running").glob("*.lock"):
+            if lock.stat().st_mtime > time.time() - 5:
+                return
+        time.sleep(0.05)
+
+
+def read(folder):
+    process = subprocess.run([sys.executable, "-c", READ], cwd=folder, check=True, capture_output=True, text=True)
+    return process.stdout.splitlines()[-1]
+
+
+def differences(one, other):
+    """What a store has that another has not, or otherwise: sentences."""
+    one, other = json.loads(one), json.loads(other)
+    found = [f"{name}: not in both" for name in one.keys() ^ other.keys()]
+    for name in one.keys() & other.keys():
+        finished = [[run for run in side[name] if run["status"] == "FINISHED"] for side in (one, other)]
+        if len(finished[0]) > len(finished[1]):  # more of them are those of a kill behind the end
+            found.append(f"{name}: finished {len(finished[0])} times, {len(finished[1])} with kills")
+        [a] = finished[0]
+        found += [f"{name}: {fact}" for b in finished[1] for fact in {**a, **b} if a.get(fact) != b.get(fact)]
+    return found
+
+
+def main(kills=24):
+    random.seed(int(os.environ.get("SEED", "0")))
+    total = lost = 0
+    for i, (kind, arguments) in enumerate(KINDS.items()):
+        with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as broken:
+            whole, broken = Path(whole), Path(broken)
+            began = time.monotonic()
+            finish(arguments, whole)
+            share = kills // len(KINDS) + (i < kills % len(KINDS))
+            # Of the whole command a part is Python's own start.
+            killed = finish(arguments, broken, share, 0.4 * (time.monotonic() - began))
+            found = differences(read(whole), read(broken))
+            resumed = (broken / "log").read_text().count("going on with run")
+        total, lost = total + killed, lost + len(found)
+        print(f"{kind}: {killed} kills, {resumed} times gone on from a checkpoint, {len(found)} lost or different")
+        print("".join(f"    {line}\n" for line in found), end="", flush=True)
+    print(f"all: {total} kills, {lost} lost or different")
+    return bool(lost)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
