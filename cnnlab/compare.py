@@ -36,19 +36,23 @@ def train_model(recipe, restart=False) -> RunResult:
     Args:
         restart: at the beginning in any case.
     """
+    checkpoints.seconds_between()  # a wrong number is said before any work
     store.expect_usable_store()
     with own.pinned([recipe.model]):
         dataset, [prepared] = prepare([recipe])
         with store.opened():
             checkpoints.sweep()
-            return _trained(prepared, dataset, restart)
+            return _trained(prepared, dataset, tracking.experiment_for(dataset), tracking.outer_run_id(), restart)
 
 
-def _trained(prepared, dataset, restart, **below):
+def _trained(prepared, dataset, experiment_id, parent_run_id, restart):
     """`fit_and_evaluate`, in the run of an equal training that was interrupted where there is one."""
-    resumed = None if restart else interrupted_run(prepared.recipe, dataset, kind="train", **below)
+    resumed = None
+    if not restart:
+        resumed = interrupted_run(prepared.recipe, dataset, experiment_id, parent_run_id, kind="train")
     model = build_model(prepared.recipe, dataset)
-    return fit_and_evaluate(model, dataset, prepared.recipe, tags=prepared.tags, resume_run_id=resumed, **below)
+    given = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
+    return fit_and_evaluate(model, dataset, prepared.recipe, **given)
 
 
 def resume_run(run_id) -> RunResult:
@@ -81,6 +85,7 @@ def compare_models(recipes, restart=False) -> Comparison:
     """
     if len(set(recipes)) < len(recipes):
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
+    checkpoints.seconds_between()  # a wrong number is said before any work
     store.expect_usable_store()
     with own.pinned([recipe.model for recipe in recipes]):
         return _compare_models(recipes, restart)
@@ -112,7 +117,7 @@ def _compare_prepared(recipes, dataset, prepared, restart):
         # Built one at a time: several models in memory are not needed.
         results = [
             (resumed and _trained_already(one, dataset, experiment_id, parent_run_id))
-            or _trained(one, dataset, restart, parent_run_id=parent_run_id)
+            or _trained(one, dataset, experiment_id, parent_run_id, restart)
             for one in prepared
         ]
         verdicts, figures, texts = report.comparison(results, dataset.test.images)
@@ -131,7 +136,7 @@ def _trained_already(prepared, dataset, experiment_id, parent_run_id):
             result = read.read_result(read.find_finished_run(run["run_id"]))
             print(f"{result.name}: trained already, as run {result.run_id[:8]}.", flush=True)
             return result
-        if run["run_id"] not in checkpoints.interrupted_runs(parent_run_id):
+        if run["run_id"] not in checkpoints.interrupted_runs(experiment_id, parent_run_id):
             tracking.delete_run(run["run_id"])
     return None
 

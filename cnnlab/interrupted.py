@@ -37,22 +37,24 @@ def checkpoint_of(run_id, about, found) -> Checkpoint | None:
     return Checkpoint(checkpoints.checkpoint_file(run_id), about, math.inf if seconds is None else seconds, found)
 
 
-def interrupted_run(recipe, dataset, parent_run_id=None, **tags) -> str | None:
+def interrupted_run(recipe, dataset, experiment_id, parent_run_id=None, **tags) -> str | None:
     """The id of the run that an interrupted training with an equal recipe on equal data left with a checkpoint.
 
     A damaged checkpoint is removed, and that is said.
 
     Args:
         recipe, dataset: as `fit_and_evaluate` is given them.
+        experiment_id: that it is in.
         parent_run_id: of the run that it is below.
         tags: of ours that it carries.
 
     Returns:
-        Of several the latest; `None` without one, or where there are to be no checkpoints.
+        Of several the latest; `None` without one.
     """
-    if checkpoints.seconds_between() is None or not checkpoints.stored_checkpoints():
+    if not checkpoints.stored_checkpoints():  # no file of the recipe need be read
         return None
-    for run_id in checkpoints.interrupted_runs(parent_run_id, **{TRAINING: training_key(recipe, dataset), **tags}):
+    tags = {TRAINING: training_key(recipe, dataset), **tags}
+    for run_id in checkpoints.interrupted_runs(experiment_id, parent_run_id, **tags):
         file = checkpoints.checkpoint_file(run_id)
         try:
             checkpoint.read(file)

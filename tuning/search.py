@@ -113,6 +113,7 @@ def search_key(settings, name) -> str:
 
 def _load(search, quiet=False):
     """`(search, dataset, tags)`: the search with the data and weights that are really used."""
+    checkpoints.seconds_between()  # a wrong number is said before any work
     store.expect_usable_store()
     dataset, [prepared] = prepare([search.recipe], quiet=quiet)
     if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:

@@ -33,7 +33,7 @@ class Place:
         """The run under a label that an earlier process left with a checkpoint; others that it left are deleted, so
         that none counts twice.
         """
-        resumed = interrupted_run(recipe, self.dataset, self.parent_run_id, kind=kind, label=label)
+        resumed = interrupted_run(recipe, self.dataset, self.experiment_id, self.parent_run_id, kind=kind, label=label)
         for run in self.children(kind=kind, label=label):
             if run["run_id"] != resumed:
                 tracking.delete_run(run["run_id"])

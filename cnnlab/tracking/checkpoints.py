@@ -97,14 +97,14 @@ def sweep() -> None:
                 file.unlink()
 
 
-def interrupted_runs(parent_run_id=None, **tags) -> list[str]:
-    """The ids of runs below a run, or below none, that ended without finishing, have a checkpoint, and carry these tags
-    of ours; the one that was written last first.
+def interrupted_runs(experiment_id, parent_run_id=None, **tags) -> list[str]:
+    """The ids of an experiment's runs, below a run or below none, that ended without finishing, have a checkpoint, and
+    carry these tags of ours; the one that was written last first.
     """
     found = []
     for one in stored_checkpoints():
         run = _run(one.run_id)
-        if run is None or run.info.status in ("FINISHED", "RUNNING"):
+        if run is None or run.info.status in ("FINISHED", "RUNNING") or run.info.experiment_id != experiment_id:
             continue
         expected = {"mlflow.parentRunId": parent_run_id, **{TAG + name: value for name, value in tags.items()}}
         if all(run.data.tags.get(name) == value for name, value in expected.items()):

@@ -96,6 +96,12 @@ def _outer_run():
     return None
 
 
+def outer_run_id() -> str | None:
+    """The id of the user's own run that a run of ours would be below."""
+    outer = _outer_run()
+    return outer.info.run_id if outer else None
+
+
 @contextmanager
 def tracked_run(experiment_id, run_name, *, params, tags, description=None, parent_run_id=None, resumed_run_id=None):
     """Open a run, and close it FINISHED, FAILED or KILLED (Ctrl-C, SIGTERM), with the reason in a tag.

@@ -56,6 +56,28 @@ def test_train_prints_and_records(store):
     assert done.stderr == ""
 
 
+def test_what_to_go_on_with_is_asked_for_in_one_way(store, cnnlab, monkeypatch):
+    monkeypatch.setenv("CNNLAB_CHECKPOINT", "60")  # which the option sets
+    for arguments, said in (
+        (["train"], "Missing argument 'MODEL'"),
+        (["train", "cnn", "--resume", "abcd1234"], "Received: MODEL. Leave it out."),
+        (["train", "--resume", "abcd1234", "--epochs", "3"], "Received: --epochs. Leave it out."),
+        (["train", "--resume", "abcd1234"], "which is that of no run in this store"),
+        (
+            ["train", "cnn", *SMALL, "--checkpoint", "often"],
+            "to be seconds, 0 for every epoch, or 'none'. Received: 'often'",
+        ),
+    ):
+        done = cnnlab(*arguments)
+        assert done.returncode == 2
+        assert said in done.stderr
+    run_id = store.create_run("0", tags={"cnnlab.kind": "train", "cnnlab.process": "-"}).info.run_id
+    store.set_terminated(run_id, "KILLED")
+    done = cnnlab("train", "--resume", run_id[:8])
+    assert done.returncode == 1
+    assert "it ended before its first one, on another machine, or more than 14 days ago" in done.stderr
+
+
 def test_help_and_wrong_arguments_load_no_heavy_package(workplace):
     script = (
         "import sys; sys.argv = ['cnnlab', *sys.argv[1:]]\n"
