@@ -3,7 +3,8 @@
     python benchmarks/serving.py models:/cnnlab-cifar10@champion cifar10/test --clients 50 --seconds 10
 
 Run in the folder of the store. Files go to `/classify` as they are, arrays of one image to `/invocations` as JSON. The
-clients are in one process beside the server, on the same cores; load is the machine's before each measurement.
+clients are in one process beside the server, on the same cores; load is the machine's before each measurement, and CPU
+milliseconds are the server's for one request, which other jobs on the machine change least.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -115,7 +117,7 @@ def served(name, model, port):
                 if process.poll() is not None:
                     raise SystemExit(f"{name} ended with status {process.returncode}") from None
                 time.sleep(0.2)
-        yield
+        yield psutil.Process(process.pid)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
@@ -126,6 +128,11 @@ def json_of(path, side):
     """One picture as the body of a request to `/invocations`."""
     image = np.asarray(Image.open(path).convert("RGB").resize((side, side)))
     return json.dumps({"inputs": [image.tolist()]}).encode()
+
+
+def cpu_seconds(process):
+    """Of a process and those that it started."""
+    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
 
 
 def main():
@@ -143,20 +150,22 @@ def main():
     pictures = [path.read_bytes() for path in files[:: max(1, len(files) // 500)]]
     arrays = [json_of(path, options.side) for path in files[:: max(1, len(files) // 100)]]
     work = {"files": ("/classify", pictures, "image/jpeg"), "arrays": ("/invocations", arrays, "application/json")}
-    table = Table("server", "requests", "a second", "p50 ms", "p99 ms", "answers", "load before")
+    table = Table("server", "requests", "a second", "p50 ms", "p99 ms", "CPU ms each", "answers", "load before")
     for name in [options.only] if options.only else COMMANDS:
-        with served(name, options.model, options.port):
+        with served(name, options.model, options.port) as process:
             for what, (path, bodies, kind) in work.items():
                 if (name, what) == ("mlflow", "files"):
                     continue  # it takes none
                 asyncio.run(measure(options.port, path, bodies, kind, options.clients, 2))  # warm
-                load = os.getloadavg()[0]
+                load, before = os.getloadavg()[0], cpu_seconds(process)
                 rate, latencies, statuses = asyncio.run(
                     measure(options.port, path, bodies, kind, options.clients, options.seconds)
                 )
+                cpu = 1000 * (cpu_seconds(process) - before) / len(latencies)
                 p50, p99 = np.percentile(latencies * 1000, (50, 99))
                 answers = ", ".join(f"{count:,} x {status}" for status, count in sorted(statuses.items()))
-                table.add_row(name, what, f"{rate:,.1f}", f"{p50:,.1f}", f"{p99:,.1f}", answers, f"{load:.1f}")
+                row = (f"{rate:,.1f}", f"{p50:,.1f}", f"{p99:,.1f}", f"{cpu:.2f}", answers, f"{load:.1f}")
+                table.add_row(name, what, *row)
     Console(width=120).print(table)
 
 

@@ -1,10 +1,16 @@
 """Images as arrays in JSON, as `/invocations` takes them."""
 
+import functools
 import json
+import math
+import re
 
 import numpy as np
 
 from cnnlab.errors import ArgumentError
+
+NAMES = ("inputs", "instances")
+HEAD = re.compile(rb'\{"(?:inputs|instances)": ?')
 
 
 class UnusualError(Exception):
@@ -19,20 +25,63 @@ def is_json(kind) -> bool:
 def read_images(body, shape) -> np.ndarray:
     """`{"inputs": [image, ...]}`, or "instances", as `(N, *shape) uint8`.
 
-    MLflow's code is slow, as it copies all numbers four times: through lists, objects and floats. What is as it should
-    be is read here, and answered the same; for all else MLflow finds the words.
+    MLflow's code is slow, as it makes an object of every number and a float of that. What is as it should be is read
+    here, and answered the same; for all else MLflow finds the words.
 
     Raises:
         UnusualError: it is anything else.
     """
+    images = _plain_images(body, shape)
+    if images is not None:
+        return images
     try:
-        content = json.loads(body)
-        [(name, images)] = content.items()
-        if name not in ("inputs", "instances"):
+        [(name, images)] = json.loads(body).items()
+        if name not in NAMES:
             raise UnusualError
         return checked(np.array(images), shape)
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UnusualError from error
+
+
+def _plain_images(body, shape):
+    """Whole numbers as JSON's writers write them, with spaces after the commas or without; `None` for all else.
+
+    Without its digits, such a text is the same for all images of a shape; what is left without the rest are numbers
+    with commas between, which NumPy reads in a fifth of the time that a JSON parser takes.
+    """
+    if not (head := HEAD.match(body)) or not body.endswith(b"]}"):
+        return None
+    nested = body[head.end() : -1]
+    frame = nested.translate(None, b"0123456789")
+    for comma in (b", ", b","):
+        one = _frame(shape, comma)
+        count = (len(frame) - 2 + len(comma)) // (len(one) + len(comma))
+        if count and frame == b"[" + comma.join([one] * count) + b"]":
+            break
+    else:
+        return None
+    try:
+        numbers = np.fromstring(nested.translate(None, b"[] "), dtype=np.int64, sep=",")
+    except ValueError:  # nothing between two commas; earlier versions of NumPy stop there, and have too few
+        return None
+    if numbers.size != count * math.prod(shape) or numbers.max() > 255:
+        return None
+    digits = numbers.size + np.count_nonzero(numbers > 9) + np.count_nonzero(numbers > 99)
+    if digits != len(nested) - len(frame):  # 007 is no number in JSON
+        return None
+    images = numbers.reshape(count, *shape)
+    try:
+        return checked(images, shape)
+    except ArgumentError as error:
+        raise UnusualError from error
+
+
+@functools.cache
+def _frame(shape, comma):
+    """An image in JSON, without its numbers."""
+    if not shape:
+        return b""
+    return b"[" + comma.join([_frame(shape[1:], comma)] * shape[0]) + b"]"
 
 
 def checked(images, shape) -> np.ndarray:

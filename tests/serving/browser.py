@@ -27,10 +27,8 @@ class Tab:
             message = json.loads(text)
             if "id" in message:
                 self.waiting.pop(message["id"]).set_result(message)
-            elif message["method"] == "Runtime.exceptionThrown" or (
-                message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] == "error"
-            ):
-                self.complaints.append(message["params"])
+            elif "exception" in (params := message["params"]) or params.get("entry", {}).get("level") == "error":
+                self.complaints.append(params)
             elif message["method"] == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"])
 
