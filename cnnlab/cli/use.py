@@ -154,7 +154,10 @@ def predict(paths, model, top, file_format):
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--token", envvar="CNNLAB_TOKEN", help="Bearer token to ask for, or @FILE that holds it.")
 def serve(model, port, host, token):
-    """Serve a model over HTTP with MLflow's scoring server, and print a curl line that works. Ctrl-C ends it."""
+    """Serve a model over HTTP: a page to drop a picture on, and MLflow's scoring server. Ctrl-C ends it.
+
+    It prints the page's address, and a curl line that works.
+    """
     with job():
         from cnnlab.serve import read_token
         from cnnlab.serve import serve as serve_model

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from cnnlab.ports import is_foreign
 
 MOST_BYTES = 2**26  # of a request
+MOST_WAITING = 2**30  # bytes of all requests that are not answered yet
 TIME = 60  # seconds for a request and its answer
 PAGE = "/"  # it asks for the token, and holds nothing that needs one
 
@@ -22,11 +23,14 @@ def guarded(app, metrics, *, names=None, token=None, routes=()):
         routes: paths that are counted by their names; the others together.
     """
 
+    waiting = 0
+
     async def inside(scope, receive, send):
+        nonlocal waiting
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        started, statuses = time.perf_counter(), []
+        started, statuses, length = time.perf_counter(), [], 0
 
         async def watched(message):
             if message["type"] == "http.response.start":
@@ -38,6 +42,13 @@ def guarded(app, metrics, *, names=None, token=None, routes=()):
             refused = refusal(scope["method"], scope["path"], headers, names, token)
             if refused:
                 await error(*refused)(scope, receive, watched)
+                return
+            given = headers.get("content-length", "")
+            length = int(given) if given.isdecimal() else 0
+            waiting += length
+            if waiting > MOST_WAITING:
+                full = f"Expected at most {MOST_WAITING:,} bytes of all requests at a time. Received more: try again."
+                await error(503, full)(scope, receive, watched)
                 return
             try:
                 async with asyncio.timeout(TIME):
@@ -52,6 +63,7 @@ def guarded(app, metrics, *, names=None, token=None, routes=()):
                     failed = "Expected an answer of the model. Received an error, which the server's own log explains."
                     await error(500, failed)(scope, receive, watched)
         finally:
+            waiting -= length
             route = scope["path"] if scope["path"] in routes else "other"
             metrics.answered(route, statuses[0] if statuses else "none", time.perf_counter() - started)
 

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import threading
 import time
 
 import keras
@@ -199,6 +200,27 @@ def test_server_bounds_what_it_takes(classifier, monkeypatch):
         assert ask(app, path, transfer_encoding="chunked")[0] == 411
         assert ask(app, path, bytes(1001))[0] == 413
     assert ask(app, "/classify", bytes(1000))[0] == 400
+
+
+def test_server_bounds_what_waits(classifier, monkeypatch):
+    monkeypatch.setattr(guard, "MOST_WAITING", 250)
+    image, gate = predict.Classifier.image, threading.Event()
+
+    def slow(self, *args, **bounds):
+        gate.wait(10)
+        return image(self, *args, **bounds)
+
+    monkeypatch.setattr(predict.Classifier, "image", slow)
+    app = make_app(classifier)
+
+    async def ask_all():
+        asked = [asyncio.ensure_future(answer_of(app, "/classify", bytes(100))) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        gate.set()
+        return [(await one)[0] for one in asked]
+
+    assert asyncio.run(ask_all()) == [400, 400, 503, 503]
+    assert ask(app, "/classify", bytes(250))[0] == 400  # all of it is free again
 
 
 def test_the_token_of_a_file(workplace):
