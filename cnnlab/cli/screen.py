@@ -1,7 +1,9 @@
 """What the command line prints: tables of runs, of registered models and of a repeated run."""
 
+import os
 import sys
 
+from cnnlab.errors import masked
 from cnnlab.names import shown
 
 FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
@@ -84,7 +86,10 @@ def print_next_step(run_id):
     if run_id is None:
         print("Not recorded: the store may not be written.")
         return
-    print(f"Recorded as run {run_id}. Look at it with: cnnlab ui")
+    # `mlflow run` sets both for what it starts; the shell afterwards has neither, and would look into ./mlruns.
+    named = os.environ.get("MLFLOW_TRACKING_URI") if "MLFLOW_RUN_ID" in os.environ else None
+    store = f"MLFLOW_TRACKING_URI='{masked(named)}' " if named else ""
+    print(f"Recorded as run {run_id}. Look at it with: {store}cnnlab ui")
 
 
 def _print_table(title, columns, rows, last=None):

@@ -10,6 +10,7 @@ from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.recipe import Recipe
 from cnnlab.results.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.results.result import RunResult
+from cnnlab.tracking.places import local_database
 from cnnlab.tracking.store import OURS, all_experiments, every
 from cnnlab.tracking.tags import TAG, matches, our_tags
 
@@ -30,10 +31,13 @@ def find_run(run_id):
     client = mlflow.MlflowClient()
     runs = client.search_runs(all_experiments(client), f"attributes.run_id LIKE '{run_id}%' and {OURS}", max_results=2)
     if len(runs) != 1:
+        own = Path("mlflow.db").resolve()  # of MLflow itself, and so of `mlflow run`
+        another = own.exists() and own != local_database(mlflow.get_tracking_uri())
         received = f"'{run_id}', which is that of {'several runs' if runs else 'no run'} in this store"
         raise ArgumentError(
             f"Expected the id of a run, or enough of its first characters. Received: {received}. "
             "'cnnlab ui' shows the runs; the store is the one of the working folder, or MLFLOW_TRACKING_URI's."
+            + (" MLflow's own is here too: MLFLOW_TRACKING_URI=sqlite:///mlflow.db." if another else "")
         )
     return runs[0]
 

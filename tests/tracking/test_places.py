@@ -22,6 +22,7 @@ from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
 
 import cnnlab
 from cnnlab import cached, job, ports
+from cnnlab.cli import screen
 from cnnlab.cli.failures import sentence
 from cnnlab.errors import StoreGone
 from cnnlab.predict import load_classifier
@@ -136,6 +137,21 @@ def test_a_run_named_by_the_environment(store, digits, monkeypatch, capsys):
     assert inner.info.experiment_id == "0"
     assert inner.data.tags["mlflow.parentRunId"] == outer.info.run_id
     assert store.get_run(outer.info.run_id).info.status == "RUNNING"
+
+
+def test_the_store_of_mlflow_run_is_named_for_the_shell_afterwards(store, monkeypatch, capsys, workplace):
+    (workplace / "mlflow.db").touch()
+    with pytest.raises(
+        cnnlab.ArgumentError, match=r"MLflow's own is here too: MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+    ):
+        read.find_run("0123")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@lab.example.org")
+    screen.print_next_step("a")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "b")
+    screen.print_next_step("a")
+    plain, named = capsys.readouterr().out.splitlines()
+    assert plain.endswith("with: cnnlab ui")
+    assert named.endswith("with: MLFLOW_TRACKING_URI='http://***@lab.example.org' cnnlab ui")
 
 
 def test_the_experiment_that_mlflow_s_variable_names(store, digits, monkeypatch):

@@ -164,7 +164,7 @@ def test_more_than_a_thousand_experiments_and_runs(store, digits):
     ):
         pass
     with contextlib.closing(sqlite3.connect("mlruns/mlflow.db")) as connection, connection:
-        many(connection, "experiments", "experiment_id", 1100, name="other {}", last_update_time=lambda i: 2**42 + i)
+        many(connection, "experiments", "experiment_id", 1100, name="other {}", creation_time=lambda i: 2**42 + i)
         many(connection, "runs", "run_uuid", 1100, name="other {}")
         tags = connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [child]).fetchall()
         numbers = [f"{i:032x}" for i in range(1100)]
