@@ -5,6 +5,8 @@ import numpy as np
 from cnnlab.names import markdown
 from cnnlab.results import evidence
 
+FITTED = {"crop": "cut to their middle square and scaled", "pad": "padded to a square and scaled"}
+
 
 def model_card(result, tag) -> str:
     """Data, recipe, scores with intervals, confusion matrix, intended use and limits of one model.
@@ -21,7 +23,7 @@ def model_card(result, tag) -> str:
     weights = result.recipe.weights
     limits = [
         f"It gives one of these {len(names)} classes for any picture, also for one that shows none of them.",
-        f"Pictures are stretched to {picture} by {picture} pixels for it.",
+        f"Pictures are {FITTED.get(result.recipe.fit, 'stretched')} to {picture} by {picture} pixels for it.",
         "The scores hold for pictures like the test images; on others they are usually lower.",
         f"Its confidence is off by {calibration_error:.1%} on average (expected calibration error on the test images).",
     ]

@@ -225,6 +225,15 @@ def test_a_picture_is_chosen_and_pasted(serving, files):
         }})()""")
         await tab.call("Input.dispatchKeyEvent", type="keyDown", key="v", code="KeyV", modifiers=2, commands=["paste"])
         assert await tab.until("document.getElementById('picture').naturalWidth === 90 && running === null")
+        await tab.js("document.getElementById('toggle').click()")
+        places = """["picture", "heat"].map((id) => {
+          const {x, y, width, height} = document.getElementById(id).getBoundingClientRect();
+          return [x, y, width, height].map(Math.round);
+        })"""
+        picture, heat = await tab.js(places)
+        assert picture == heat  # a small picture is enlarged, and the heat with it
+        assert picture[2] == 256
+        await photographed(tab, "small")
         assert tab.complaints == []
 
     browse(steps)
