@@ -121,7 +121,7 @@ def main(kills=24):
             finish(arguments, whole)
             share = kills // len(KINDS) + (i < kills % len(KINDS))
             # Of the whole command a part is Python's own start.
-            killed = finish(arguments, broken, share, 0.4 * (time.monotonic() - began))
+            killed = finish(arguments, broken, share, 0.6 * (time.monotonic() - began))
             found = differences(read(whole), read(broken))
             resumed = (broken / "log").read_text().count("going on with run")
         total, lost = total + killed, lost + len(found)

@@ -49,7 +49,8 @@ def _trained(prepared, dataset, experiment_id, parent_run_id, restart):
     """`fit_and_evaluate`, in the run of an equal training that was interrupted where there is one."""
     resumed = None
     if not restart:
-        resumed = interrupted_run(prepared.recipe, dataset, experiment_id, parent_run_id, kind="train")
+        ordinary = {"kind": "train", "reproduces": None}
+        resumed = interrupted_run(prepared.recipe, dataset, experiment_id, parent_run_id, **ordinary)
     model = build_model(prepared.recipe, dataset)
     given = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
     return fit_and_evaluate(model, dataset, prepared.recipe, **given)

@@ -156,6 +156,7 @@ class Keeper(keras.callbacks.Callback):
                     callback.on_epoch_end(-1)  # the averages are in the model at an epoch's end, and it knows that
             self._put_back(found)
             self.checkpoint.found = None
+            found.arrays.clear()  # as large as the model and its optimizer
 
     def on_epoch_end(self, epoch, logs=None):
         for name, value in logs.items():
