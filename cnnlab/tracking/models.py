@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.errors import LabError, first_line
-from cnnlab.models import files, own
+from cnnlab.models import own
 from cnnlab.tracking import read, store
 from cnnlab.tracking.tags import MODEL_SOURCE
 
@@ -104,6 +104,8 @@ def _local(uri):
 
 def _load_keras(uri, info):
     """The model; one with layers of the user's own after the file that registers them with Keras, as the run has it."""
+    from cnnlab.models import files  # in here, as what only reads the store takes no Keras
+
     # By its place, not by what its description says of it: that names loaders, code and other kinds of files.
     file = Path(_local(uri), "data", "model.keras")
     if not file.is_file():

@@ -215,3 +215,12 @@ def test_a_signal_while_a_run_starts_or_ends_leaves_none_running(store, digits, 
     runs = store.search_runs([experiment_id], order_by=["attributes.start_time ASC"])
     assert sorted(run.info.status for run in runs) == statuses
     assert mlflow.active_run() is None
+
+
+def test_what_only_reads_the_store_loads_no_keras():
+    code = (
+        "import sys, cnnlab.tracking.registry, cnnlab.tracking.ui; "
+        "sys.exit(str({'keras', 'tensorflow'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
