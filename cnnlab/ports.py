@@ -64,5 +64,8 @@ def is_foreign(method, headers) -> bool:
     if method in READING:
         return False
     origin = headers.get("origin")
-    elsewhere = origin is not None and urlsplit(origin).netloc != headers.get("host")
+    try:
+        elsewhere = origin is not None and urlsplit(origin).netloc != headers.get("host")
+    except ValueError:  # no address
+        elsewhere = True
     return elsewhere or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")

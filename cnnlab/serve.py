@@ -9,6 +9,7 @@ from cnnlab.errors import ArgumentError, first_line
 from cnnlab.ports import LOOPBACK, address, choose_port, names_of
 from cnnlab.predict import load_classifier
 from cnnlab.serving.app import make_app
+from cnnlab.serving.connections import TimedProtocol
 from cnnlab.serving.guard import MOST_BYTES
 from cnnlab.serving.pictures import MOST_PIXELS
 from cnnlab.tracking import models
@@ -34,7 +35,8 @@ def serve(model, host, port, token=None) -> None:
     classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
     about = models.about(classifier.uri)
     app = make_app(classifier, about=about, names=names_of(host, port), token=token)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", limit_concurrency=CONCURRENT, ws="none")
+    bounds = {"http": TimedProtocol, "ws": "none", "limit_concurrency": CONCURRENT}
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", **bounds)
     listening = config.bind_socket()
     listening.listen()  # so that the curl line works from the moment it is printed
     url = address(host, port)

@@ -6,12 +6,16 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from cnnlab.data.images import UndecodableError
+from cnnlab.errors import first_line
 from cnnlab.serving import guard, metrics
 from cnnlab.serving.arrays import UnusualError, checked, is_json, read_images
 from cnnlab.serving.batching import Batches
 from cnnlab.serving.page import HEADERS, PAGE
 from cnnlab.serving.pictures import picture_routes
 from cnnlab.tracking.inside_mlflow import scoring_app
+
+# What MLflow's reading of a body ends in that it has no words for.
+UNREAD = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RecursionError)
 
 
 def make_app(classifier, top=3, *, about=None, names=None, token=None):
@@ -30,6 +34,8 @@ def make_app(classifier, top=3, *, about=None, names=None, token=None):
     counted = metrics.Metrics()
     batches = Batches(classifier.probabilities, counted.images.observe)
     mlflow = scoring_app(lambda images: classifier.probabilities(checked(images, shape)), shape, num_classes)
+    for kind in UNREAD:
+        mlflow.add_exception_handler(kind, _unread)
     classify, explain, has_heat = picture_routes(classifier, batches, top)
 
     async def page(request):
@@ -47,7 +53,10 @@ def make_app(classifier, top=3, *, about=None, names=None, token=None):
 
     async def invocations(request):
         """The answer to what is quick to read; `None` for what is left to MLflow."""
-        if not is_json(request.headers.get("content-type", "")):
+        kind = request.headers.get("content-type")
+        if not kind:
+            return guard.error(415, "Expected the header 'Content-Type: application/json'. Received none.")
+        if not is_json(kind):
             return None
         try:
             output = await batches.ask(lambda body: read_images(body, shape), await request.body())
@@ -89,6 +98,11 @@ def _routed(routes, others):
             await answer(scope, receive, send)
 
     return app
+
+
+async def _unread(request, reason):
+    said = f"{type(reason).__name__}: {first_line(reason)}"
+    return guard.error(400, f"Expected a body as 'mlflow models serve' takes it. Received one that is none ({said}).")
 
 
 def _again(body):

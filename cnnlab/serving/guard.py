@@ -30,12 +30,21 @@ def guarded(app, metrics, *, names=None, token=None, routes=()):
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        started, statuses, length = time.perf_counter(), [], 0
+        started, statuses, gone, length = time.perf_counter(), [], [], 0
 
         async def watched(message):
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
-            await send(message)
+            try:
+                await send(message)
+            except Exception:  # uvicorn has answered already, what came being no HTTP
+                gone.append(True)
+
+        async def received():
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                gone.append(True)
+            return message
 
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -52,12 +61,14 @@ def guarded(app, metrics, *, names=None, token=None, routes=()):
                 return
             try:
                 async with asyncio.timeout(TIME):
-                    await app(scope, receive, watched)
+                    await app(scope, received, watched)
             except TimeoutError:
                 if not statuses:
                     late = f"Expected a request and its answer within {TIME} seconds. Received neither."
                     await error(408, late)(scope, receive, watched)
             except Exception:
+                if gone:  # in the midst of a request, and nobody waits for an answer
+                    return
                 logging.getLogger("uvicorn.error").exception("%s %s", scope["method"], scope["path"])
                 if not statuses:
                     failed = "Expected an answer of the model. Received an error, which the server's own log explains."

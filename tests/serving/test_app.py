@@ -251,3 +251,20 @@ def test_an_error_of_the_model_is_said(classifier, image, monkeypatch):
     status, text = ask(make_app(classifier), "/classify", png_of(image))
     assert status == 500
     assert "the server's own log explains" in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"dataframe_split": [[]], "inputs": 1}',
+        b'{"inputs": ' + b"1" * 5000 + b"}",
+        b'{"dataframe_split": [[0]]}',
+        b"[" * 100_000,
+    ],
+)
+def test_bodies_that_mlflow_has_no_words_for(classifier, body):
+    app = make_app(classifier)
+    status, text = ask(app, "/invocations", body, content_type="application/json")
+    assert status == 400, text
+    assert len(text) < 5000
+    assert ask(app, "/invocations", body)[0] == 415

@@ -1,0 +1,81 @@
+"""Connections that come to nothing: pytest tests/serving/test_connections.py; more in benchmarks/hostile_requests.py"""
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from cnnlab import predict
+from cnnlab.ports import is_foreign
+from cnnlab.serving import connections
+from cnnlab.serving.app import make_app
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    """Open a socket to a running server of a model that is never asked."""
+    monkeypatch.setattr(connections, "EVERY", 0.05)
+    monkeypatch.setattr(connections, "HEADERS_TIME", 0.5)
+    monkeypatch.setattr(connections, "ANSWER_TIME", 1)
+    model = type("NoModel", (), {"layers": [], "inputs": [], "outputs": []})()
+    app = make_app(predict.Classifier("models:/x/1", model, ("a", "b"), 8))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http=connections.TimedProtocol))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield lambda: socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=10)
+    server.should_exit = True
+    thread.join(20)
+
+
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"GET /hea", GET, GET + b"\r\n" + GET, b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"],
+)
+def test_connections_without_a_request_end(first, connect):
+    began = time.perf_counter()
+    with connect() as connection:
+        connection.sendall(first)
+        received = b""
+        try:
+            while part := connection.recv(65_536):
+                received += part
+        except ConnectionResetError:
+            pass
+    assert 0.3 < time.perf_counter() - began < 5
+    assert received.count(b"200 OK") == first.count(b"\r\n\r\n") - first.count(b"POST")
+
+
+def test_headers_that_trickle_do_not_keep_it_open(connect):
+    began = time.perf_counter()
+    with connect() as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(GET)
+        while time.perf_counter() - began < 5:
+            connection.sendall(b"x")
+            time.sleep(0.1)
+    assert time.perf_counter() - began < 4
+
+
+def test_who_leaves_in_the_midst_makes_no_traceback(connect, caplog):
+    for request in (
+        b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx",
+        b"POST /classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ):
+        with connect() as connection:
+            connection.sendall(request)
+    with connect() as connection:
+        connection.sendall(GET + b"\r\n")
+        assert b"200 OK" in connection.recv(65_536)
+    time.sleep(0.3)
+    assert not [record for record in caplog.get_records("call") if record.exc_info]
+
+
+def test_an_origin_that_is_no_address_is_foreign():
+    assert is_foreign("POST", {"origin": "http://[", "host": "localhost"})
