@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from cnnlab.names import shortened, shown
 
-MOST_SAID = 500  # characters of another's error; some hold a whole file
+MOST_SAID, MOST_SENTENCE = 500, 2000  # characters of another's error, some of which hold a whole file, and of ours
 
 # Of an address; passwords may hold an @, and to SQLAlchemy a slash. A port and a path with an @ are none.
 _BEFORE_HOST = re.compile(r"(?<=://)(?:[^/\s]*@|[^:/\s@]+:(?!\d+/)[^@\s]*@)")
@@ -19,7 +19,7 @@ class LabError(Exception):
     exit_code = 1
 
     def __str__(self):
-        return shown(masked(super().__str__()))  # it names files
+        return shortened(shown(masked(super().__str__())), MOST_SENTENCE)  # it names files, and what they hold
 
 
 class StoreGone(LabError):

@@ -50,7 +50,7 @@ def _cell(value):
     if not isinstance(value, str):
         return value
     text = shown(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
 
 
 def _is_number(text):

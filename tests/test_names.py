@@ -57,10 +57,10 @@ def test_markdown_shows_names_as_they_are():
 
 
 def test_a_line_of_csv_holds_no_formulas():
-    names = ["=1+1", "+a", "-b", "@c", 'a "b", c', "a;b", "-1", "1e5", "ok", "\t=1", "\r=1"]
+    names = ["=1+1", "+a", "-b", "@c", 'a "b", c', "a;b", "-1", "1e5", "ok", "\t=1", "\r=1", " =1"]
     text = csv_line([*names, -0.5, None])
     assert next(csv.reader([text])) == [
-        *("'=1+1", "'+a", "'-b", "'@c", 'a "b", c', "a;b", "-1", "1e5", "ok", r"\t=1", r"\r=1"),
+        *("'=1+1", "'+a", "'-b", "'@c", 'a "b", c', "a;b", "-1", "1e5", "ok", r"\t=1", r"\r=1", "' =1"),
         *("-0.5", ""),
     ]
     assert text.endswith("\n")

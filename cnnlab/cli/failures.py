@@ -10,6 +10,7 @@ KINDS = ("mlflow.exceptions.MlflowException", "sqlalchemy.exc.SQLAlchemyError")
 OTHERS = {
     ImportError: "Expected the package '{name}'. Received: {said}. Install it: pip install {name}.",
     MemoryError: "Expected enough memory. Received: less. Use a smaller batch_size, image_size or limit.",
+    UnicodeDecodeError: "Expected text in UTF-8, of a file or the store's database. Received: {said}. Restore it.",
     OSError: "Expected a file or a connection to work. Received: {said}. Correct it, and try again.",
 }
 DENIED = ("401", "403", "PERMISSION_DENIED", "UNAUTHENTICATED", "Unauthorized", "Forbidden")
