@@ -27,7 +27,9 @@ class TimedProtocol(AutoHTTPProtocol):
 
     def data_received(self, data):
         super().data_received(data)
-        self._headers = 0 if self._answering() else self._headers + len(data)
+        # What is left of a body that was answered early is no header.
+        between = self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
+        self._headers = self._headers + len(data) if between else 0
         if self._headers > MOST_HEADERS:
             self.transport.abort()
 

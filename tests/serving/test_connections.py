@@ -63,6 +63,21 @@ def test_headers_that_trickle_do_not_keep_it_open(connect):
     assert time.perf_counter() - began < 4
 
 
+def test_headers_have_an_end(connect, monkeypatch):
+    monkeypatch.setattr(connections, "HEADERS_TIME", 60)
+    with connect() as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(GET)
+        for i in range(100_000):
+            connection.sendall(b"X-%d: %d\r\n" % (i, i))
+        pytest.fail("it takes headers without an end")
+
+
+def test_a_body_that_is_too_large_is_told_so(connect):
+    with connect() as connection:
+        connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n" + bytes(200_000))
+        assert b" 413 " in connection.recv(65_536)
+
+
 def test_who_leaves_in_the_midst_makes_no_traceback(connect, caplog):
     for request in (
         b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx",
