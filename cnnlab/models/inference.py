@@ -25,7 +25,6 @@ def inference_model(model, *, portable=False, float_input=False):
         A `keras.Model`, not compiled, from `(N, H, W, 3) uint8, 0..255` to `(N, num_classes) float32`.
     """
     config = keras.saving.serialize_keras_object(model)
-    config.pop("compile_config", None)
     made = keras.saving.deserialize_keras_object(
         _rewritten(config, portable, float_input), custom_objects={"MatrixResizing": MatrixResizing}
     )
@@ -102,6 +101,7 @@ def _rewritten(node, portable, float_input):
         if value in ROUNDED and (key == "dtype" or (key == "name" and len(node) == 1))  # {"name": ...} of a policy
         else _rewritten(value, portable, float_input)
         for key, value in node.items()
+        if key != "compile_config"  # with it come the optimizer's weights
     }
 
 
