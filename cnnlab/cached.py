@@ -6,7 +6,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from cnnlab.errors import ArgumentError
 
@@ -48,6 +51,37 @@ def entries() -> list[dict]:
                     }
                 )
     return sorted(found, key=lambda entry: -entry["used"])
+
+
+def leftovers() -> list[Path]:
+    """What a process that was killed has left, while none is at work with that kind: unfinished files, and parts
+    without the others. Decoded pictures that a pass has got to are kept for a day, since the next pass goes on there.
+    """
+    found = []
+    for kind in KINDS:
+        folder = cache_folder(kind)
+        unfinished = [path for path in folder.glob(f"{UNFINISHED}*") if kind == "features" or _is_old(path)]
+        parts = [path for end in ("npy", "npz", "json") for path in folder.glob(f"*.{end}") if not _is_whole(path)]
+        if (unfinished or parts) and not any(map(_is_held, folder.glob("*.lock"))):
+            found += [*unfinished, *parts]
+    return sorted(found)
+
+
+def _is_old(path):
+    files = [path, *path.iterdir()]
+    return time.time() - max(file.stat().st_mtime for file in files) > 86400
+
+
+def _is_whole(path):
+    return path.with_suffix(".npy").exists() and path.with_suffix(".json").exists()
+
+
+def _is_held(lock):
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError, NotImplementedError):
+        return True
 
 
 def clear() -> int:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = ("errors", "names", "signals", "downloads", "ports", "job", "fields", "cached", "files")
 GROUND = {f"cnnlab.{name}" for name in GROUND}
-VERBS = ("prepare", "runner", "compare", "reproduce", "predict", "serve", "export", "audit", "interrupted")
+VERBS = ("prepare", "runner", "compare", "reproduce", "predict", "serve", "export", "audit", "interrupted", "doctor")
 VERBS = {f"cnnlab.{verb}" for verb in VERBS}
 # Each may import itself and what stands before it; what stands in one line is side by side.
 FLOORS = [GROUND, {"cnnlab.data", "cnnlab.models"}, {"cnnlab.recipe"}, {"cnnlab.results"}]

@@ -6,6 +6,7 @@ import sys
 from cnnlab.errors import masked
 from cnnlab.names import shown
 
+ITEMS = 10  # of a finding that are listed
 FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
 
 
@@ -80,6 +81,20 @@ def print_reproduction(reproduction):
     for change in reproduction.changes:
         print(f"different: {change}")
     print(reproduction.verdict)
+
+
+def print_examined(examined):
+    """A finding of `cnnlab doctor`, and what was done about it or would be."""
+    finding = examined.finding
+    print(shown(f"{'found' if finding.is_fault else 'note'}: {finding.what}"))
+    for item in finding.items[:ITEMS]:
+        print(shown(f"    {item}"))
+    if len(finding.items) > ITEMS:
+        print(f"    ... and {len(finding.items) - ITEMS:,} more")
+    if examined.repaired is None:
+        print(shown(f"  {'repair' if finding.fix else 'to do'}: {finding.remedy}"))
+    else:
+        print(shown(f"  {'done' if examined.repaired else 'not done'}: {examined.said}"), flush=True)
 
 
 def print_next_step(run_id):

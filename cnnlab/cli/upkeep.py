@@ -1,5 +1,7 @@
 """The commands that look after the store and the cache."""
 
+import sys
+
 import click
 
 from cnnlab.job import job
@@ -38,4 +40,28 @@ def cache(clear):
         print(f"{e['key'][:12]}  {e['bytes'] / 1e6:9,.1f} MB  used {used}  {e['kind']} {e['shape']} {e['what']}")
 
 
-COMMANDS = (ui, cache)
+@click.command()
+@click.option("--fix", is_flag=True, help="Repair what can be repaired.")
+def doctor(fix):
+    """Look for what is wrong with the store, the cache and temporary files.
+
+    Nothing is changed without --fix, which keeps a copy of the database before it changes it, and deletes nothing that
+    cannot be made again. The exit status is 1 where something is wrong, or still is after --fix.
+    """
+    with job(trains=False):
+        from cnnlab.cli.screen import print_examined
+        from cnnlab.doctor import examine
+
+        found = []
+        for examined in examine(fix):
+            print_examined(examined)
+            found.append(examined)
+    left = sum(examined.is_left for examined in found)
+    if not left:
+        print("Nothing is wrong." if not any(e.repaired for e in found) else "All is repaired.")
+        return
+    print(f"{left} left." if fix else "Nothing was changed: 'cnnlab doctor --fix' does what is said after 'repair:'.")
+    sys.exit(1)
+
+
+COMMANDS = (ui, cache, doctor)

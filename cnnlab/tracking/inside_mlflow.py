@@ -22,7 +22,7 @@ from mlflow.tracking._tracking_service import utils as tracking_utils
 from mlflow.types import Schema, TensorSpec
 
 from cnnlab.errors import ArgumentError
-from cnnlab.tracking.places import BESIDE, artifact_repository, local_database
+from cnnlab.tracking.places import BESIDE, artifact_repository, local_database, sqlite_uri
 
 # As the plugin does where cnnlab is installed; a checkout on PYTHONPATH has no entry points.
 _artifact_repository_registry.register("mlflow-artifacts", artifact_repository)
@@ -35,38 +35,77 @@ def _make_parent_folder(uri):
 
 
 db_utils._make_parent_dirs_if_sqlite = _make_parent_folder
+KNOWN_TABLES = frozenset(db_utils.Base.metadata.tables)  # that it works with
+
+
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+FULL_PLACES = (
+    "SELECT DISTINCT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) "
+    "WHERE key = 'cnnlab.source' AND artifact_location LIKE 'file:%/artifacts'"
+)
+
+
+def full_places(connection) -> list[str]:
+    """The artifact places of our experiments that are full paths, as earlier versions wrote them."""
+    return [place for (place,) in connection.execute(FULL_PLACES)]
 
 
 def put_beside(database) -> None:
     """Make the artifact places of our experiments independent of the mount; earlier versions wrote full paths.
 
-    MLflow has no call that changes them. A run that goes on meanwhile keeps writing where it did: to the same folder.
+    A run that goes on meanwhile keeps writing where it did: to the same folder.
     """
-    columns = (
-        ("experiments", "artifact_location"),
-        ("runs", "artifact_uri"),
-        ("logged_models", "artifact_location"),
-        ("model_versions", "storage_location"),
-    )
-    ours = (
-        "SELECT DISTINCT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) "
-        "WHERE key = 'cnnlab.source' AND artifact_location LIKE 'file:%/artifacts'"
-    )
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-        for (there,) in connection.execute(ours).fetchall():
-            for table, column in columns:
-                # `BESIDE` or `BESIDE/<run>/artifacts`; an experiment's own place needs its slash.
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) || iif({column} = ?, '/', '') "
-                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                    (BESIDE, len(there) + 1, there, there, len(there) + 1, there + "/"),
-                )
+        for there in full_places(connection):
+            # `BESIDE` or `BESIDE/<run>/artifacts`; an experiment's own place needs its slash.
+            move_place(connection, there, BESIDE, f"{BESIDE}/")
+
+
+def move_place(connection, there, here, itself=None) -> None:
+    """Put `here` for `there` in every artifact place that starts with it, `itself` where it is all of the place.
+
+    MLflow has no call that changes them.
+    """
+    for table, column in PLACES:
+        connection.execute(
+            f"UPDATE {table} SET {column} = iif({column} = ?, ?, ? || substr({column}, ?)) "
+            f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+            (there, itself or here, here, len(there) + 1, there, len(there) + 1, there + "/"),
+        )
 
 
 def is_known_schema(revision) -> bool:
     """Whether this MLflow knows a revision of the database's schema, so that it can bring it up to date."""
     scripts = Path(db_utils.__file__).parents[1] / "db_migrations" / "versions"
     return any(scripts.glob(f"{revision}*.py"))
+
+
+def latest_schema() -> str:
+    """The revision that this MLflow brings a database to."""
+    return db_utils._get_latest_schema_revision()
+
+
+def make_database(path) -> None:
+    """A new, empty database of MLflow's."""
+    mlflow.MlflowClient(sqlite_uri(path))  # the constructor migrates
+
+
+def upgrade_database(path) -> None:
+    """Bring a database of an older MLflow up to date, as `mlflow db upgrade` does.
+
+    Raises:
+        SQLAlchemyError: a step of it does not go.
+    """
+    engine = db_utils.create_sqlalchemy_engine_with_retry(sqlite_uri(path))
+    try:
+        db_utils._upgrade_db(engine)
+    finally:
+        engine.dispose()
 
 
 def probe(uri, timeout) -> None:

@@ -1,9 +1,8 @@
 """Models of the store and its registry, by their URIs."""
 
 import atexit
+import contextlib
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 import mlflow
@@ -12,8 +11,12 @@ from cnnlab.errors import LabError, first_line
 from cnnlab.models import own
 from cnnlab.tracking import read, store
 from cnnlab.tracking.tags import MODEL_SOURCE
+from cnnlab.tracking.temporary import private_folder
 
 CARD_FILE = "model_card.md"  # beside the model
+
+_until_exit = contextlib.ExitStack()
+atexit.register(_until_exit.close)
 
 
 def fetch(uri) -> tuple[str, str]:
@@ -63,7 +66,7 @@ def about(uri) -> dict:
 
 
 def _card(uri):
-    with store.opened(writes=False), tempfile.TemporaryDirectory() as folder:
+    with store.opened(writes=False), private_folder("files") as folder:
         try:
             file = mlflow.artifacts.download_artifacts(f"{uri}/{CARD_FILE}", dst_path=folder)
         except (OSError, mlflow.MlflowException):  # a model that is not registered has none
@@ -97,8 +100,7 @@ def _local(uri):
     """The folder of a model: in the store, where MLflow adds a file of its own, or a copy where it may not."""
     if not store.is_read_only():
         return mlflow.artifacts.download_artifacts(uri)
-    folder = tempfile.mkdtemp(prefix="cnnlab-model-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _until_exit.enter_context(private_folder("model"))
     return mlflow.artifacts.download_artifacts(uri, dst_path=folder)
 
 

@@ -1,7 +1,6 @@
 """Runs of the store, read back as what they were when they ended."""
 
 import re
-import tempfile
 from pathlib import Path
 
 import mlflow
@@ -13,6 +12,7 @@ from cnnlab.results.result import RunResult
 from cnnlab.tracking.places import local_database
 from cnnlab.tracking.store import OURS, all_experiments, every
 from cnnlab.tracking.tags import TAG, matches, our_tags
+from cnnlab.tracking.temporary import private_folder
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
@@ -183,7 +183,7 @@ def read_history(run) -> dict:
 
 
 def _artifact(run, name, read):
-    with tempfile.TemporaryDirectory() as folder:
+    with private_folder("files") as folder:
         try:
             return read(
                 mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=folder)

@@ -6,7 +6,6 @@ A version's tags say what it is; its model card and the evidence of its promotio
 import contextlib
 import json
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 
 import mlflow
@@ -20,6 +19,7 @@ from cnnlab.tracking import models as stored_models
 from cnnlab.tracking import read, store
 from cnnlab.tracking import run as tracked
 from cnnlab.tracking.tags import BEST, TAG, matches, our_tags
+from cnnlab.tracking.temporary import private_folder
 
 CHAMPION, PREVIOUS = "champion", "previous"
 RUN_ONLY = (TAG + "process", TAG + "kind", TAG + "label")  # tags that say nothing of the model
@@ -280,7 +280,7 @@ def _stored(version):
     Raises:
         LabError: neither has its predictions.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with private_folder("files") as folder:
         try:
             file = mlflow.artifacts.download_artifacts(
                 f"models:/{version.name}/{version.number}/{PREDICTIONS_FILE}", dst_path=folder

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from cnnlab.tracking.inside_mlflow import keras_autologging_alone, no_validation
 from cnnlab.tracking.places import BESIDE, STORE_FOLDER, TRACKING_VARIABLE, is_server, local_database
 from cnnlab.tracking.store import HEALTH_TIMEOUT, alive, process_tags
 from cnnlab.tracking.tags import TAG, our_tags
+from cnnlab.tracking.temporary import private_folder
 
 DATA_NAME, RUN_NAME = (
     240,
@@ -343,9 +343,9 @@ def log_dataset(dataset) -> None:
 def log_results(metrics, figures, texts, files=()) -> None:
     """Log metrics, matplotlib figures and texts (by artifact path) and files on the active run, in one upload."""
     mlflow.log_metrics(metrics)
-    with tempfile.TemporaryDirectory() as private:
+    with private_folder("files") as private:
         # MLflow copies the folder's mode too, and nobody else may look into a temporary one.
-        folder = Path(private, "results")
+        folder = private / "results"
         folder.mkdir()
         write_results(folder, figures, texts, files)
         mlflow.log_artifacts(folder)
@@ -366,8 +366,8 @@ def write_results(folder, figures, texts, files=(), **facts) -> None:
 
 def log_model_texts(model_uri, texts, files=()) -> None:
     """Put texts and files (by artifact path) beside a logged model, given by its `models:/m-...` URI."""
-    with tempfile.TemporaryDirectory() as private:
-        folder = Path(private, "texts")
+    with private_folder("files") as private:
+        folder = private / "texts"
         folder.mkdir()
         write_results(folder, {}, texts, files)
         mlflow.MlflowClient().log_model_artifacts(model_uri.removeprefix("models:/"), folder)

@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import sqlite3
-import tempfile
 import threading
 from pathlib import Path
 
@@ -19,7 +18,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
 from cnnlab.files import share
-from cnnlab.tracking.inside_mlflow import globals_kept, is_known_schema, probe, put_beside
+from cnnlab.tracking.database import replacing, schema_of
+from cnnlab.tracking.inside_mlflow import (
+    globals_kept,
+    is_known_schema,
+    latest_schema,
+    make_database,
+    probe,
+    put_beside,
+    upgrade_database,
+)
 from cnnlab.tracking.places import (
     TRACKING_VARIABLE,
     artifacts_folder,
@@ -32,6 +40,7 @@ from cnnlab.tracking.places import (
     store_uri,
 )
 from cnnlab.tracking.tags import TAG
+from cnnlab.tracking.temporary import private_folder
 
 LEAST_BYTES = 10**6  # free on the disk of a local store
 HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
@@ -106,7 +115,7 @@ def expect_usable_store(writes=True) -> None:
     Raises:
         LabError: the server does not answer, or the local folder cannot be written.
     """
-    uri = _uri()
+    uri = address()
     if is_server(uri):
         _expect_reachable(uri)
     elif (database := local_database(uri)) and (writes or not database.exists()):
@@ -132,7 +141,7 @@ def open_store(writes=True) -> str:
     Raises:
         LabError: the folder cannot be written, or the server does not answer.
     """
-    uri = _uri()
+    uri = address()
     database = local_database(uri)
     try:
         if not writes and database and database.exists() and not _may_write(database):
@@ -156,14 +165,13 @@ def open_store(writes=True) -> str:
         ) from error
     except (OSError, sqlite3.Error, SQLAlchemyError, mlflow.MlflowException) as error:
         if found := re.search(r"found version (\w+)", str(error)):
-            newer = not is_known_schema(found[1])
-            raise LabError(
-                f"Expected a store of MLflow {mlflow.__version__} at {uri}. Received: one of "
-                + ("a newer MLflow. Use that version: pip install -U mlflow." if newer else "an older MLflow. ")
-                + ("" if newer else f"Copy its database, then bring it up to date: mlflow db upgrade '{uri}'.")
-            ) from error
+            cure = f"Copy its database, then bring it up to date: mlflow db upgrade '{uri}'."
+            raise _of_another_mlflow(uri, found[1], cure) from error
         if database:
-            raise _unwritable(database.parent, error) from error
+            broken = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+            raise _unwritable(
+                database.parent, error, *["Save what can be read with 'cnnlab doctor --fix'."] * broken
+            ) from error
         hint = f" Did you mean http://{uri}?" if "://" not in uri and ":" in uri else ""
         raise LabError(
             f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {first_line(error)}.{hint} "
@@ -178,7 +186,12 @@ def is_read_only() -> bool:
     return database is not None and database.parent != artifacts_folder(database).parent
 
 
-def _uri():
+def address() -> str:
+    """The address of the store that a verb will open: that of the user's own active run, or `places.store_uri`.
+
+    Raises:
+        LabError: it is in memory.
+    """
     if mlflow.active_run():
         return mlflow.get_tracking_uri()
     uri = store_uri()
@@ -210,21 +223,26 @@ def _is_full(folder):
 
 def _copied(database):
     """A copy of a database that may not be written, brought up to date; its artifacts stay where they are."""
-    folder = tempfile.TemporaryDirectory(prefix="cnnlab-read-")
-    _opened.enter_context(folder)
-    copy = Path(folder.name).resolve() / database.name
+    copy = _opened.enter_context(private_folder("read")) / database.name
     shutil.copyfile(database, copy)
+    if (revision := schema_of(copy)) not in ("", latest_schema()) and is_known_schema(revision):
+        upgrade_database(copy)
     mlflow.MlflowClient(sqlite_uri(copy))
     put_beside(copy)
     read_from_copy(database, copy)
     return copy
 
 
-def _unwritable(folder, reason):
+def _of_another_mlflow(uri, revision, cure):
+    older = is_known_schema(revision)
     return LabError(
-        f"Expected to write the MLflow store in '{folder}'. Received: {first_line(reason)}. "
-        "Make the folder writable, work in another one, or set MLFLOW_TRACKING_URI."
+        f"Expected a store of MLflow {mlflow.__version__} at {uri}. Received: one of "
+        + (f"an older MLflow. {cure}" if older else "a newer MLflow. Use that version: pip install -U mlflow.")
     )
+
+
+def _unwritable(folder, reason, cure="Make the folder writable, work in another one, or set MLFLOW_TRACKING_URI."):
+    return LabError(f"Expected to write the MLflow store in '{folder}'. Received: {first_line(reason)}. {cure}")
 
 
 def _expect_reachable(uri):
@@ -243,38 +261,62 @@ def _open_local_store(database):
     artifacts_folder(database).mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
         if not database.exists():
-            with tempfile.TemporaryDirectory(dir=database.parent) as folder:
-                fresh = Path(folder, "mlflow.db")
-                mlflow.MlflowClient(sqlite_uri(fresh))  # the constructor migrates
-                share(fresh)
-                os.replace(fresh, database)
-        mlflow.MlflowClient(sqlite_uri(database))  # migrates a store of an older MLflow while we hold the lock
+            with replacing(database) as fresh:
+                make_database(fresh)
+        # MLflow would migrate some of an older one's tables where they are, and leave them broken if it is killed.
+        if (revision := schema_of(database)) not in ("", latest_schema()):
+            cure = "Bring it up to date with 'cnnlab doctor --fix', which keeps a copy of its database."
+            raise _of_another_mlflow(sqlite_uri(database), revision, cure)
+        mlflow.MlflowClient(sqlite_uri(database))
         put_beside(database)
 
 
 def _close_stale_runs(client):
     """End as KILLED what a process that is gone left RUNNING (SIGKILL, power loss)."""
-    running = every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
-    for run in list(running):
-        if _is_gone(run):
+    folder = local_folder(mlflow.get_tracking_uri())
+    for run in list(running_runs(client)):
+        if is_gone(run.info.run_id, run.data.tags, folder):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
+            remove_lock(_lock_file(folder, run.info.run_id))
 
 
-def _is_gone(run):
-    """Whether the process of a run has ended. Where that cannot be known from here, it has not."""
-    lock = _lock_file(run.info.run_id)
+def running_runs(client):
+    """All runs of ours that are RUNNING, whoever they belong to."""
+    return every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
+
+
+def is_gone(run_id, tags, folder) -> bool:
+    """Whether the process of a run has ended. Where that cannot be known from here, it has not.
+
+    Args:
+        tags: the run's.
+        folder: the store's, as `local_folder` has it.
+    """
+    lock = _lock_file(folder, run_id)
     if lock.exists():
-        try:
-            with FileLock(lock, timeout=0):
-                lock.unlink(missing_ok=True)
-            return True
-        except (Timeout, OSError, NotImplementedError):
-            return False
-    host, _, process = run.data.tags.get(TAG + "process", "").rpartition("/")
+        return not is_held(lock)
+    host, _, process = tags.get(TAG + "process", "").rpartition("/")
     # Another container of this machine may have our host's name and other processes under the same numbers.
-    same = run.data.tags.get(TAG + "processes", _processes()) == _processes()
+    same = tags.get(TAG + "processes", _processes()) == _processes()
     return host == socket.gethostname() and same and not _is_alive(process)
+
+
+def is_held(lock) -> bool:
+    """Whether a process holds the lock of a file that is there, or that cannot be known."""
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError, NotImplementedError):
+        return True
+
+
+def remove_lock(lock) -> None:
+    """Remove the file of a lock, if there is one, unless a process holds it by now."""
+    if not lock.exists():
+        return
+    with contextlib.suppress(Timeout, OSError, NotImplementedError), FileLock(lock, timeout=0):
+        lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -284,7 +326,7 @@ def alive(run_id):
     Raises:
         LabError: another process works on the run.
     """
-    file = _lock_file(run_id)
+    file = _lock_file(local_folder(mlflow.get_tracking_uri()), run_id)
     with contextlib.ExitStack() as held:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -302,8 +344,8 @@ def alive(run_id):
                 file.unlink(missing_ok=True)
 
 
-def _lock_file(run_id):
-    return local_folder(mlflow.get_tracking_uri()) / "running" / f"{run_id}.lock"
+def _lock_file(folder, run_id):
+    return folder / "running" / f"{run_id}.lock"
 
 
 # Runs that we made, in whatever experiment.

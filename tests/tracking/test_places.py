@@ -351,7 +351,7 @@ def test_a_database_of_a_newer_mlflow(store_template, workplace):
     assert "\n" not in str(caught.value)
     with sqlite3.connect("mlruns/mlflow.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-    with pytest.raises(cnnlab.LabError, match=r"of an older MLflow.*mlflow db upgrade"):
+    with pytest.raises(cnnlab.LabError, match=r"of an older MLflow.*cnnlab doctor --fix"):
         stores.open_store()
 
 

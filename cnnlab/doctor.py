@@ -1,0 +1,112 @@
+"""What is wrong with the store, with the cache and with temporary files; and the repairs."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnlab import cached
+from cnnlab.tracking import checks, store, strays
+from cnnlab.tracking.database import backup, state_of
+from cnnlab.tracking.findings import Finding, counted, in_mb, lines
+from cnnlab.tracking.places import STORE_FOLDER, local_database
+from cnnlab.tracking.rows import read_rows
+from cnnlab.tracking.temporary import leftover_folders, remove, size_of
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A finding and what came of it: `repaired` is `None` where no repair was tried, `said` is what was done, or why
+    not.
+    """
+
+    finding: Finding
+    repaired: bool | None = None
+    said: str = ""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it is a fault that is still there."""
+        return self.finding.is_fault and not self.repaired
+
+
+def examine(fix=False, further=()) -> Iterator[Examined]:
+    """Look for what is wrong with the store that the environment names, and beside it.
+
+    Args:
+        fix: put it right; without, nothing is changed.
+        further: checks of rooms above this one: functions without arguments that give `Finding`s.
+
+    Yields:
+        Each thing that is found, once it is repaired where it can be.
+
+    Raises:
+        LabError: the store is a server that does not answer.
+    """
+    uri = store.address()
+    database = local_database(uri)
+    backed_up = functools.cache(lambda: f"; the database as it was is '{backup(database)}'" if database else "")
+    for finding in _findings(uri, database, further):
+        if not fix or finding.fix is None:
+            yield Examined(finding)
+            continue
+        yield Examined(finding, *finding.repaired(backed_up))
+
+
+def _findings(uri, database, further):
+    """All findings, each looked for when those before it are repaired."""
+    home = Path(STORE_FOLDER).resolve()
+    if database:
+        yield from _of_local_store(database)
+        folders = {database.parent, home}
+    else:
+        client_status = checks.statuses(uri)
+        yield from checks.server_findings(uri)
+        yield from strays.stray_checkpoints(home, client_status)
+        folders = {home}
+    for folder in sorted(folders):
+        yield from strays.undelivered(folder)
+    for check in (cache_leftovers, temporary_leftovers, *further):
+        yield from check()
+
+
+def _of_local_store(database):
+    faults = checks.database_findings(database)
+    yield from faults
+    if not database.exists():
+        return
+    if faults and state_of(database)[0] != "good":
+        what = "runs, artifacts and models were not looked at"
+        yield Finding(what, "look again when the database is well", is_fault=False)
+        return
+    yield from strays.unfinished_databases(database)
+    yield from checks.place_findings(database, read_rows(database))
+    folders = strays.artifact_folders(database)
+    rows = checks.with_present_places(database, read_rows(database))
+    yield from checks.run_findings(database, rows)
+    yield from strays.unknown_files(database, rows, folders)
+    yield from strays.found_again(database, rows)
+    yield from strays.missing_files(database, rows)
+    yield from strays.orphaned_models(rows)
+    statuses = {run.run_id: run.status for run in rows.runs.values()}
+    yield from strays.stray_checkpoints(database.parent, statuses.get)
+    yield from strays.held_by_deleted(database, rows)
+
+
+def cache_leftovers() -> list[Finding]:
+    """What a process that was killed has left in the cache."""
+    paths = cached.leftovers()
+    if not paths:
+        return []
+    what = f"{counted(len(paths), 'unfinished or incomplete file')} in the cache '{cached.cache_folder()}'"
+    size = in_mb(sum(map(size_of, paths)))
+    return [Finding(f"{what} ({size})", "remove", lines(paths), functools.partial(remove, paths))]
+
+
+def temporary_leftovers() -> list[Finding]:
+    """What processes that were killed have left in the folder of temporary files."""
+    paths = leftover_folders()
+    if not paths:
+        return []
+    what = f"{counted(len(paths), 'temporary folder')} of processes that are gone ({in_mb(sum(map(size_of, paths)))})"
+    return [Finding(what, "remove", lines(paths), functools.partial(remove, paths))]

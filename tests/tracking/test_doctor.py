@@ -1,0 +1,203 @@
+"""What goes wrong with a store, made by hand, found and put right: pytest tests/tracking/test_doctor.py"""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from cnnlab import cached, doctor
+from cnnlab.tracking import database, temporary
+from cnnlab.tracking import run as tracking
+from cnnlab.tracking import store as stores
+
+HOME = Path("mlruns")
+
+
+@pytest.fixture
+def lab(store, store_template, digits, monkeypatch, tmp_path_factory):
+    """A store with a finished run, and a folder for temporary files of its own; gives the client and the run's id."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
+    # A new database is made in seconds, and copied in milliseconds.
+    monkeypatch.setattr(database, "make_database", lambda path: shutil.copy(store_template, path))
+    return store, finished(digits)
+
+
+def finished(digits, text="a text"):
+    with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
+        tracking.log_results({"x": 1}, {}, {"note.txt": text})
+    return run_id
+
+
+def found(fix=False, **options):
+    return [(examined.finding.what, examined.repaired) for examined in doctor.examine(fix, **options)]
+
+
+def expect(*whats, remains=()):
+    """What a look must find, and then a repair put right, so that the next look finds only `remains`."""
+    before = snapshot()
+    seen = found()
+    assert len(seen) == len(whats), seen
+    for (what, _), expected in zip(seen, whats, strict=True):
+        assert expected in what
+    assert snapshot() == before  # looking changes nothing
+    done = found(fix=True)
+    assert all(repaired for what, repaired in done if not any(text in what for text in remains)), done
+    left = found()
+    assert len(left) == len(remains), left
+    return done
+
+
+def snapshot():
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(HOME / "mlflow.db")) as connection:
+        dumped = list(connection.iterdump())
+        return sorted(map(str, HOME.rglob("*"))), dumped
+    return sorted(map(str, HOME.rglob("*"))), None
+
+
+def test_a_healthy_store_and_no_store_at_all(lab, workplace, monkeypatch):
+    assert found() == found(fix=True) == []
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    assert found() == found(fix=True) == []
+    assert not HOME.exists()
+
+
+def test_a_run_of_a_killed_process(lab, digits):
+    client, _ = lab
+    run = client.create_run(tracking.experiment_for(digits), tags={"cnnlab.process": "elsewhere/1-1"})
+    run_id = run.info.run_id
+    assert found() == []  # another machine's, for all that can be known
+    (HOME / "running" / f"{run_id}.lock").touch()  # which the process of a run holds as long as it lives
+    expect("1 run left RUNNING")
+    assert client.get_run(run_id).info.status == "KILLED"
+    [backup] = (HOME / "backups").iterdir()
+    with contextlib.closing(sqlite3.connect(backup)) as connection:
+        assert dict(connection.execute("SELECT run_uuid, status FROM runs"))[run_id] == "RUNNING"
+
+
+def test_what_belongs_to_a_live_run_is_left_alone(lab, digits):
+    with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "live", params={}, tags={}) as run_id:
+        (HOME / "checkpoints" / run_id).mkdir(parents=True)
+        (HOME / "artifacts" / run_id / "artifacts").mkdir(parents=True)
+        assert found() == found(fix=True) == []
+        assert (HOME / "running" / f"{run_id}.lock").exists()
+        break_pages(HOME / "mlflow.db")
+        [(what, repaired), (skipped, _)] = found(fix=True)
+        assert "broken" in what
+        assert not repaired
+        assert "were not looked at" in skipped
+        assert run_id[:8] in next(doctor.examine(fix=True)).said
+        shutil.copy(HOME / "kept.db", HOME / "mlflow.db")
+
+
+def rows(what):
+    """Rows of the database as another process would see them: MLflow, in this one, has the file of before open."""
+    with contextlib.closing(sqlite3.connect(HOME / "mlflow.db")) as connection:
+        return connection.execute(what).fetchall()
+
+
+def break_pages(whole):
+    """Write over the page of the runs' params, and keep a whole copy as kept.db."""
+    shutil.copy(whole, whole.with_name("kept.db"))
+    with contextlib.closing(sqlite3.connect(whole)) as connection:
+        [(page,)] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'params'")
+        [(size,)] = connection.execute("PRAGMA page_size")
+    with whole.open("r+b") as opened:
+        opened.seek((page - 1) * size)
+        opened.write(b"\xff" * size)
+
+
+def test_a_broken_database_is_moved_aside_and_its_rows_saved(lab):
+    _, run_id = lab
+    break_pages(HOME / "mlflow.db")
+    (HOME / "kept.db").unlink()
+    expect("the database is broken", "were not looked at")
+    assert [path.suffixes for path in (HOME / "backups").iterdir()] == [[".broken", ".db"]]
+    assert rows("SELECT run_uuid, status FROM runs") == [(run_id, "FINISHED")]
+    assert rows("SELECT key, value FROM metrics") == [("x", 1.0)]
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no database" * 100])
+def test_no_database_at_all_is_replaced_and_artifacts_are_kept(lab, content):
+    _, run_id = lab
+    good = (HOME / "mlflow.db").read_bytes()
+    (HOME / "mlflow.db").write_bytes(content)
+    done = expect("the database is broken", "were not looked at")
+    assert "artifacts of 1 run that the database does not know" in done[-1][0]
+    assert (HOME / "lost/artifacts" / run_id / "artifacts/note.txt").read_text() == "a text"
+    (HOME / "mlflow.db").write_bytes(good)  # from somebody's own backup
+    expect("1 folder in", "1 finished run without artifacts")
+    assert (HOME / "artifacts" / run_id / "artifacts/note.txt").read_text() == "a text"
+
+
+def test_the_last_backup_takes_the_place_of_what_cannot_be_read(lab):
+    _, run_id = lab
+    database.backup((HOME / "mlflow.db").resolve())
+    (HOME / "mlflow.db").write_bytes(b"no database")
+    [first, *_] = doctor.examine(fix=True)
+    assert "without what was written after it" in first.said
+    assert rows("SELECT run_uuid FROM runs") == [(run_id,)]
+
+
+def test_a_half_migrated_database(lab):
+    client, run_id = lab
+    with contextlib.closing(sqlite3.connect(HOME / "mlflow.db")) as connection, connection:
+        connection.execute("ALTER TABLE tags RENAME TO _alembic_tmp_tags")  # killed before the last step of a migration
+        connection.execute("CREATE TABLE _alembic_tmp_params AS SELECT * FROM params")  # and before the one before
+        connection.execute("DROP TABLE webhooks")
+    expect("half-migrated", "were not looked at")
+    assert client.get_run(run_id).data.tags["mlflow.runName"] == "a run"
+    assert len(list((HOME / "backups").iterdir())) == 1
+
+
+def test_files_without_rows_and_rows_without_files(lab, digits):
+    client, run_id = lab
+    unknown = HOME / "artifacts" / ("b" * 32)
+    (unknown / "artifacts").mkdir(parents=True)
+    model = HOME / "artifacts/models" / f"m-{'c' * 32}"
+    (model / "artifacts").mkdir(parents=True)
+    kept = HOME / "artifacts" / run_id
+    shutil.move(kept, "away")
+    expect("artifacts of 1 run", "artifacts of 1 model", "1 finished run without artifacts")
+    assert (HOME / "lost/artifacts" / unknown.name).is_dir()
+    assert (HOME / "lost/artifacts/models" / model.name).is_dir()
+    assert client.get_run(run_id).data.tags["cnnlab.lost"] == "all artifacts"
+    shutil.move("away", kept)
+    expect("said to be without artifacts")
+    assert "cnnlab.lost" not in client.get_run(run_id).data.tags
+
+
+def test_leftover_files(lab, monkeypatch):
+    _, run_id = lab
+    for folder in (f"checkpoints/{run_id}", f"checkpoints/{'d' * 32}", "fresh-1"):
+        (HOME / folder).mkdir(parents=True)
+    (HOME / "running" / f"{'e' * 32}.lock").touch()
+    features = cached.cache_folder("features")
+    (features / "unfinished-1").mkdir(parents=True)
+    (features / "key.json").write_text("{}")
+    for name in ("cnnlab-files-1", "cnnlab-files-2", "somebody-s"):
+        Path(tempfile.gettempdir(), name).mkdir()
+        os.utime(Path(tempfile.gettempdir(), name), (1, 1))
+    with temporary._locked(Path(tempfile.gettempdir(), "cnnlab-files-2")):
+        (features / "key.lock").touch()
+        with FileLock(features / "key.lock"):
+            assert not [what for what, _ in found() if "in the cache" in what]
+        expect(
+            *("1 unfinished database", "1 lock of", "1 finished run", "checkpoints of 1 run that"),
+            *("2 unfinished or incomplete files in the cache", "1 temporary folder"),
+        )
+    assert (HOME / "lost/checkpoints" / ("d" * 32)).is_dir()
+    assert {path.name for path in Path(tempfile.gettempdir()).iterdir()} == {"cnnlab-files-2", "somebody-s"}
+
+
+def test_undelivered_results_are_said_and_kept(lab):
+    (HOME / "outbox" / ("f" * 32)).mkdir(parents=True)
+    [examined] = doctor.examine(fix=True)
+    assert examined.is_left
+    assert "cnnlab sync" in examined.finding.remedy
+    assert (HOME / "outbox" / ("f" * 32)).is_dir()
