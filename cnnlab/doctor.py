@@ -9,7 +9,7 @@ from cnnlab import cached
 from cnnlab.tracking import checks, store, strays
 from cnnlab.tracking.database import backup, state_of
 from cnnlab.tracking.findings import Finding, counted, in_mb, lines
-from cnnlab.tracking.places import STORE_FOLDER, local_database
+from cnnlab.tracking.places import STORE_FOLDER, local_database, local_folder
 from cnnlab.tracking.rows import read_rows
 from cnnlab.tracking.temporary import leftover_folders, remove, size_of
 
@@ -55,16 +55,13 @@ def examine(fix=False, further=()) -> Iterator[Examined]:
 
 def _findings(uri, database, further):
     """All findings, each looked for when those before it are repaired."""
-    home = Path(STORE_FOLDER).resolve()
+    home = local_folder(uri)
     if database:
         yield from _of_local_store(database)
-        folders = {database.parent, home}
     else:
-        client_status = checks.statuses(uri)
         yield from checks.server_findings(uri)
-        yield from strays.stray_checkpoints(home, client_status)
-        folders = {home}
-    for folder in sorted(folders):
+        yield from strays.stray_checkpoints(home, checks.statuses(uri))
+    for folder in sorted({home, Path(STORE_FOLDER).resolve()}):
         yield from strays.undelivered(folder)
     for check in (cache_leftovers, temporary_leftovers, *further):
         yield from check()
@@ -88,7 +85,7 @@ def _of_local_store(database):
     yield from strays.found_again(database, rows)
     yield from strays.missing_files(database, rows)
     yield from strays.orphaned_models(rows)
-    statuses = {run.run_id: run.status for run in rows.runs.values()}
+    statuses = {run.run_id: run.status for run in rows.runs.values() if run.stage == "active"}
     yield from strays.stray_checkpoints(database.parent, statuses.get)
     yield from strays.held_by_deleted(database, rows)
 

@@ -21,16 +21,14 @@ from cnnlab.prepare import prepare
 from cnnlab.results.names import TOP5_CLASSES
 from cnnlab.tracking import checkpoints, read, store
 from cnnlab.tracking import run as tracking
-from cnnlab.tracking.places import STORE_FOLDER
 from cnnlab.tracking.provenance import data_tags
 from tuning import report
 from tuning.finals import train_finalists, train_winner
 from tuning.kerastuner import make_tuner, reading_state, write_json
 from tuning.spaces import check_space
+from tuning.states import SETTINGS, searches_folder
 from tuning.trials import Place
 from tuning.workers import CHIEF_TIMEOUT, answer_workers, end_with_chief, role, search_with_workers
-
-SETTINGS = "search.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def _search(search, dataset, tags, name, workers, restart):
 
 def search_folder(name) -> Path:
     """Where a search keeps KerasTuner's state."""
-    return Path(STORE_FOLDER, "searches", name).resolve()
+    return searches_folder() / name
 
 
 def search_key(settings, name) -> str:

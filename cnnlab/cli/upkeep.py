@@ -5,6 +5,7 @@ import sys
 import click
 
 from cnnlab.job import job
+from cnnlab.names import shown
 
 
 @click.command()
@@ -43,17 +44,14 @@ def cache(clear):
 @click.command()
 @click.option("--fix", is_flag=True, help="Repair what can be repaired.")
 def doctor(fix):
-    """Look for what is wrong with the store, the cache and temporary files.
-
-    Nothing is changed without --fix, which keeps a copy of the database before it changes it, and deletes nothing that
-    cannot be made again. The exit status is 1 where something is wrong, or still is after --fix.
-    """
+    """Look for what is wrong with the store, the cache and temporary files."""
     with job(trains=False):
         from cnnlab.cli.screen import print_examined
         from cnnlab.doctor import examine
+        from tuning.states import state_findings
 
         found = []
-        for examined in examine(fix):
+        for examined in examine(fix, further=[state_findings]):
             print_examined(examined)
             found.append(examined)
     left = sum(examined.is_left for examined in found)
@@ -64,4 +62,34 @@ def doctor(fix):
     sys.exit(1)
 
 
-COMMANDS = (ui, cache, doctor)
+@click.command()
+@click.option("--yes", is_flag=True, help="Free it; it cannot be restored afterwards.")
+def gc(yes):
+    """Free what deleted runs hold: their rows, artifacts and models, which MLflow only marks as deleted.
+
+    Nothing is freed without --yes. What a registered version needs is never freed.
+    """
+    with job(trains=False):
+        from cnnlab.tracking.findings import counted, in_mb
+        from cnnlab.tracking.garbage import collect
+
+        garbage = collect(yes)
+        what = ", ".join(
+            counted(len(some), name)
+            for some, name in (
+                (garbage.runs, "deleted run"),
+                (garbage.models, "model"),
+                (garbage.experiments, "experiment"),
+            )
+        )
+        for key, why in garbage.kept.items():
+            print(shown(f"kept: {key}, deleted, but {why}"))
+        if not (garbage.runs or garbage.models or garbage.experiments):
+            print("Nothing to free.")
+        elif yes:
+            print(f"Freed {in_mb(garbage.size)}: {what}.")
+        else:
+            print(f"{what}: {in_mb(garbage.size)}. Nothing was freed: 'cnnlab gc --yes' frees it for good.")
+
+
+COMMANDS = (ui, cache, doctor, gc)

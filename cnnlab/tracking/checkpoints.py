@@ -60,10 +60,10 @@ def checkpoint_file(run_id) -> Path:
     return checkpoint_folder() / f"{run_id}.npz"
 
 
-def stored_checkpoints() -> list[Stored]:
-    """The open store's checkpoints, newest first."""
+def stored_checkpoints(folder=None) -> list[Stored]:
+    """The checkpoints in a folder, that of the open store by default, newest first."""
     found = []
-    for file in checkpoint_folder().glob("*.npz"):
+    for file in (folder or checkpoint_folder()).glob("*.npz"):
         if not re.fullmatch("[0-9a-f]{32}", file.stem):  # somebody else's
             continue
         with contextlib.suppress(OSError):  # removed meanwhile
@@ -76,25 +76,39 @@ def sweep() -> None:
     """Remove what nobody goes on from, and say so: checkpoints of runs that finished or were deleted, those that are
     older than `DAYS`, and files that a kill left half-written.
     """
-    now = time.time()
     for one in stored_checkpoints():
         run = _run(one.run_id)
-        if run is not None and run.info.status == "RUNNING":
-            continue
-        if run is None:
-            why = "whose run was deleted"
-        elif run.info.status == "FINISHED":
-            why = "whose run is finished"
-        elif now - one.written > DAYS * 86400:
-            why = f"from {datetime.fromtimestamp(one.written):%Y-%m-%d}; they are kept for {DAYS} days"
-        else:
-            continue
-        one.file.unlink(missing_ok=True)
-        print(f"Removed the checkpoint of run {one.run_id[:8]}, {why} ({one.bytes / 1e6:,.1f} MB).")
-    for file in checkpoint_folder().glob(f"*{UNFINISHED}"):
+        if why := why_stray(one, run.info.status if run else None):
+            one.file.unlink(missing_ok=True)
+            print(f"Removed the checkpoint of run {one.run_id[:8]}, {why} ({one.bytes / 1e6:,.1f} MB).")
+    for file in unfinished_checkpoints(checkpoint_folder()):
+        file.unlink(missing_ok=True)
+
+
+def why_stray(stored, status) -> str:
+    """Why nobody goes on from a checkpoint, or nothing.
+
+    Args:
+        stored: the checkpoint.
+        status: its run's; `None` where it was deleted.
+    """
+    if status is None:
+        return "whose run was deleted"
+    if status == "FINISHED":
+        return "whose run is finished"
+    if status != "RUNNING" and time.time() - stored.written > DAYS * 86400:
+        return f"from {datetime.fromtimestamp(stored.written):%Y-%m-%d}; they are kept for {DAYS} days"
+    return ""
+
+
+def unfinished_checkpoints(folder) -> list[Path]:
+    """Files that a kill left half-written."""
+    found = []
+    for file in folder.glob(f"*{UNFINISHED}"):
         with contextlib.suppress(OSError):
-            if now - file.stat().st_mtime > 3600:  # no disk takes as long
-                file.unlink()
+            if time.time() - file.stat().st_mtime > 3600:  # no disk takes as long
+                found.append(file)
+    return found
 
 
 def interrupted_runs(experiment_id, parent_run_id=None, **tags) -> list[str]:

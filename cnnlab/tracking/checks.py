@@ -11,7 +11,7 @@ from cnnlab.tracking import store
 from cnnlab.tracking.database import BACKUPS, migrate, salvage, state_of
 from cnnlab.tracking.findings import Finding, counted, lines
 from cnnlab.tracking.inside_mlflow import move_place
-from cnnlab.tracking.places import BESIDE, artifacts_folder
+from cnnlab.tracking.places import BESIDE, artifacts_folder, local_folder
 from cnnlab.tracking.rows import RUN_ID, folder_of
 from cnnlab.tracking.temporary import listed
 
@@ -83,7 +83,7 @@ def run_findings(database, rows) -> list[Finding]:
         run
         for run in rows.runs.values()
         if run.status == "RUNNING" and run.stage == "active" and run.is_ours
-        if store.is_gone(run.run_id, run.tags, database)
+        if store.is_gone(run.run_id, run.tags, database.parent)
     ]
     running = {run.run_id for run in rows.runs.values() if run.status == "RUNNING" and run.stage == "active"}
     idle = [lock for lock in locks if lock.suffix == ".lock" and lock.stem not in running and not store.is_held(lock)]
@@ -154,7 +154,7 @@ def _move_places(database, places):
 
 
 def statuses(uri):
-    """A function from a run's id to its status on a server; `None` for a run that is gone."""
+    """A function from a run's id to its status on a server; `None` for a run that is deleted or gone."""
     client = mlflow.MlflowClient(uri)
 
     def status_of(run_id):
@@ -164,7 +164,7 @@ def statuses(uri):
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return run.info.status
+        return run.info.status if run.info.lifecycle_stage == "active" else None
 
     return status_of
 
@@ -173,7 +173,9 @@ def server_findings(uri) -> list[Finding]:
     """Of a store that is no file of this machine: runs that this machine's processes left RUNNING."""
     store.expect_usable_store()
     client = mlflow.MlflowClient(uri)
-    stale = [run for run in store.running_runs(client) if store.is_gone(run.info.run_id, run.data.tags, None)]
+    stale = [
+        run for run in store.running_runs(client) if store.is_gone(run.info.run_id, run.data.tags, local_folder(uri))
+    ]
     unseen = "its database, artifacts and models, and runs of other machines, were not looked at"
     found = [Finding(f"the store is {masked(uri)}: {unseen}", "look there", is_fault=False)]
     if stale:

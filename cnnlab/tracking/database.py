@@ -257,10 +257,11 @@ def _with_empty_pages(database, target):
             return target
         size = int.from_bytes(header[16:18])
         size = 65536 if size == 1 else size
-        # A leaf of a table (13) with one cell at the page's end: 1 byte of content for row 0, a header of no columns.
-        # https://www.sqlite.org/fileformat2.html#b_tree_pages
-        start = (size - 4).to_bytes(2)
-        empty = (b"\r\0\0\0\1" + start + b"\0" + start).ljust(size - 4, b"\0") + b"\1\0\1\0"
+        # A leaf of a table (13) with one cell at the page's end: 6 bytes, of row 0, a header of five columns without
+        # values. https://www.sqlite.org/fileformat2.html#b_tree_pages
+        cell = b"\6\0\6\0\0\0\0\0"
+        start = (size - len(cell)).to_bytes(2)
+        empty = (b"\r\0\0\0\1" + start + b"\0" + start).ljust(size - len(cell), b"\0") + cell
         there = os.path.getsize(target) // size
         for page in range(1, max(there, int.from_bytes(header[28:32]))):
             file.seek(page * size)

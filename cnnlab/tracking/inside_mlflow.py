@@ -108,6 +108,21 @@ def upgrade_database(path) -> None:
         engine.dispose()
 
 
+def hard_delete(uri, runs, models, experiments) -> None:
+    """Delete the rows of runs, logged models and experiments that are marked as deleted, by their ids.
+
+    `mlflow gc` has no way to leave some of them out, and deletes no model of a deleted run.
+    """
+    kept = tracking_utils._get_store(uri)
+    for delete, numbers in (
+        (kept._hard_delete_run, runs),
+        (kept._hard_delete_logged_model, models),
+        (kept._hard_delete_experiment, experiments),
+    ):
+        for number in numbers:
+            delete(number)
+
+
 def probe(uri, timeout) -> None:
     """Ask a tracking server whether it is up, with MLflow's own settings for certificates, proxies and passwords.
 

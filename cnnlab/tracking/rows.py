@@ -26,6 +26,7 @@ class Run:
     status: str
     stage: str
     place: str
+    experiment_id: int
     tags: dict = field(compare=False)
 
     @property
@@ -42,6 +43,7 @@ class LoggedModel:
     stage: str
     place: str
     run_id: str | None
+    experiment_id: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Rows:
     versions: list[Version]
     experiments: dict[str, str]  # names to artifact places
     full_places: list[str]  # of our experiments, as earlier versions wrote them
+    deleted_experiments: list[int]
 
     def moved(self, places) -> "Rows":
         """The rows with other artifact places: those below one of `places` are below what it says instead."""
@@ -90,9 +93,11 @@ def read_rows(database) -> Rows:
             "SELECT run_uuid, key, value FROM tags WHERE substr(key, 1, ?) = ?", (len(TAG), TAG)
         ):
             tags[run_id][key] = value
-        runs = connection.execute("SELECT run_uuid, name, status, lifecycle_stage, artifact_uri FROM runs").fetchall()
+        runs = connection.execute(
+            "SELECT run_uuid, name, status, lifecycle_stage, artifact_uri, experiment_id FROM runs"
+        ).fetchall()
         models = connection.execute(
-            "SELECT model_id, lifecycle_stage, artifact_location, source_run_id FROM logged_models"
+            "SELECT model_id, lifecycle_stage, artifact_location, source_run_id, experiment_id FROM logged_models"
         ).fetchall()
         versions = connection.execute(
             "SELECT name, version, run_id, source, storage_location FROM model_versions WHERE "
@@ -100,12 +105,16 @@ def read_rows(database) -> Rows:
         ).fetchall()
         experiments = dict(connection.execute("SELECT name, artifact_location FROM experiments"))
         places = full_places(connection)
+        deleted = connection.execute(
+            "SELECT experiment_id FROM experiments WHERE lifecycle_stage = 'deleted'"
+        ).fetchall()
     return Rows(
         {row[0]: Run(*row, tags[row[0]]) for row in runs},
         {row[0]: LoggedModel(*row) for row in models},
         [Version(name, int(number), run_id, model_in(*places)) for name, number, run_id, *places in versions],
         experiments,
         places,
+        [number for (number,) in deleted],
     )
 
 

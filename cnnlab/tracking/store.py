@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
-from cnnlab.files import share
 from cnnlab.tracking.database import replacing, schema_of
 from cnnlab.tracking.inside_mlflow import (
     globals_kept,

@@ -8,6 +8,7 @@ import mlflow
 
 from cnnlab.results.predictions import PREDICTIONS_FILE
 from cnnlab.tracking import store
+from cnnlab.tracking.checkpoints import stored_checkpoints, unfinished_checkpoints, why_stray
 from cnnlab.tracking.database import FRESH
 from cnnlab.tracking.findings import Finding, counted, in_mb, lines
 from cnnlab.tracking.places import artifacts_folder
@@ -169,28 +170,30 @@ def held_by_deleted(database, rows) -> list[Finding]:
         return []
     folders = [folder for one in (*runs, *models) if (folder := folder_of(one.place, database))]
     size = in_mb(sum(map(size_of, folders)))
-    what = f"{counted(len(runs), 'deleted run')} and {counted(len(models), 'model')} of such hold {size}"
+    what = f"{counted(len(runs), 'deleted run')} and {counted(len(models), 'deleted model')} hold {size}"
     return [Finding(what, "'cnnlab gc' frees them, 'mlflow runs restore' brings a run back", is_fault=False)]
 
 
 def stray_checkpoints(home, status_of) -> list[Finding]:
-    """Checkpoints that no training will go on from.
+    """Checkpoints that no training will go on from: what the next training would sweep away.
 
     Args:
         home: the store's folder.
-        status_of: a run's id to its status; `None` for one that is gone.
+        status_of: a run's id to its status; `None` for one that is deleted or gone.
     """
-    folders = [path for path in listed(home / "checkpoints") if RUN_ID.fullmatch(path.name)]
-    statuses = {path: status_of(path.name) for path in folders}
-    done = [path for path in folders if statuses[path] == "FINISHED"]
-    gone = [path for path in folders if statuses[path] is None]
-    found = []
-    if done:
-        what = f"checkpoints of {counted(len(done), 'finished run')} ({in_mb(sum(map(size_of, done)))})"
-        names = lines(path.name for path in done)
-        found.append(Finding(what, "remove: the run has its model", names, functools.partial(remove, done)))
-    if gone:
-        found.append(_to_set_aside(home, gone, f"checkpoints of {counted(len(gone), 'run')}"))
+    folder = home / "checkpoints"
+    stray = {one: why for one in stored_checkpoints(folder) if (why := why_stray(one, status_of(one.run_id)))}
+    partial, found = unfinished_checkpoints(folder), []
+    if stray:
+        what = (
+            f"{counted(len(stray), 'checkpoint')} that no training goes on from ({in_mb(sum(c.bytes for c in stray))})"
+        )
+        items = (f"of run {one.run_id[:8]}, {why}" for one, why in stray.items())
+        repair = functools.partial(remove, [one.file for one in stray])
+        found.append(Finding(what, "remove, as the next training does", lines(items), repair))
+    if partial:
+        what = counted(len(partial), "half-written checkpoint")
+        found.append(Finding(what, "remove", lines(partial), functools.partial(remove, partial)))
     return found
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from filelock import FileLock
 
 from cnnlab import cached, doctor
 from cnnlab.tracking import database, temporary
+from cnnlab.tracking import garbage as garbage_of
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
+from tuning import states
 
 HOME = Path("mlruns")
 
@@ -82,7 +85,8 @@ def test_a_run_of_a_killed_process(lab, digits):
 
 def test_what_belongs_to_a_live_run_is_left_alone(lab, digits):
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "live", params={}, tags={}) as run_id:
-        (HOME / "checkpoints" / run_id).mkdir(parents=True)
+        (HOME / "checkpoints").mkdir()
+        (HOME / "checkpoints" / f"{run_id}.npz").touch()
         (HOME / "artifacts" / run_id / "artifacts").mkdir(parents=True)
         assert found() == found(fix=True) == []
         assert (HOME / "running" / f"{run_id}.lock").exists()
@@ -112,10 +116,15 @@ def break_pages(whole):
         opened.write(b"\xff" * size)
 
 
-def test_a_broken_database_is_moved_aside_and_its_rows_saved(lab):
+def cut_off(whole):
+    os.truncate(whole, os.path.getsize(whole) * 3 // 4 // 4096 * 4096)
+
+
+@pytest.mark.parametrize("damage", [break_pages, cut_off])
+def test_a_broken_database_is_moved_aside_and_its_rows_saved(lab, damage):
     _, run_id = lab
-    break_pages(HOME / "mlflow.db")
-    (HOME / "kept.db").unlink()
+    damage(HOME / "mlflow.db")
+    (HOME / "kept.db").unlink(missing_ok=True)
     expect("the database is broken", "were not looked at")
     assert [path.suffixes for path in (HOME / "backups").iterdir()] == [[".broken", ".db"]]
     assert rows("SELECT run_uuid, status FROM runs") == [(run_id, "FINISHED")]
@@ -174,8 +183,10 @@ def test_files_without_rows_and_rows_without_files(lab, digits):
 
 def test_leftover_files(lab, monkeypatch):
     _, run_id = lab
-    for folder in (f"checkpoints/{run_id}", f"checkpoints/{'d' * 32}", "fresh-1"):
-        (HOME / folder).mkdir(parents=True)
+    for folder in ("checkpoints", "fresh-1"):
+        (HOME / folder).mkdir()
+    for name in (run_id, "d" * 32):
+        (HOME / f"checkpoints/{name}.npz").touch()
     (HOME / "running" / f"{'e' * 32}.lock").touch()
     features = cached.cache_folder("features")
     (features / "unfinished-1").mkdir(parents=True)
@@ -188,10 +199,10 @@ def test_leftover_files(lab, monkeypatch):
         with FileLock(features / "key.lock"):
             assert not [what for what, _ in found() if "in the cache" in what]
         expect(
-            *("1 unfinished database", "1 lock of", "1 finished run", "checkpoints of 1 run that"),
+            *("1 unfinished database", "1 lock of", "2 checkpoints that no training goes on from"),
             *("2 unfinished or incomplete files in the cache", "1 temporary folder"),
         )
-    assert (HOME / "lost/checkpoints" / ("d" * 32)).is_dir()
+    assert list((HOME / "checkpoints").iterdir()) == []
     assert {path.name for path in Path(tempfile.gettempdir()).iterdir()} == {"cnnlab-files-2", "somebody-s"}
 
 
@@ -201,3 +212,85 @@ def test_undelivered_results_are_said_and_kept(lab):
     assert examined.is_left
     assert "cnnlab sync" in examined.finding.remedy
     assert (HOME / "outbox" / ("f" * 32)).is_dir()
+
+
+def log_model(client, run_id):
+    """A logged model of a run with a file, its id."""
+    model = client.create_logged_model(client.get_run(run_id).info.experiment_id, "model", source_run_id=run_id)
+    folder = HOME / "artifacts/models" / model.model_id / "artifacts"
+    folder.mkdir(parents=True)
+    (folder / "model.keras").write_bytes(b"12345")
+    return model.model_id
+
+
+def test_gc_frees_what_deleted_runs_hold_but_for_a_registered_version(lab, digits):
+    client, needed = lab
+    freed, alive = finished(digits, "123"), finished(digits)
+    models = {run_id: log_model(client, run_id) for run_id in (needed, freed, alive)}
+    client.create_registered_model("digits")
+    client.create_model_version("digits", f"models:/{models[needed]}", run_id=needed)
+    for run_id in (needed, freed):
+        client.delete_run(run_id)
+    before = snapshot()
+    garbage = garbage_of.collect()
+    assert snapshot() == before
+    assert (garbage.runs, garbage.models, garbage.experiments) == ([freed], [models[freed]], [])
+    assert garbage.size == 3 + 5
+    assert garbage.kept == {needed: "digits version 1 needs it"}
+    garbage_of.collect(free=True)
+    assert {path.name for path in (HOME / "artifacts").iterdir()} == {"models", needed, alive}
+    assert {path.name for path in (HOME / "artifacts/models").iterdir()} == {models[needed], models[alive]}
+    assert {row[0] for row in rows("SELECT run_uuid FROM runs")} == {needed, alive}
+    assert garbage_of.collect(free=True).runs == []
+
+
+def test_gc_frees_a_deleted_experiment_and_the_model_of_a_run_that_is_gone(lab):
+    client, run_id = lab
+    model_id = log_model(client, run_id)
+    with contextlib.closing(sqlite3.connect(HOME / "mlflow.db")) as connection, connection:
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):  # as `mlflow gc` does
+            connection.execute(f"DELETE FROM {table}")
+    expect(
+        "artifacts of 1 run that", "1 model of runs that are gone", remains=["0 deleted runs and 1 deleted model hold"]
+    )
+    client.delete_experiment(client.get_experiment_by_name("cnnlab-digits").experiment_id)
+    garbage = garbage_of.collect(free=True)
+    assert (garbage.runs, garbage.models, len(garbage.experiments)) == ([], [model_id], 1)
+    assert client.get_experiment_by_name("cnnlab-digits") is None
+
+
+def test_damaged_states_of_searches(lab):
+    for name, files in {
+        "whole": ["search.json"],
+        "torn": ["search.json", "oracle.json"],
+        "live": ["oracle.json"],
+    }.items():
+        (HOME / "searches" / name / "trial_0").mkdir(parents=True)
+        for file in files:
+            (HOME / "searches" / name / file).write_text("{}")
+    (HOME / "searches/torn/trial_0/trial.json").write_text('{"trial_id": ')
+    (HOME / "searches/whole/x.part").touch()
+    with FileLock(HOME / "searches/live.lock"):
+        options = {"further": [states.state_findings]}
+        assert [what for what, _ in found(**options)] == [
+            "1 search whose state is damaged",
+            "1 half-written file of a search",
+        ]
+        found(fix=True, **options)
+        assert found(**options) == []
+    assert sorted(path.name for path in (HOME / "searches").iterdir()) == ["live", "live.lock", "whole"]
+    assert (HOME / "lost/searches/torn/trial_0/trial.json").exists()
+    assert [what for what, _ in found(**options)] == ["1 search whose state is damaged"]  # live has no search.json
+
+
+def test_older_and_moved_stores(workplace, monkeypatch, store_template):
+    with tarfile.open(Path(__file__).parent.parent / "fixtures/stored_runs.tar.xz") as archive:
+        archive.extractall(workplace, filter="data")
+    monkeypatch.setattr(tempfile, "tempdir", str(workplace))
+    expect("the database has full paths")
+    [(place,)] = rows("SELECT DISTINCT artifact_location FROM experiments WHERE name = 'cnnlab-digits'")
+    assert place == "mlflow-artifacts:/"
+    with contextlib.closing(sqlite3.connect(HOME / "mlflow.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    assert "newer MLflow" in found()[0][0]
+    assert found(fix=True)[0][1] is None
