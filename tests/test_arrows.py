@@ -7,9 +7,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = ("errors", "names", "signals", "downloads", "ports", "job", "fields", "cached", "files")
+GROUND = (
+    "errors",
+    "names",
+    "signals",
+    "downloads",
+    "ports",
+    "job",
+    "fields",
+    "cached",
+    "files",
+    "spread",
+    "processes",
+    "on_ray",
+)
 GROUND = {f"cnnlab.{name}" for name in GROUND}
-VERBS = ("prepare", "runner", "compare", "reproduce", "predict", "serve", "export", "audit", "interrupted", "doctor")
+VERBS = ("prepare", "runner", "compare", "reproduce", "predict", "serve", "export", "audit", "features", "doctor")
+VERBS += ("interrupted",)
 VERBS = {f"cnnlab.{verb}" for verb in VERBS}
 # Each may import itself and what stands before it; what stands in one line is side by side.
 FLOORS = [GROUND, {"cnnlab.data", "cnnlab.models"}, {"cnnlab.recipe"}, {"cnnlab.results"}]
@@ -17,6 +31,7 @@ FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, {"cnnlab.serving"}, VERBS, {"
 # What only some rooms know.
 KNOWN_IN = {
     "mlflow": ("cnnlab.tracking.",),
+    "ray": ("cnnlab.on_ray",),
     "keras_tuner": ("tuning.kerastuner",),
     "tensorflow": ("cnnlab.training.compute", "cnnlab.job", "cnnlab.results.gradcam", "cnnlab.models.formats"),
     "tf2onnx": ("cnnlab.models.formats",),
@@ -29,7 +44,6 @@ KNOWN_IN = {
 INSIDE = {  # private parts
     "mlflow.protos": "cnnlab.tracking.inside_mlflow",
     "mlflow.pyfunc.scoring_server": "cnnlab.tracking.inside_mlflow",
-    "keras_tuner.src": "tuning.kerastuner",
     "keras.src": "cnnlab.models.files",
     "tensorflow.python": "cnnlab.training.compute",
 }
@@ -117,6 +131,7 @@ def test_packages_that_are_imported_are_declared():
         "keras_hub": ["keras-hub"],
         "pillow_heif": ["pillow-heif"],
         **{name: [name.replace("_", "-")] for name in ("onnx", "onnxruntime", "tf2onnx", "ai_edge_litert")},
+        "ray": ["ray"],
     }
     imported = {name.split(".")[0] for path in FILES.values() for name in imports_of(path)}
     for package in imported - {"cnnlab", "tuning"} - set(sys.stdlib_module_names):

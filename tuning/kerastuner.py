@@ -4,19 +4,13 @@ failure limit.
 The only room that knows KerasTuner, whose private parts it reaches for; each reach says why, as seen in 1.4.8.
 """
 
-import contextlib
-import dataclasses
 import functools
-import io
 import json
 import warnings
 from pathlib import Path
 
 import keras_tuner
 import numpy as np
-from keras_tuner.src import config as keras_tuner_config
-from keras_tuner.src.distribute.oracle_chief import exit_chief
-from keras_tuner.src.engine import conditions
 from sklearn.exceptions import ConvergenceWarning
 
 from cnnlab.errors import reading
@@ -24,13 +18,7 @@ from cnnlab.files import written_whole
 from cnnlab.models import Range
 from tuning import report
 from tuning.settings import OBJECTIVES
-from tuning.spaces import LENGTHS, kind_of, recipe_of, value_of
-from tuning.trials import label_of
-
-# It prints the traceback of every failed trial; our line says why, and the run and the trial's file keep all of it.
-keras_tuner_config.DEBUG = False
-# It prints a line, for debugging as it seems, for each condition that it sends to another process.
-conditions.print = lambda *_: None
+from tuning.spaces import LENGTHS, kind_of, value_of
 
 # The Gaussian process's, between the lines of the trials: a length scale at its bound is usual with few trials.
 warnings.filterwarnings("ignore", category=ConvergenceWarning)
@@ -39,34 +27,37 @@ FAILURES = 3  # in a row end a search
 
 
 class Durable:
-    """Mixed into an oracle.
+    """Mixed into an oracle: asked for trials and told how they ended, by whoever runs them.
 
-    `on_end(oracle, trial)` is called for every trial that ended. After `FAILURES` failed trials in a row since this
-    start no new ones are made, so that every worker is told to stop in the ordinary way; KerasTuner's own raises inside
-    its lock, after which its chief never answers again.
+    After `FAILURES` failed trials in a row since this start it has no new ones; KerasTuner's own raises in the midst of
+    its work.
     """
 
-    on_end = staticmethod(lambda oracle, trial: None)
+    asked = 0
     failures = ()  # the failed trials in a row up to now or, once they are too many, up to then
-    told_to_stop = False  # whether a worker asked when there were no more trials
-
-    def waits_for_nobody(self) -> bool:
-        """Whether every worker was told to stop and has gone, so that a chief may end."""
-        return self.told_to_stop and exit_chief(self)
 
     def gave_up(self) -> bool:
         """Whether so many trials failed in a row that no more are made, however one still under way may end."""
         return len(self.failures) >= FAILURES
 
-    @keras_tuner.synchronized
-    def create_trial(self, tuner_id):
+    def ask(self):
+        """The next trial, or `None` where there is none, or none before another one has ended."""
         if self.gave_up():
-            self.tuner_ids.discard(tuner_id)
-            trial = keras_tuner.engine.trial.Trial(self.get_space(), trial_id="none", status="STOPPED")
-        else:
-            trial = super().create_trial(tuner_id)
-        self.told_to_stop = self.told_to_stop or trial.status == "STOPPED"
-        return trial
+            return None
+        self.asked += 1  # it takes who asks twice for somebody who goes on with the same trial
+        trial = self.create_trial(str(self.asked))
+        return trial if trial.status == "RUNNING" else None
+
+    def tell(self, trial, score=None, error=None):
+        """End a trial, with its score or with the traceback of its error."""
+        trial.message = error
+        trial.status = "FAILED" if error else "COMPLETED"
+        if not error:
+            self.update_trial(trial.trial_id, {self.objective.name: score})
+        self.end_trial(trial)
+        trial = self.trials[trial.trial_id]
+        if not self.gave_up():
+            self.failures = (*self.failures, trial) if trial.status == "FAILED" else ()
 
     def _random_values(self):
         """A random recipe, but the first one is the recipe that the search starts from, for the others to beat."""
@@ -78,21 +69,6 @@ class Durable:
             if start.is_active(hyperparameter):
                 start.values[hyperparameter.name] = hyperparameter.default
         return start.values
-
-    @keras_tuner.synchronized
-    def end_trial(self, trial):
-        super().end_trial(trial)
-        trial = self.trials[trial.trial_id]
-        if not self.gave_up():
-            self.failures = (*self.failures, trial) if trial.status == "FAILED" else ()
-        self.on_end(self, trial)
-
-    @keras_tuner.synchronized
-    def abandon(self, tuner_id):
-        """Give up a worker that is gone for good: its trial goes to another one."""
-        if trial := self.ongoing_trials.pop(tuner_id, None):
-            self._retry_queue.append(trial.trial_id)
-        self.tuner_ids.discard(tuner_id)
 
     def save(self):
         write_json(Path(self._get_oracle_fname()), self.get_state())
@@ -164,27 +140,23 @@ def _declare(hp, name, values, kind, start):
         hp.Float(name, values.low, values.high, sampling=sampling, default=default)
 
 
-def make_oracle(tuner, *, space, objective, trials, epochs, seed):
-    """An oracle by name.
+def make_oracle(search, folder):
+    """The oracle of a search, with the state that is in `folder`.
 
-    Args:
-        tuner: "bayesian" (a Gaussian process; the first third of the trials is random), "random", or "hyperband" (Li et
-            al., 2018, arXiv:1603.06560: many short trainings, the best of them longer).
-        space: KerasTuner's `HyperParameters`.
-        objective: a key of `OBJECTIVES`.
-        trials: at most as many.
-        epochs: of a full training, for hyperband.
-        seed: any; KerasTuner takes 0 for none.
+    "bayesian" is a Gaussian process, the first third of the trials is random; "hyperband" is Li et al.'s (2018,
+    arXiv:1603.06560), many short trainings, the best of them longer.
     """
+    tuner, trials = search.tuner, search.trials
     common = {
-        "objective": keras_tuner.Objective(objective, OBJECTIVES[objective]),
-        "hyperparameters": space,
+        "objective": keras_tuner.Objective(search.objective, OBJECTIVES[search.objective]),
+        "hyperparameters": hyperparameters(search.space, search.recipe),
         "allow_new_entries": False,
-        "seed": int(np.random.SeedSequence(seed).generate_state(1)[0] % 2**31) or 1,
+        # Any of ours is one of its; it takes 0 for none.
+        "seed": int(np.random.SeedSequence(search.recipe.seed).generate_state(1)[0] % 2**31) or 1,
         "max_consecutive_failed_trials": trials + 1,  # ours counts
     }
     if tuner == "hyperband":
-        oracle = _durable("Hyperband")(max_epochs=epochs, hyperband_iterations=None, **common)
+        oracle = _durable("Hyperband")(max_epochs=search.recipe.epochs, hyperband_iterations=None, **common)
         oracle.max_trials = trials
     elif tuner == "random":
         oracle = _durable("RandomSearch")(max_trials=trials, **common)
@@ -193,6 +165,10 @@ def make_oracle(tuner, *, space, objective, trials, epochs, seed):
         initial = max(3, trials // 3)
         oracle = _durable("BayesianOptimization")(max_trials=trials, num_initial_points=initial, **common)
     oracle.verbose = 0
+    # What its tuners do, whose loops are for trials in their own process (seen in 1.4.8).
+    oracle._set_project_dir(str(folder.parent), folder.name)
+    if Path(oracle._get_oracle_fname()).exists():
+        oracle.reload()
     return oracle
 
 
@@ -210,47 +186,3 @@ def write_json(path, state) -> None:
     """Write JSON that is there whole or not at all."""
     with written_whole(path, "w") as file:
         json.dump(state, file)
-
-
-class TrackedTuner(keras_tuner.engine.base_tuner.BaseTuner):
-    """KerasTuner's loop around the shared runner."""
-
-    def __init__(self, search, place, **kwargs):
-        self.search_settings, self.place = search, place
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces that it reloads
-            super().__init__(**kwargs)
-        self.save()
-
-    def run_trial(self, trial):
-        search = self.search_settings
-        recipe = recipe_of(trial.hyperparameters.values, search.recipe)
-        recipe = dataclasses.replace(recipe, seed=search.seed(int(trial.trial_id)))
-        label = label_of(trial)
-        score = self.place.scored_run(search, recipe, "trial", label, f"trial {label}")
-        return {search.objective: score}
-
-    def save(self):
-        if not self._is_worker():
-            self.oracle.save()
-        write_json(Path(self._get_tuner_fname()), {})
-
-
-def make_tuner(search, folder, place) -> TrackedTuner:
-    """The tuner of a search, with the state that is in `folder`."""
-    oracle = make_oracle(
-        search.tuner,
-        space=hyperparameters(search.space, search.recipe),
-        objective=search.objective,
-        trials=search.trials,
-        epochs=search.recipe.epochs,
-        seed=search.recipe.seed,
-    )
-
-    def on_end(oracle, trial):
-        if trial.status == "FAILED" and not trial.message:  # it does not come over from another process
-            for run in place.children(kind="trial", label=label_of(trial)):
-                trial.message = run["tags"].get("reason")
-        print(report.trial_line(oracle, trial, search), flush=True)
-
-    oracle.on_end = on_end
-    return TrackedTuner(search, place, oracle=oracle, directory=str(folder.parent), project_name=folder.name)

@@ -2,6 +2,7 @@
 
 from cnnlab.names import csv_line
 from cnnlab.results import plots
+from cnnlab.spread import last_line
 from tuning.settings import OBJECTIVES
 from tuning.spaces import LENGTHS
 
@@ -28,9 +29,7 @@ def values_text(oracle, trial) -> str:
 
 def reason_of(trial) -> str:
     """The last line of a failed trial's error, without the exception's module."""
-    lines = (trial.message or "").strip().splitlines()
-    name, colon, text = (lines[-1] if lines else "unknown").partition(": ")
-    return text if colon else name
+    return last_line(trial.message or "unknown")
 
 
 def shown_values(oracle, trial) -> dict:

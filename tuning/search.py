@@ -4,31 +4,32 @@ A search sees training and validation images only. Its best recipes are trained 
 best mean validation score wins, and only that one is trained once more and scored on the test set.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import ArgumentError, LabError, masked
 from cnnlab.models import own
 from cnnlab.names import markdown
-from cnnlab.prepare import prepare
-from cnnlab.results.names import TOP5_CLASSES
+from cnnlab.on_ray import expect_address, ray_workers
+from cnnlab.processes import Processes
+from cnnlab.spread import Here, Job, spread
 from cnnlab.tracking import checkpoints, read, store
 from cnnlab.tracking import run as tracking
+from cnnlab.tracking.places import TRACKING_VARIABLE, local_database, store_uri
 from cnnlab.tracking.provenance import data_tags
 from tuning import report
 from tuning.finals import train_finalists, train_winner
-from tuning.kerastuner import make_tuner, reading_state, write_json
-from tuning.spaces import check_space
+from tuning.kerastuner import make_oracle, reading_state, write_json
+from tuning.spaces import check_space, recipe_of
 from tuning.states import SETTINGS, searches_folder
-from tuning.trials import Place
-from tuning.workers import CHIEF_TIMEOUT, answer_workers, end_with_chief, role, search_with_workers
+from tuning.trials import Place, at_hand, label_of, load, train_scored
 
 
 @dataclass(frozen=True)
@@ -40,31 +41,52 @@ class SearchResult:
     winner_run_id: str
 
 
-def run_search(search, *, name=None, workers=1, restart=False) -> SearchResult:
+def run_search(search, *, name=None, workers=None, on=None, cpus=None, gpus=None, restart=False) -> SearchResult:
     """Run a search to its end, or go on with one that was interrupted.
 
     Args:
         search: a `Search`.
         name: of the search's folder, `mlruns/searches/<name>`; the model's name by default.
-        workers: processes that run trials at the same time, on this machine.
+        workers: trainings at the same time: 1 by default in this process, more in processes on this machine; on a
+            cluster at most, by default as many as there is room for.
+        on: a Ray cluster that runs them: "ray", "HOST:PORT" or "ray://HOST:PORT".
+        cpus, gpus: that each training asks the cluster for.
         restart: forget the trials of an unfinished search of that name.
 
     Raises:
-        ArgumentError: the space is out of bounds, or an unfinished search of that name has other settings or data.
-        LabError: several trials failed in a row, none succeeded, the state is damaged, or the search runs already.
+        ArgumentError: the space is out of bounds, an unfinished search of that name has other settings or data, or
+            the cluster has no room.
+        LabError: several trials failed in a row, none succeeded, the state is damaged, the search runs already, or the
+            cluster does not answer.
     """
+    if on:
+        expect_address(on)
     with own.pinned([search.recipe.model]):  # all trials are of one source
-        return _run_search(search, name or search.recipe.label, workers, restart)
+        check_space(search.space, search.recipe)
+        search, dataset, tags = load(search)
+        with store.opened(), _workers(workers, on, cpus, gpus) as at:
+            return _search(search, dataset, tags, name or search.recipe.label, at, restart)
 
 
-def _run_search(search, name, workers, restart):
-    check_space(search.space, search.recipe)
-    search, dataset, tags = _load(search)
-    with store.opened():
-        return _search(search, dataset, tags, name, workers, restart)
+@contextlib.contextmanager
+def _workers(count, on, cpus, gpus):
+    """Who runs the trials, and who the winner, which nothing else runs beside."""
+    if on:
+        with ray_workers(on, cpus=cpus, gpus=gpus, limit=count, variables={TRACKING_VARIABLE: store_uri()}) as workers:
+            if workers.elsewhere and local_database(store_uri()):
+                raise ArgumentError(
+                    f"Expected a store that {workers.elsewhere[0]}, a node of the cluster, can reach. Received: "
+                    f"{masked(store_uri())}. Set MLFLOW_TRACKING_URI to the address of an MLflow server."
+                )
+            yield workers, workers
+    elif count and count > 1:
+        with contextlib.closing(Processes(count)) as workers:
+            yield workers, Here()
+    else:
+        yield Here(), Here()
 
 
-def _search(search, dataset, tags, name, workers, restart):
+def _search(search, dataset, tags, name, at, restart):
     folder = search_folder(name)
     with _alone(folder, name):
         settings = search.settings(dataset)
@@ -84,19 +106,48 @@ def _search(search, dataset, tags, name, workers, restart):
         ) as parent_run_id:
             write_json(folder / SETTINGS, {"settings": settings})
             place = Place(experiment_id, parent_run_id, dataset, tags)
-            tuner = make_tuner(search, folder, place)
-            if workers > 1:
-                search_with_workers(tuner, search, name, workers)
-            elif role() == "chief":
-                answer_workers(tuner)
-            else:
-                tuner.search()
-            rows = report.trial_rows(tuner.oracle, place.children(kind="trial"))
-            tracking.log_results(*report.trials_report(rows, search))
-            _expect_trials(tuner.oracle)
-            winner_run_id = train_winner(search, train_finalists(search, tuner.oracle, place), place)
+            with at_hand(place):
+                winner_run_id, rows = _trials_to_winner(search, make_oracle(search, folder), place, *at)
         write_json(folder / SETTINGS, {"settings": settings, "finished": winner_run_id})
     return SearchResult(parent_run_id, rows, winner_run_id)
+
+
+def _trials_to_winner(search, oracle, place, workers, last):
+    _run_trials(search, oracle, place, workers)
+    rows = report.trial_rows(oracle, place.children(kind="trial"))
+    tracking.log_results(*report.trials_report(rows, search))
+    _expect_trials(oracle)
+    recipe = train_finalists(search, oracle, place, workers)
+    if workers is not last:
+        workers.close()
+    waiting = [Job("the winner", train_winner, (place.address(search), recipe))]
+    [ended] = spread(lambda: waiting.pop() if waiting else None, last)
+    winner_run_id, accuracy = ended.result()
+    tracking.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
+    return winner_run_id, rows
+
+
+def _run_trials(search, oracle, place, workers):
+    trials, address = {}, place.address(search)  # by name
+
+    def ask():
+        trial = oracle.ask()
+        if trial is None:
+            return None
+        label = label_of(trial)
+        name = f"trial {label}"
+        trials[name] = trial
+        recipe = recipe_of(trial.hyperparameters.values, search.recipe)
+        recipe = dataclasses.replace(recipe, seed=search.seed(int(trial.trial_id)))
+        return Job(name, train_scored, (address, recipe, "trial", label, name))
+
+    for ended in spread(ask, workers):
+        trial = trials.pop(ended.job.name)
+        oracle.tell(trial, ended.value, ended.error)
+        print(report.trial_line(oracle, trial, search), flush=True)
+        if oracle.gave_up():
+            workers.close()  # the others of the kind
+            return
 
 
 def search_folder(name) -> Path:
@@ -105,22 +156,8 @@ def search_folder(name) -> Path:
 
 
 def search_key(settings, name) -> str:
-    """What a second start, and workers on other machines, find the parent run by."""
+    """What a second start finds the parent run by."""
     return hashlib.sha256(json.dumps([name, settings], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _load(search, quiet=False):
-    """`(search, dataset, tags)`: the search with the data and weights that are really used."""
-    checkpoints.seconds_between()  # a wrong number is said before any work
-    store.expect_usable_store()
-    dataset, [prepared] = prepare([search.recipe], quiet=quiet)
-    if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:
-        raise ArgumentError(
-            f"Expected at least {TOP5_CLASSES} classes for the objective val_top5_accuracy. Received: "
-            f"{len(dataset.class_names)}. Use another objective."
-        )
-    recipe = dataclasses.replace(prepared.recipe, dataset=prepared.recipe.dataset or dataset.name)
-    return dataclasses.replace(search, recipe=recipe), dataset, prepared.tags
 
 
 def _alone(folder, name):
@@ -178,31 +215,3 @@ def _expect_trials(oracle):
         f"{report.reason_of(failures[-1]).rstrip('.')}. Correct what failed, and the same command goes on; or narrow "
         "the space with --space and --restart."
     )
-
-
-def work_for_chief(search, name=None) -> None:
-    """Run trials for the chief that KerasTuner's variables name, until it says to stop or is gone.
-
-    Raises:
-        LabError: no search with the same settings and data is in the store.
-    """
-    with own.pinned([search.recipe.model]), store.opened():
-        _work_for_chief(search, name or search.recipe.label)
-
-
-def _work_for_chief(search, name):
-    search, dataset, tags = _load(search, quiet=True)
-    experiment_id = tracking.experiment_for(dataset)
-    key = search_key(search.settings(dataset), name)
-    deadline = time.monotonic() + CHIEF_TIMEOUT
-    while (parent_run_id := read.newest_run(experiment_id, running=True, search=key)) is None:
-        if time.monotonic() > deadline:
-            raise LabError(
-                "Expected the chief's search to run in this store. Received: none with these settings and data in "
-                f"{CHIEF_TIMEOUT} seconds. Start the chief, with the same command and the same MLFLOW_TRACKING_URI."
-            )
-        time.sleep(1)
-    end_with_chief()
-    folder = search_folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    make_tuner(search, folder, Place(experiment_id, parent_run_id, dataset, tags)).search()

@@ -1,15 +1,21 @@
-"""Trials as runs: where they go, and what one of them is, whichever engine asks for it."""
+"""Trials as runs: where they go, and what one of them is, whichever engine asks for it and whoever trains it."""
 
+import contextlib
+import dataclasses
+import socket
 from dataclasses import dataclass
 
 from cnnlab.data import ImageDataset
-from cnnlab.errors import LabError, StoreGone
+from cnnlab.errors import ArgumentError, LabError, StoreGone
 from cnnlab.interrupted import interrupted_run
-from cnnlab.prepare import build_model
+from cnnlab.models import own
+from cnnlab.prepare import build_model, prepare
+from cnnlab.results.names import TOP5_CLASSES
 from cnnlab.runner import fit_and_evaluate
-from cnnlab.tracking import read
+from cnnlab.tracking import checkpoints, read, store
 from cnnlab.tracking import run as tracking
 from cnnlab.training.compute import freed_models
+from tuning.settings import Search
 
 ATTEMPTS, PATIENCE = 3, 30  # of a trial, and minutes to wait for a store that went away
 SCORE = "score"  # the metric of a trial's run that says it is complete
@@ -70,6 +76,70 @@ class Place:
         score = getattr(result.validation, search.objective.removeprefix("val_"))
         tracking.log_metric_of(result.run_id, SCORE, score)
         return score
+
+    def address(self, search) -> "Address":
+        """What a worker finds its own place by."""
+        return Address(search, self.experiment_id, self.parent_run_id, self.dataset.digest)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A search, where its runs go, and the digest of its data: what travels to a worker, which loads the data."""
+
+    search: Search
+    experiment_id: str
+    parent_run_id: str
+    digest: str
+
+
+_places = {}  # of this process, by the run that is their parent
+
+
+@contextlib.contextmanager
+def at_hand(place):
+    """Inside, trainings in this process use the data that is loaded already."""
+    _places[place.parent_run_id] = place
+    try:
+        yield
+    finally:
+        del _places[place.parent_run_id]
+
+
+def train_scored(address, recipe, kind, label, run_name) -> float:
+    """`Place.scored_run`, on whatever worker this is."""
+    with own.pinned([recipe.model]), store.opened():
+        return place_of(address).scored_run(address.search, recipe, kind, label, run_name)
+
+
+def place_of(address) -> Place:
+    """The place of an address, with its data, which each process loads once.
+
+    Raises:
+        LabError: the data here is not the search's.
+    """
+    if address.parent_run_id not in _places:
+        _, dataset, tags = load(address.search, quiet=True)
+        if dataset.digest != address.digest:
+            raise LabError(
+                f"Expected the images of the search in '{address.search.recipe.dataset}' on each worker. Received: "
+                f"others on {socket.gethostname()}. Put the same there."
+            )
+        _places[address.parent_run_id] = Place(address.experiment_id, address.parent_run_id, dataset, tags)
+    return _places[address.parent_run_id]
+
+
+def load(search, quiet=False):
+    """`(search, dataset, tags)`: the search with the data and weights that are really used."""
+    checkpoints.seconds_between()  # a wrong number is said before any work
+    store.expect_usable_store()
+    dataset, [prepared] = prepare([search.recipe], quiet=quiet)
+    if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:
+        raise ArgumentError(
+            f"Expected at least {TOP5_CLASSES} classes for the objective val_top5_accuracy. Received: "
+            f"{len(dataset.class_names)}. Use another objective."
+        )
+    recipe = dataclasses.replace(prepared.recipe, dataset=prepared.recipe.dataset or dataset.name)
+    return dataclasses.replace(search, recipe=recipe), dataset, prepared.tags
 
 
 def label_of(trial) -> str:

@@ -96,6 +96,42 @@ def checkpoint_option(command):
     )(command)
 
 
+def cluster_options(command):
+    """Add `--on`, a Ray cluster, and what each job asks it for."""
+
+    def expect(context, option, value):
+        if value is not None:
+            from cnnlab.on_ray import expect_address
+
+            expect_address(value)  # answers at once, not after TensorFlow has loaded
+        return value
+
+    for option in (
+        click.option("--gpus", type=click.FloatRange(0), help="GPUs for each job on --on.  [default: 1 if it has any]"),
+        click.option(
+            "--cpus",
+            type=click.FloatRange(0, min_open=True),
+            help="CPUs for each job on --on.  [default: a GPU's share of its node, else 1]",
+        ),
+        click.option(
+            "--on",
+            metavar="CLUSTER",
+            callback=expect,
+            help="Work on a Ray cluster: ray (of this machine, for this command), HOST:PORT (that this machine is a "
+            "node of) or ray://HOST:PORT.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def expect_on(on, cpus, gpus) -> None:
+    """Raise `ArgumentError` where something is asked of a cluster and there is none."""
+    given = [name for name, value in (("--cpus", cpus), ("--gpus", gpus)) if value is not None]
+    if given and on is None:
+        raise ArgumentError(f"Expected {given[0]} with --on, a cluster. Received: no --on. Give it, or leave it out.")
+
+
 def recipes_of(models, options) -> list[Recipe]:
     """A recipe for each model; options that were not given keep the recipe's defaults.
 

@@ -1,12 +1,16 @@
 """The commands that train: one model, several, a search."""
 
+import contextlib
 import dataclasses
+import functools
 import re
 
 import click
 
 from cnnlab.cli.options import (
     checkpoint_option,
+    cluster_options,
+    expect_on,
     experiment_option,
     option_name,
     recheck_option,
@@ -16,6 +20,28 @@ from cnnlab.cli.options import (
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.job import job
 from tuning.settings import OBJECTIVES
+
+# Of the recipe, what says which pictures there are and what frozen layers make of them.
+FEATURE_OPTIONS = (
+    *("image_size", "fit", "labels", "class_names", "skip_bad", "drop_duplicates", "picture_size", "val_fraction"),
+    *("limit", "split_seed", "augment", "backbone", "weights", "preprocessing", "train_blocks", "precision"),
+    *("frozen_precision", "feature_dtype"),
+)
+
+
+@contextlib.contextmanager
+def helped(on, cpus, gpus):
+    """Around a job whose pass through frozen layers a cluster makes, where there is one."""
+    expect_on(on, cpus, gpus)
+    if on is None:
+        yield
+        return
+    from cnnlab.on_ray import ray_workers
+    from cnnlab.spread import helped_by
+
+    with ray_workers(on, cpus=cpus, gpus=gpus) as workers, helped_by(workers):
+        yield
+
 
 restart_option = click.option(
     "--restart", is_flag=True, help="Train from the beginning, also where an equal training was interrupted."
@@ -30,18 +56,19 @@ def _given(options):
 @click.argument("model", metavar="MODEL", required=False)
 @click.option("--resume", metavar="RUN_ID", help="Go on with an interrupted run, as it was; without MODEL.")
 @restart_option
+@cluster_options
 @checkpoint_option
 @experiment_option
 @recheck_option
 @recipe_options
-def train(model, resume, restart, **options):
+def train(model, resume, restart, on, cpus, gpus, **options):
     """Train MODEL as one tracked run.
 
     The same command again goes on with a run that was interrupted, from its last checkpoint.
 
     MODEL is cnn, resnet9, vgg16, another backbone ('cnnlab models --available' lists them), transfer with any
     --backbone, or a function of your own, FILE.py:FUNCTION, that takes (input_shape, num_classes, **arguments) and
-    returns a model.
+    returns a model. With --on, a cluster makes the pass through its frozen layers; the rest is trained here.
     """
     if resume:
         if given := ["MODEL"] * bool(model) + ["--restart"] * restart + _given(options):
@@ -52,7 +79,7 @@ def train(model, resume, restart, **options):
     elif not model:
         raise click.UsageError("Missing argument 'MODEL'.")
     recipe = None if resume else recipes_of([model], options)[0]
-    with job():
+    with job(), helped(on, cpus, gpus):
         from cnnlab.cli.screen import print_next_step, print_results
         from cnnlab.compare import resume_run, train_model
 
@@ -117,14 +144,21 @@ def compare(models, seeds, restart, **options):
 )
 @click.option("--finalists", type=click.IntRange(1), default=3, show_default=True, help="Best recipes trained afresh.")
 @click.option("--final-seeds", type=click.IntRange(1), default=2, show_default=True, help="Seeds for each finalist.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that run trials.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Trainings at the same time.  [default: 1; with --on as many as there is room for]",
+)
+@cluster_options
 @click.option("--name", help="Of the search; the same name and settings go on.  [default: the model's]")
 @click.option("--restart", is_flag=True, help="Forget an unfinished search of that name.")
 @checkpoint_option
 @experiment_option
 @recheck_option
 @recipe_options
-def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers, name, restart, **options):
+def tune(
+    model, tuner, trials, objective, space, finalists, final_seeds, workers, on, cpus, gpus, name, restart, **options
+):
     """Search the hyperparameters of MODEL, which is as in 'cnnlab train'.
 
     Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
@@ -132,7 +166,6 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
     """
     from tuning.settings import TUNERS, Search
     from tuning.spaces import narrowed_space
-    from tuning.workers import ID, role
 
     [recipe] = recipes_of([model], options)
     given = [option for option, value in options.items() if value not in (None, ())]
@@ -141,23 +174,44 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
     expect_one_of("objective", objective, OBJECTIVES)
     if name and not re.fullmatch(r"[\w-]+", name):
         raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
-    role_here = role()
-    if role_here and workers > 1:
-        raise ArgumentError(
-            f"Expected --workers or KerasTuner's variables. Received both ({ID} is set). Leave one out."
-        )
+    expect_on(on, cpus, gpus)
     search = Search(recipe, space, tuner, objective, finalists, final_seeds, trials)
     with job():
         from cnnlab.cli.screen import print_next_step
-        from tuning.search import run_search, work_for_chief
+        from tuning.search import run_search
 
-        if role_here == "worker":
-            work_for_chief(search, name)
-            print("The chief has no more trials.")
-            return
-        result = run_search(search, name=name, workers=workers, restart=restart)
+        result = run_search(search, name=name, workers=workers, on=on, cpus=cpus, gpus=gpus, restart=restart)
         print(f"Winner: run {result.winner_run_id}.")
         print_next_step(result.parent_run_id)
 
 
-COMMANDS = (train, compare, tune)
+@click.command()
+@click.argument("dataset", metavar="DATASET")
+@click.argument("model", metavar="MODEL")
+@click.option("--for-search", is_flag=True, help="As trials of a search need them: without the test pictures.")
+@cluster_options
+@recheck_option
+@functools.partial(recipe_options, names=FEATURE_OPTIONS)
+def features(model, for_search, on, cpus, gpus, **options):
+    """Store the features that MODEL's frozen layers give for the pictures of DATASET.
+
+    A training with the same options then starts at once; 'cnnlab cache' shows what is stored. With --on, the pass is
+    spread over a cluster.
+    """
+    [recipe] = recipes_of([model], options)
+    with job(), helped(on, cpus, gpus):
+        from cnnlab.features import store_features
+
+        stored = store_features(recipe, ("train", "val") if for_search else ("train", "val", "test"))
+        if not stored.new:
+            print(f"The features of {stored.pictures:,} pictures were stored already.")
+            return
+        for entry in stored.new:
+            print(f"{entry['key'][:12]}  {entry['bytes'] / 1e6:,.1f} MB  {entry['shape']} {entry['what']}")
+        print(
+            f"Stored in {stored.seconds:.1f} s, {stored.pictures * len(stored.new) / stored.seconds:,.0f} pictures a "
+            "second."
+        )
+
+
+COMMANDS = (train, compare, tune, features)

@@ -4,19 +4,23 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from cnnlab import cached
 from cnnlab.signals import signals_held
+from cnnlab.spread import Here, Job, helpers, spread
 
+JOB_BYTES = 2**23  # of images that a worker gets at a time, about
 BATCH, BATCH_BYTES = 256, 2**28  # images a forward pass at most, and bytes of its largest layer's output
 
 
@@ -132,28 +136,65 @@ def _compute(front, parts, first, mirrored, dtype, path):
 def _fill(stored, front, parts, first, mirrored):
     """One pass over the images at positions `first` of the concatenated parts, into `stored`; where its type is too
     small for the features, an empty array of one that is not.
+
+    The pass is spread over whatever workers help (`spread.helpers`); each of its jobs is some batches.
     """
-    bounds = np.cumsum([0, *map(len, parts)])
-    title = f"Frozen layers over {len(first):,} {'mirrored ' if mirrored else ''}images"
-    console = Console(stderr=True)
+    workers = helpers()
     batch = _batch_size(front)
-    steps = range(0, len(first), batch)
-    for i in track(steps, title, console=console, disable=not console.is_terminal):
-        positions = first[i : i + batch]
+    image_bytes = math.prod(parts[0].shape[1:]) * parts[0].dtype.itemsize
+    rows = batch * max(1, int(JOB_BYTES // (batch * image_bytes)))
+    # The last jobs are to end together, even where there are few rows.
+    rows = min(rows, batch * max(1, len(first) // (4 * workers.room() * batch)))
+    shared = workers.share(front if isinstance(workers, Here) else np.frombuffer(pickle.dumps(front), np.uint8))
+    bounds = np.cumsum([0, *map(len, parts)])
+    key = f"{id(stored)}-{time.monotonic_ns()}"
+    starts = iter(range(0, len(first), rows))
+
+    def ask():
+        if (start := next(starts, None)) is None:
+            return None
+        positions = first[start : start + rows]
         owner = np.searchsorted(bounds, positions, side="right") - 1
         images = np.stack([parts[o][p - bounds[o]] for o, p in zip(owner, positions, strict=True)])
         if mirrored:
             images = images[:, :, ::-1]
-        with signals_held():
-            features = front.predict_on_batch(images)
-        if np.abs(features).max(initial=0) > np.finfo(stored.dtype).max:
-            print(
-                f"warning: features of the frozen layers are too large for {stored.dtype}; storing them in float32.",
-                file=sys.stderr,
-            )
-            return np.empty(0, np.float32)
-        stored[i : i + batch] = features
+        return Job(f"the pass from row {start:,}", _features_of, (shared, key, images, batch, stored.dtype.name, start))
+
+    console = Console(stderr=True)
+    title = f"Frozen layers over {len(first):,} {'mirrored ' if mirrored else ''}images"
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=len(first))
+        for ended in spread(ask, workers, ahead=2):
+            start, features = ended.result()
+            if features is None:
+                print(
+                    f"warning: frozen layers' features are too large for {stored.dtype}; storing them in float32.",
+                    file=sys.stderr,
+                )
+                return np.empty(0, np.float32)
+            stored[start : start + len(features)] = features
+            progress.advance(task, len(features))
     return stored
+
+
+_fronts = {}  # of this process as a worker, the last one, by the pass that it is for
+
+
+def _features_of(front, key, images, batch, dtype, start):
+    """`(start, features)` of some batches of images, or `(start, None)` where the type is too small for them."""
+    if isinstance(front, np.ndarray):  # pickled, for a worker elsewhere
+        if key not in _fronts:
+            _fronts.clear()
+            _fronts[key] = pickle.loads(front)
+        front = _fronts[key]
+    stored = np.empty((len(images), *front.output_shape[1:]), dtype)
+    for i in range(0, len(images), batch):
+        with signals_held():
+            features = front.predict_on_batch(images[i : i + batch])
+        if np.abs(features).max(initial=0) > np.finfo(stored.dtype).max:
+            return start, None
+        stored[i : i + batch] = features
+    return start, stored
 
 
 def _batch_size(front):

@@ -159,16 +159,32 @@ def _cut(model, used, recipe):
     if view is not None:  # several views are for answers; training on one costs as much less
         compile_like(view, model)
         return _Cut(view, model, images, False)
+    cut = features_by_part(model, images, recipe)
+    if cut is None:
+        return _Cut(model, model, images, False)
+    head, features = cut
+    return _Cut(head, head, features, True)
+
+
+def features_by_part(model, images, recipe):
+    """`(head, features)` of a model that starts with frozen layers: what is trained instead of it, and on what.
+
+    Args:
+        model: compiled `keras.Model`.
+        images: arrays by part, the training images first.
+        recipe: gives the augmentation and the features' type.
+
+    Returns:
+        `None` where the images are trained on: nothing is frozen, or the features cannot be kept.
+    """
     # What is done to the batches needs pictures.
     in_batches = mixes_of(recipe.augment) or alternates(recipe.augment)
     split = None if in_batches else split_at_frozen_front(model)
     if split is None:
-        return _Cut(model, model, images, False)
+        return None
     dtype = "float16" if recipe.feature_dtype == "float16" else "float32"
     features = features_of(split, *images.values(), dtype=dtype)
-    if features is None:
-        return _Cut(model, model, images, False)
-    return _Cut(split.head, split.head, dict(zip(images, features, strict=True)), True)
+    return None if features is None else (split.head, dict(zip(images, features, strict=True)))
 
 
 def _fit(cut, dataset, recipe, planned, epochs, callbacks, recorded, quiet, keeper):

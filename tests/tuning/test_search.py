@@ -3,9 +3,7 @@
 import csv
 import gc
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +13,9 @@ import pytest
 
 import cnnlab
 from cnnlab.models import Range
-from cnnlab.ports import choose_port
 from cnnlab.training.compute import freed_models
 from tuning.search import run_search
 from tuning.settings import Search
-from tuning.workers import HOST, ID, PORT, role
 
 SPACE = {"learning_rate": Range(1e-3, 1e-2, log=True), "dense_units": (8, 16)}
 
@@ -234,54 +230,3 @@ def test_two_workers_share_a_search(store, capfd):
     kinds = runs_by_kind(store)
     assert len(kinds["trial"]) == 4
     assert len({run.data.tags["cnnlab.process"] for run in kinds["trial"]}) == 2
-
-
-def test_workers_started_by_hand(store, monkeypatch, capfd):
-    for variable, value in ((ID, "chief"), (HOST, "127.0.0.1"), (PORT, str(choose_port("127.0.0.1", None, 0)))):
-        monkeypatch.setenv(variable, value)
-    program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_search import small_search\n"
-        "from tuning.search import work_for_chief\n"
-        "work_for_chief(small_search())"
-    )
-    worker = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, ID: "worker1"})
-    result = run_search(small_search())
-    assert worker.wait(30) == 0
-    assert [row["status"] for row in result.rows] == ["COMPLETED"] * 3
-    trials = runs_by_kind(store)["trial"]
-    assert {run.data.tags["cnnlab.process"].rpartition("/")[2].partition("-")[0] for run in trials} == {str(worker.pid)}
-    assert "Waiting for trial" not in capfd.readouterr().out
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setenv(PORT, str(taken.getsockname()[1]))
-        with pytest.raises(cnnlab.LabError, match=f"Expected to listen at 127.0.0.1:{os.environ[PORT]}"):
-            run_search(small_search(trials=4))
-
-
-def test_a_worker_ends_with_its_chief():
-    with socket.create_server(("127.0.0.1", 0)) as chief:
-        program = "import time; from tuning.workers import end_with_chief; end_with_chief(); time.sleep(60)"
-        address = {HOST: "127.0.0.1", PORT: str(chief.getsockname()[1])}
-        worker = subprocess.Popen(
-            [sys.executable, "-c", program], env={**os.environ, **address}, stderr=subprocess.PIPE
-        )
-        chief.accept()
-        assert worker.poll() is None
-    assert b"the chief has ended" in worker.communicate(timeout=20)[1]
-    assert worker.returncode == -signal.SIGTERM
-
-
-def test_variables_of_the_chief_that_do_not_fit(monkeypatch):
-    assert role() is None
-    monkeypatch.setenv(ID, "worker1")
-    with pytest.raises(cnnlab.ArgumentError, match=f"Received: no {HOST} and no {PORT}"):
-        role()
-    monkeypatch.setenv(HOST, "127.0.0.1")
-    monkeypatch.setenv(PORT, "http")
-    with pytest.raises(cnnlab.ArgumentError, match=r"to be a number. Received: 'http'"):
-        role()
-    monkeypatch.setenv(PORT, "8100")
-    assert role() == "worker"
-    monkeypatch.setenv(ID, "chief")
-    assert role() == "chief"
