@@ -1,0 +1,94 @@
+"""Seconds of one pass through frozen layers: here, as tasks of Ray (what `--on` does), and with Ray Data.
+
+    pip install 'ray[client,data]'
+    python benchmarks/frozen_pass.py FOLDER_OR_NAME MODEL --weights FILE --limit 8000
+
+On a cluster of this machine, with one CPU for each worker; the workers' start is counted, the cluster's is not.
+"""
+
+import argparse
+import pickle
+import time
+
+import numpy as np
+
+import cnnlab
+from cnnlab.job import job
+from cnnlab.on_ray import ray_workers
+from cnnlab.prepare import build_model, prepare
+from cnnlab.spread import helped_by
+from cnnlab.training import cache
+from cnnlab.training.frozen import split_at_frozen_front
+
+
+class Front:
+    """A worker of Ray Data's."""
+
+    def __init__(self, pickled):
+        from cnnlab.job import load_tensorflow
+
+        load_tensorflow()
+        self.front = pickle.loads(pickled)
+
+    def __call__(self, batch):
+        return {"row": batch["row"], "features": self.front.predict_on_batch(batch["images"])}
+
+
+def with_ray_data(front, images, workers):
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    # Ray Data's own way to arrays that are in memory; rows are numbered, since it does not keep their order.
+    size = 2048
+    blocks = [ray.data.from_numpy(images[i : i + size]) for i in range(0, len(images), size)]
+    data = blocks[0].union(*blocks[1:]).rename_columns({"data": "images"})
+    numbered = data.zip(ray.data.range(len(images)).rename_columns({"id": "row"}))
+    mapped = numbered.map_batches(
+        Front, fn_constructor_args=(pickle.dumps(front),), batch_size=cache._batch_size(front), concurrency=workers
+    )
+    features = np.empty((len(images), *front.output_shape[1:]), np.float32)
+    for batch in mapped.iter_batches(batch_size=size):
+        features[batch["row"]] = batch["features"]
+    return features
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("model")
+    parser.add_argument("--weights")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--repeats", type=int, default=1)
+    given = parser.parse_args()
+    recipe = cnnlab.Recipe(model=given.model, dataset=given.dataset, weights=given.weights, limit=given.limit)
+    with job():
+        dataset, [prepared] = prepare([recipe])
+        front = split_at_frozen_front(build_model(prepared.recipe, dataset)).front
+        images = dataset.train.images[:]
+        rows = np.arange(len(images))
+
+        def ours():
+            return cache._fill(
+                np.empty((len(images), *front.output_shape[1:]), np.float32), front, [images], rows, False
+            )
+
+        def timed(name, run):
+            started = time.perf_counter()
+            features = run()
+            seconds = time.perf_counter() - started
+            print(f"{name}: {seconds:.1f} s, {len(images) / seconds:,.0f} pictures a second", flush=True)
+            return features
+
+        front.predict_on_batch(images[:1])  # traced
+        for _ in range(given.repeats):
+            local = timed("here", ours)
+            with ray_workers("ray", cpus=1) as workers:
+                with helped_by(workers):
+                    tasks = timed("Ray's tasks", ours)
+                data = timed("Ray Data", lambda: with_ray_data(front, images, workers.room()))
+            for name, features in (("tasks", tasks), ("Data", data)):
+                print(f"{name}: differs by {np.abs(features - local).max():.3g} at most from here")
+
+
+if __name__ == "__main__":
+    main()
