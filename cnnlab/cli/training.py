@@ -21,6 +21,7 @@ from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.job import job
 from tuning.settings import OBJECTIVES
 
+MOST_PROCESSES = 64
 # Of the recipe, what says which pictures there are and what frozen layers make of them.
 FEATURE_OPTIONS = (
     *("image_size", "fit", "labels", "class_names", "skip_bad", "drop_duplicates", "picture_size", "val_fraction"),
@@ -175,6 +176,11 @@ def tune(
     if name and not re.fullmatch(r"[\w-]+", name):
         raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
     expect_on(on, cpus, gpus)
+    if on is None and (workers or 1) > MOST_PROCESSES:
+        raise ArgumentError(
+            f"Expected at most {MOST_PROCESSES} --workers on one machine. Received: {workers}. Use fewer, or --on, a "
+            "cluster."
+        )
     search = Search(recipe, space, tuner, objective, finalists, final_seeds, trials)
     with job():
         from cnnlab.cli.screen import print_next_step
