@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 import cnnlab
-from cnnlab.job import job
+from cnnlab.job import job, load_tensorflow
 from cnnlab.on_ray import ray_workers
 from cnnlab.prepare import build_model, prepare
 from cnnlab.spread import helped_by
@@ -24,30 +24,29 @@ from cnnlab.training.frozen import split_at_frozen_front
 class Front:
     """A worker of Ray Data's."""
 
-    def __init__(self, pickled):
-        from cnnlab.job import load_tensorflow
+    def __init__(self, pickled, images):
+        import ray
 
         load_tensorflow()
-        self.front = pickle.loads(pickled)
+        self.front, self.images = pickle.loads(ray.get(pickled)), ray.get(images)
 
     def __call__(self, batch):
-        return {"row": batch["row"], "features": self.front.predict_on_batch(batch["images"])}
+        return {"row": batch["id"], "features": self.front.predict_on_batch(self.images[batch["id"]])}
 
 
 def with_ray_data(front, images, workers):
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    # Ray Data's own way to arrays that are in memory; rows are numbered, since it does not keep their order.
-    size = 2048
-    blocks = [ray.data.from_numpy(images[i : i + size]) for i in range(0, len(images), size)]
-    data = blocks[0].union(*blocks[1:]).rename_columns({"data": "images"})
-    numbered = data.zip(ray.data.range(len(images)).rename_columns({"id": "row"}))
-    mapped = numbered.map_batches(
-        Front, fn_constructor_args=(pickle.dumps(front),), batch_size=cache._batch_size(front), concurrency=workers
+    # The numbers of the rows, since it does not keep their order.
+    mapped = ray.data.range(len(images)).map_batches(
+        Front,
+        fn_constructor_args=(ray.put(pickle.dumps(front)), ray.put(images)),
+        batch_size=cache._batch_size(front),
+        concurrency=workers,
     )
     features = np.empty((len(images), *front.output_shape[1:]), np.float32)
-    for batch in mapped.iter_batches(batch_size=size):
+    for batch in mapped.iter_batches(batch_size=None):
         features[batch["row"]] = batch["features"]
     return features
 

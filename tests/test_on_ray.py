@@ -94,12 +94,14 @@ def test_a_pass_over_the_cluster_leaves_the_file_that_a_local_one_leaves(cluster
 def test_ctrl_c_ends_the_trials_and_the_cluster(store):
     from test_search import runs_by_kind
 
-    arguments = "tune cnn --dataset digits --limit 1000 --epochs 500 --trials 3 --on ray --cpus 1".split()
+    arguments = "tune cnn --dataset digits --limit 150 --filters 4 --epochs 9000 --trials 3 --on ray --cpus 1".split()
     process = subprocess.Popen([sys.executable, "-m", "cnnlab", *arguments], stderr=subprocess.PIPE, text=True)
-    while len(running := runs_by_kind(store).get("trial", ())) < 2:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    try:
+        while len(running := runs_by_kind(store).get("trial", ())) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.2)
+    finally:
+        process.send_signal(signal.SIGINT)
     assert "interrupted" in process.communicate(timeout=120)[1]
     assert process.returncode == 130
     kinds = runs_by_kind(store)
