@@ -44,6 +44,7 @@ def with_ray_data(front, images, workers):
         fn_constructor_args=(ray.put(pickle.dumps(front)), ray.put(images)),
         batch_size=cache._batch_size(front),
         concurrency=workers,
+        num_cpus=0.5,  # else they take all of them, and its tasks that make the numbers wait for ever
     )
     features = np.empty((len(images), *front.output_shape[1:]), np.float32)
     for batch in mapped.iter_batches(batch_size=None):
