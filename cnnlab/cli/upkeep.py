@@ -44,7 +44,11 @@ def cache(clear):
 @click.command()
 @click.option("--fix", is_flag=True, help="Repair what can be repaired.")
 def doctor(fix):
-    """Look for what is wrong with the store, the cache and temporary files."""
+    """Look for what is wrong with the store, the cache and temporary files.
+
+    Nothing is changed without --fix, which keeps a copy of the database before it changes it, and deletes no artifacts,
+    models or states. The exit status is 1 where something is wrong, or still is after --fix.
+    """
     with job(trains=False):
         from cnnlab.cli.screen import print_examined
         from cnnlab.doctor import examine

@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from alembic import command
 from filelock import FileLock
+from mlflow.store.db import utils
 
 from cnnlab import cached, doctor
-from cnnlab.tracking import database, temporary
+from cnnlab.tracking import checks, database, temporary
 from cnnlab.tracking import garbage as garbage_of
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
@@ -283,14 +285,59 @@ def test_damaged_states_of_searches(lab):
     assert [what for what, _ in found(**options)] == ["1 search whose state is damaged"]  # live has no search.json
 
 
-def test_older_and_moved_stores(workplace, monkeypatch, store_template):
+def test_a_store_of_an_earlier_version(workplace, monkeypatch):
     with tarfile.open(Path(__file__).parent.parent / "fixtures/stored_runs.tar.xz") as archive:
         archive.extractall(workplace, filter="data")
     monkeypatch.setattr(tempfile, "tempdir", str(workplace))
     expect("the database has full paths")
-    [(place,)] = rows("SELECT DISTINCT artifact_location FROM experiments WHERE name = 'cnnlab-digits'")
-    assert place == "mlflow-artifacts:/"
+    assert rows("SELECT artifact_location FROM experiments WHERE name = 'cnnlab-digits'") == [("mlflow-artifacts:/",)]
+
+
+def test_an_experiment_of_the_user_s_in_a_moved_store(lab, workplace, monkeypatch):
+    client, _ = lab
+    experiment_id = client.create_experiment("mine", artifact_location=(HOME / "mine").resolve().as_uri())
+    run_id = client.create_run(experiment_id).info.run_id
+    (HOME / "mine" / run_id / "artifacts").mkdir(parents=True)
+    (workplace / "there").mkdir()
+    shutil.move(HOME, workplace / "there" / HOME)
+    monkeypatch.chdir(workplace / "there")
+    expect("1 artifact place of where the store was before")
+    place = (workplace / "there/mlruns/mine" / run_id / "artifacts").as_uri()
+    assert rows(f"SELECT artifact_uri FROM runs WHERE run_uuid = '{run_id}'") == [(place,)]
+
+
+def test_databases_of_other_mlflows(lab):
+    client, run_id = lab
+    engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{(HOME / 'mlflow.db').resolve()}")
+    config = utils._get_alembic_config(str(engine.url))
+    with engine.begin() as config.attributes["connection"]:
+        command.downgrade(config, "-2")
+    engine.dispose()
+    expect("one of an older MLflow", "were not looked at")
+    assert client.get_run(run_id).data.metrics == {"x": 1}
     with contextlib.closing(sqlite3.connect(HOME / "mlflow.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
-    assert "newer MLflow" in found()[0][0]
-    assert found(fix=True)[0][1] is None
+    [newer, _] = doctor.examine(fix=True)
+    assert "one of a newer MLflow" in newer.finding.what
+    assert newer.is_left
+
+
+def test_a_server_s_runs_of_this_machine(lab, digits):
+    client, _ = lab
+    uri = stores.address()
+    run = client.create_run(tracking.experiment_for(digits), tags=gone_here())
+    live = client.create_run(run.info.experiment_id, tags={f"cnnlab.{k}": v for k, v in stores.process_tags().items()})
+    [note, finding] = checks.server_findings(uri)
+    assert not note.is_fault
+    assert finding.items == (f"{run.info.run_id[:8]} {run.info.run_name}",)
+    finding.fix()
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+    assert client.get_run(live.info.run_id).info.status == "RUNNING"
+    statuses = checks.statuses(uri)
+    assert (statuses(live.info.run_id), statuses("0" * 32)) == ("RUNNING", None)
+
+
+def gone_here():
+    """The tags of a run of a process of this machine that has ended."""
+    tags = {f"cnnlab.{key}": value for key, value in stores.process_tags().items()}
+    return {**tags, "cnnlab.process": tags["cnnlab.process"].rpartition("/")[0] + "/1-1"}
