@@ -53,7 +53,8 @@ class Place:
         """
         for _ in range(ATTEMPTS - 1):
             try:
-                return self._scored_run(search, recipe, kind, label, run_name)
+                with tracking.loss_of_store_said():
+                    return self._scored_run(search, recipe, kind, label, run_name)
             except StoreGone:
                 tracking.wait_for_store(PATIENCE)
         return self._scored_run(search, recipe, kind, label, run_name)

@@ -178,6 +178,24 @@ def _is_away():
     return False
 
 
+# What MLflow says of a call without an answer, and of one that a proxy answered in the server's place.
+UNANSWERED = re.compile(r"failed with exception|error code 50[234]|too many 50[234] error")
+
+
+@contextmanager
+def loss_of_store_said():
+    """Around work that asks the store: what fails since the server does not answer is a `StoreGone`.
+
+    It may answer again by the time that the error is here.
+    """
+    try:
+        yield
+    except (mlflow.MlflowException, OSError) as error:
+        if UNANSWERED.search(str(error)) or _is_away():
+            raise _gone(error) from error
+        raise
+
+
 def _gone(error, more=""):
     return StoreGone(
         f"Expected the MLflow server at {mlflow.get_tracking_uri()} to go on answering. Received: "

@@ -56,7 +56,8 @@ DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc
 # Chatter about schema migrations, and about alembic's context, at the first start of a store.
 # What the database refuses is raised as well as logged, with its traceback.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-for _name in ("mlflow.tracking.fluent", "alembic", "alembic.runtime.migration"):
+_waits = "mlflow.store.model_registry.abstract_store"  # and how long a server may take to register a model
+for _name in ("mlflow.tracking.fluent", _waits, "alembic", "alembic.runtime.migration"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 # What a server misses is sent again, and said then.
 logging.getLogger("mlflow.utils.async_logging.async_logging_queue").setLevel(logging.CRITICAL)

@@ -496,13 +496,21 @@ def test_without_git(monkeypatch, workplace):
     assert provenance._code_tags.__wrapped__() == {}
 
 
-def test_a_trial_is_repeated_when_the_store_is_back(digits, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreGone("away"),
+        mlflow.MlflowException("API request to http://x/api/2.0/mlflow/runs/search failed with exception HTTPConn..."),
+        mlflow.MlflowException("API request to endpoint /x failed with error code 503 != 200."),
+    ],
+)
+def test_a_trial_is_repeated_when_the_store_is_back(error, digits, monkeypatch):
     calls = []
 
     def scored(*_):
         calls.append(True)
         if len(calls) < 2:
-            raise StoreGone("away")
+            raise error
         return 0.5
 
     monkeypatch.setattr(Place, "_scored_run", scored)
