@@ -210,7 +210,7 @@ def _checked(path, fresh, file_format, classifier, pictures, recipe, int8):
         found["now"] = float((there.argmax(axis=1) == pictures.labels).mean())
         said += f"; accuracy {found['then']:.2%} then, {found['now']:.2%} now"
         if int8:
-            said += f", {100 * (found['then'] - found['now']):+.2f} points lost by 8-bit integers"
+            said += f", {100 * (found['now'] - found['then']):+.2f} points by 8-bit integers"
     else:
         same = float((here.argmax(axis=1) == there.argmax(axis=1)).mean())
         said += f"; the same class for {same:.1%}"
