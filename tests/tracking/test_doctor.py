@@ -160,10 +160,16 @@ def test_a_half_migrated_database(lab):
     with contextlib.closing(sqlite3.connect(HOME / "mlflow.db")) as connection, connection:
         connection.execute("ALTER TABLE tags RENAME TO _alembic_tmp_tags")  # killed before the last step of a migration
         connection.execute("CREATE TABLE _alembic_tmp_params AS SELECT * FROM params")  # and before the one before
-        connection.execute("DROP TABLE webhooks")
+        connection.execute("CREATE TABLE mine AS SELECT 1")
     expect("half-migrated", "were not looked at")
+    assert rows("SELECT * FROM mine") == [(1,)]  # migrated, not copied row by row
     assert client.get_run(run_id).data.tags["mlflow.runName"] == "a run"
-    assert len(list((HOME / "backups").iterdir())) == 1
+    with contextlib.closing(sqlite3.connect(HOME / "mlflow.db")) as connection, connection:
+        connection.execute("DROP TABLE webhooks")  # which no migration makes again: the rest is copied
+    expect("half-migrated: without the tables webhooks", "were not looked at")
+    assert rows("SELECT count(*) FROM webhooks") == [(0,)]
+    assert rows("SELECT key, value FROM metrics") == [("x", 1.0)]
+    assert len(list((HOME / "backups").iterdir())) == 2
 
 
 def test_files_without_rows_and_rows_without_files(lab, digits):
