@@ -19,6 +19,7 @@ from cnnlab.results.suspects import check_labels, compact, strangeness
 from cnnlab.signals import signals_held
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store
+from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.training.frozen import Split, features_of
 
@@ -60,9 +61,9 @@ def audit(recipe, folder=None) -> Audit:
     found = _findings(dataset, prepared)
     texts = {auditing.REPORT: audit_page(found), **auditing.tables(found)}
     _write(folder, texts)
-    with store.opened(writes=False):
+    with recorded(writes=False) as ids:
         run_id = None if store.is_read_only() else _record(dataset, prepared, found, texts, started)
-    return Audit(auditing.sentences(found), folder, run_id)
+    return Audit(auditing.sentences(found), folder, renamed(run_id, ids))
 
 
 def _findings(dataset, prepared):

@@ -13,8 +13,10 @@ from cnnlab.recipe import Recipe
 from cnnlab.results import report
 from cnnlab.results.result import RunResult
 from cnnlab.runner import fit_and_evaluate
-from cnnlab.tracking import checkpoints, read, store
+from cnnlab.tracking import checkpoints, outbox, read, store
 from cnnlab.tracking import run as tracking
+from cnnlab.tracking.delivery import recorded, renamed
+from cnnlab.tracking.places import is_server
 from cnnlab.tracking.provenance import data_tags
 from cnnlab.tracking.tags import TRAINING, our_tags
 
@@ -40,9 +42,11 @@ def train_model(recipe, restart=False) -> RunResult:
     store.expect_usable_store()
     with own.pinned([recipe.model]):
         dataset, [prepared] = prepare([recipe])
-        with store.opened():
+        with recorded(goes_on=f"train-{training_key(prepared.recipe, dataset)[:12]}") as ids:
             checkpoints.sweep()
-            return _trained(prepared, dataset, tracking.experiment_for(dataset), tracking.outer_run_id(), restart)
+            experiment_id, parent_run_id = tracking.experiment_for(dataset), tracking.outer_run_id()
+            result = _trained(prepared, dataset, experiment_id, parent_run_id, restart)
+    return renamed(result, ids)
 
 
 def _trained(prepared, dataset, experiment_id, parent_run_id, restart):
@@ -66,13 +70,15 @@ def resume_run(run_id) -> RunResult:
         ArgumentError: there is no such run, it is none of a single model, it is finished, or its data or files changed.
         LabError: it has no checkpoint, a damaged one, or another process works on it.
     """
-    with store.opened():
+    again, run_id = (outbox.recorded_run(run_id) if is_server(store.address()) else None) or (None, run_id)
+    with recorded(directly=again is None, again=again) as ids:
         run = read.find_interrupted_run(run_id)
         recipe = Recipe.from_json(found_of(run.info.run_id).about["recipe"])
         with own.pinned([recipe.model]):
             dataset, [prepared] = prepare([recipe])
             model = build_model(prepared.recipe, dataset)
-            return fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run.info.run_id)
+            result = fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run.info.run_id)
+    return renamed(result, ids)
 
 
 def compare_models(recipes, restart=False) -> Comparison:
@@ -94,15 +100,21 @@ def compare_models(recipes, restart=False) -> Comparison:
 
 def _compare_models(recipes, restart):
     dataset, prepared = prepare(recipes)
-    with store.opened():
+    with recorded(goes_on=f"compare-{_comparison_key(prepared, dataset)[:12]}") as ids:
         checkpoints.sweep()
-        return _compare_prepared(recipes, dataset, prepared, restart)
+        comparison = _compare_prepared(recipes, dataset, prepared, restart)
+    return renamed(comparison, ids)
+
+
+def _comparison_key(prepared, dataset):
+    keys = "".join(training_key(one.recipe, dataset) for one in prepared)
+    return hashlib.sha256(keys.encode()).hexdigest()[:32]
 
 
 def _compare_prepared(recipes, dataset, prepared, restart):
     names = " and ".join(dict.fromkeys(recipe.label for recipe in recipes))
     experiment_id = tracking.experiment_for(dataset)
-    key = hashlib.sha256("".join(training_key(one.recipe, dataset) for one in prepared).encode()).hexdigest()[:32]
+    key = _comparison_key(prepared, dataset)
     resumed = None if restart else read.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
     if resumed:
         print(f"Going on with comparison {resumed[:8]}, which was interrupted.", flush=True)
@@ -160,7 +172,6 @@ def _compare_runs(run_ids):
     found = {run.info.run_id: run for run in map(read.find_finished_run, run_ids)}
     if len(found) < 2:
         raise ArgumentError("Expected at least two different runs to compare. Received one. Name another.")
-    first = next(iter(found.values()))
     results = [read.read_result(run) for run in found.values()]
     for r in results[1:]:
         if r.test.digest != results[0].test.digest:
@@ -173,10 +184,17 @@ def _compare_runs(run_ids):
     verdicts, figures, texts = report.comparison(results, _test_images(results[0]))
     if store.is_read_only():
         return Comparison(None, results, verdicts)
+    with recorded(experiment_id=next(iter(found.values())).info.experiment_id) as ids:
+        comparison = _record_comparison(found, results, verdicts, figures, texts)
+    return renamed(comparison, ids)
+
+
+def _record_comparison(found, results, verdicts, figures, texts):
+    first = next(iter(found.values()))
     names = " and ".join(r.run_id[:6] for r in results)
     data = {key: value for key, value in our_tags(first.data.tags).items() if key.startswith("dataset")}
     with tracking.tracked_run(
-        first.info.experiment_id,
+        tracking.experiment_here(first.info.experiment_id),
         f"compare {names}",
         params={},
         tags={"kind": "compare", "figure": report.CURVES, "runs": ",".join(found), **data},

@@ -1,6 +1,7 @@
 """Names that people gave to folders and files, made fit to be shown: names are data, whatever is in them."""
 
 import csv
+import hashlib
 import html
 import io
 import re
@@ -31,6 +32,11 @@ def shortened(text, length) -> str:
         return text
     end = (length - 1) // 3
     return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
+
+
+def short_hash(text) -> str:
+    """Six characters that tell apart what has one name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def markdown(text) -> str:

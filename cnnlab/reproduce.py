@@ -9,6 +9,7 @@ from cnnlab.models import own
 from cnnlab.prepare import build_model, prepare
 from cnnlab.runner import fit_and_evaluate
 from cnnlab.tracking import read, store
+from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.tags import MODEL_SOURCE, TAG
 
 # Tags that may explain a difference.
@@ -67,15 +68,17 @@ def _reproduce(run_id, deterministic, dataset, weights, backbone):
         moved = {name: value for name, value in moved.items() if value}
         recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
         data, [prepared] = prepare([recipe])
-        result = fit_and_evaluate(
-            build_model(prepared.recipe, data),
-            data,
-            prepared.recipe,
-            run_name=f"{before.info.run_name}, again",
-            tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **prepared.tags},
-            parts=("val", "test") if tested else ("val",),
-        )
-    after = read.find_finished_run(result.run_id)
+        with recorded() as ids:
+            result = fit_and_evaluate(
+                build_model(prepared.recipe, data),
+                data,
+                prepared.recipe,
+                run_name=f"{before.info.run_name}, again",
+                tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **prepared.tags},
+                parts=("val", "test") if tested else ("val",),
+            )
+            after = read.find_finished_run(result.run_id)
+    result = renamed(result, ids)
     figures = [
         Figure(name, values[-1], result.history[name][-1], _largest_difference(values, result.history[name]))
         for name, values in history.items()

@@ -17,7 +17,7 @@ from cnnlab.results.gradcam import looked_at
 from cnnlab.results.predictions import PREDICTIONS_FILE, describe, save_predictions
 from cnnlab.results.result import RunResult
 from cnnlab.tracking import run as tracking
-from cnnlab.tracking import store
+from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.tracking.tags import MODEL_SOURCE, TRAINING
 from cnnlab.training import compute
@@ -61,10 +61,11 @@ def fit_and_evaluate(
     """
     if not {"val"} <= set(parts) <= {"val", "test"} or isinstance(parts, str):
         raise ArgumentError(f"Expected parts to be ('val',) or ('val', 'test'). Received: {parts!r}.")
-    with store.opened():
-        return _fit_and_evaluate(
+    with recorded() as ids:
+        result = _fit_and_evaluate(
             model, dataset, recipe, run_name, parent_run_id, callbacks, tags or {}, parts, resume_run_id
         )
+    return renamed(result, ids)
 
 
 def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks, tags, parts, resume_run_id):

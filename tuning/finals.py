@@ -11,7 +11,7 @@ from cnnlab.prepare import build_model
 from cnnlab.runner import fit_and_evaluate
 from cnnlab.spread import Job, spread
 from cnnlab.tracking import run as tracking
-from cnnlab.tracking import store
+from cnnlab.tracking.delivery import recorded
 from tuning import report
 from tuning.settings import OBJECTIVES
 from tuning.spaces import recipe_of
@@ -74,7 +74,7 @@ def train_winner(address, recipe):
     Returns:
         The run's id and its test accuracy; those of the run that is there already where this was done before.
     """
-    with own.pinned([recipe.model]), store.opened():
+    with own.pinned([recipe.model]), recorded(directly=True):
         place = place_of(address)
         label = "winner " + hashlib.sha256(recipe.to_json().encode()).hexdigest()[:12]
         for run in place.children(kind="train", label=label):

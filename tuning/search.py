@@ -20,8 +20,9 @@ from cnnlab.names import markdown
 from cnnlab.on_ray import expect_address, ray_workers
 from cnnlab.processes import Processes
 from cnnlab.spread import Here, Job, spread
-from cnnlab.tracking import checkpoints, read, store
+from cnnlab.tracking import checkpoints, read
 from cnnlab.tracking import run as tracking
+from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.places import TRACKING_VARIABLE, local_database, store_uri
 from cnnlab.tracking.provenance import data_tags
 from tuning import report
@@ -64,8 +65,14 @@ def run_search(search, *, name=None, workers=None, on=None, cpus=None, gpus=None
     with own.pinned([search.recipe.model]):  # all trials are of one source
         check_space(search.space, search.recipe)
         search, dataset, tags = load(search)
-        with store.opened(), _workers(workers, on, cpus, gpus) as at:
-            return _search(search, dataset, tags, name or search.recipe.label, at, restart)
+        name = name or search.recipe.label
+        # What the nodes of a cluster write and read is on the server.
+        with (
+            recorded(directly=on is not None, goes_on=f"search-{name}") as ids,
+            _workers(workers, on, cpus, gpus) as at,
+        ):
+            result = _search(search, dataset, tags, name, at, restart)
+    return renamed(result, ids)
 
 
 @contextlib.contextmanager

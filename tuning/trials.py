@@ -14,6 +14,7 @@ from cnnlab.results.names import TOP5_CLASSES
 from cnnlab.runner import fit_and_evaluate
 from cnnlab.tracking import checkpoints, read, store
 from cnnlab.tracking import run as tracking
+from cnnlab.tracking.delivery import recorded
 from cnnlab.training.compute import freed_models
 from tuning.settings import Search
 
@@ -108,7 +109,7 @@ def at_hand(place):
 
 def train_scored(address, recipe, kind, label, run_name) -> float:
     """`Place.scored_run`, on whatever worker this is."""
-    with own.pinned([recipe.model]), store.opened():
+    with own.pinned([recipe.model]), recorded(directly=True):
         return place_of(address).scored_run(address.search, recipe, kind, label, run_name)
 
 

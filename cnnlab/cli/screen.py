@@ -5,6 +5,7 @@ import sys
 
 from cnnlab.errors import masked
 from cnnlab.names import shown
+from cnnlab.tracking import outbox
 
 ITEMS = 10  # of a finding that are listed
 FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
@@ -100,6 +101,9 @@ def print_examined(examined):
 def print_next_step(run_id):
     if run_id is None:
         print("Not recorded: the store may not be written.")
+        return
+    if outbox.entry_with(run_id):
+        print(f"Recorded as run {run_id}, on this disk. Deliver it with: cnnlab sync")
         return
     # `mlflow run` sets both for what it starts; the shell afterwards has neither, and would look into ./mlruns.
     named = os.environ.get("MLFLOW_TRACKING_URI") if "MLFLOW_RUN_ID" in os.environ else None

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from cnnlab.errors import LabError
 from cnnlab.job import job
 from cnnlab.names import shown
 
@@ -96,4 +97,33 @@ def gc(yes):
             print(f"{what}: {in_mb(garbage.size)}. Nothing was freed: 'cnnlab gc --yes' frees it for good.")
 
 
-COMMANDS = (ui, cache, doctor, gc)
+@click.command()
+@click.option("--to", metavar="ADDRESS", help="Another server than the one that it was recorded for.")
+def sync(to):
+    """Deliver what a tracking server missed.
+
+    With a server as the store (MLFLOW_TRACKING_URI), everything is recorded in mlruns/outbox first and sent while the
+    training goes. What the server did not take stays there, and is delivered now: runs, metrics, artifacts and models.
+    Twice is as good as once. The exit status is 1 while something remains.
+    """
+    with job(trains=False):
+        from cnnlab.tracking.delivery import sync as deliver
+
+        remains = 0
+        for done in deliver(to):
+            for run in done.runs:
+                if done.error is None:
+                    print(f"delivered: {shown(run['name'])}, run {done.ids[run['run_id']]} of {done.server}")
+            if done.error:
+                remains += len(done.runs)
+                names = ", ".join(shown(run["name"]) for run in done.runs)
+                print(f"not delivered: {names}, to {done.server}. Received: {done.error}.", file=sys.stderr)
+        if remains:
+            raise LabError(
+                f"Expected to deliver everything. Received: {remains} runs remain in the outbox. Correct the above, "
+                "and repeat 'cnnlab sync'."
+            )
+        print("Nothing remains in the outbox.")
+
+
+COMMANDS = (ui, cache, doctor, gc, sync)

@@ -6,6 +6,7 @@ What loads Keras or a server is imported in functions: the UI and the registry's
 import contextlib
 import json
 import os
+import re
 import sqlite3
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils as tracking_utils
 from mlflow.types import Schema, TensorSpec
 
-from cnnlab.errors import ArgumentError
+from cnnlab.errors import ArgumentError, first_line
 from cnnlab.tracking.places import BESIDE, artifact_repository, local_database, sqlite_uri
 
 # As the plugin does where cnnlab is installed; a checkout on PYTHONPATH has no entry points.
@@ -129,11 +130,48 @@ def probe(uri, timeout) -> None:
     Raises:
         MlflowException: it does not answer within so many seconds.
     """
+    # Whatever it answers, something is there: authentication and the like are for MLflow to report.
+    _asked(uri, "/health", timeout)
+
+
+def why_away(uri, timeout) -> str | None:
+    """Why a tracking server does not take runs now, in words; `None` if it does. It has so many seconds to answer.
+
+    Raises:
+        MlflowException: it answers, and refuses: the password, say, or since it is another kind of server.
+    """
+    from mlflow.utils.rest_utils import verify_rest_response
+
+    endpoint = "/api/2.0/mlflow/experiments/search"
+    try:
+        answer = _asked(uri, f"{endpoint}?max_results=1", timeout)
+    except (mlflow.MlflowException, OSError) as error:
+        said = in_short(error)
+        return f"no answer in {timeout} s" if "timed out" in said else said
+    if answer.status_code == 429 or answer.status_code >= 500:
+        return f"{answer.status_code} {answer.reason}"
+    verify_rest_response(answer, endpoint)
+    return None
+
+
+def _asked(uri, path, timeout):
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    # Whatever it answers, something is there: authentication and the like are for MLflow to report.
-    http_request(get_default_host_creds(uri), "/health", "GET", timeout=timeout, max_retries=0, raise_on_status=False)
+    return http_request(get_default_host_creds(uri), path, "GET", timeout=timeout, max_retries=0, raise_on_status=False)
+
+
+def in_short(error) -> str:
+    """What went wrong with a connection, without the layers that each wrap the last one's words."""
+    kinds = r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out)|(\d{3} [A-Z][\w ]+)|too many (\d{3}) err|error code (\d{3})"
+    found = re.findall(kinds, str(error))
+    return "".join(found[-1]) if found else first_line(error)[:200]
+
+
+def artifacts_of(client, *, run_id=None, model_id=None):
+    """Where the artifacts of a run or a logged model go, file by file; MLflow's client has folders only for a model."""
+    resource = "run" if run_id else "logged_model"
+    return client._tracking_client._get_artifact_repo(run_id or model_id, resource=resource)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.recipe import Recipe
 from cnnlab.results.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.results.result import RunResult
+from cnnlab.tracking import outbox
 from cnnlab.tracking.places import local_database
 from cnnlab.tracking.store import OURS, all_experiments, every
-from cnnlab.tracking.tags import TAG, matches, our_tags
+from cnnlab.tracking.tags import RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
 from cnnlab.tracking.temporary import private_folder
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
@@ -29,7 +30,15 @@ def find_run(run_id):
             "'cnnlab ui' shows the runs."
         )
     client = mlflow.MlflowClient()
-    runs = client.search_runs(all_experiments(client), f"attributes.run_id LIKE '{run_id}%' and {OURS}", max_results=2)
+    for name in ("attributes.run_id", f"tags.`{RECORDED_AS}`"):  # the second is what it was called in an outbox
+        runs = client.search_runs(all_experiments(client), f"{name} LIKE '{run_id}%' and {OURS}", max_results=2)
+        if runs:
+            break
+    if not runs and outbox.entry_with(run_id):
+        raise ArgumentError(
+            f"Expected a run that the store has. Received: {run_id[:8]}, which waits in '{outbox.outbox_folder()}'. "
+            "Deliver it with 'cnnlab sync'."
+        )
     if len(runs) != 1:
         own = Path("mlflow.db").resolve()  # of MLflow itself, and so of `mlflow run`
         another = own.exists() and own != local_database(mlflow.get_tracking_uri())
@@ -82,6 +91,8 @@ def _expect_one_model(run):
 
 def _state_of(run):
     reason = run.data.tags.get(TAG + "reason")
+    if rest := run.data.tags.get(UNDELIVERED):
+        reason = f"the rest of it waits at {rest}: deliver it there with 'cnnlab sync'"
     return f"{run.info.run_id[:8]}, which is {run.info.status}{f' ({reason})' if reason else ''}"
 
 

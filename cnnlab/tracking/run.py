@@ -2,12 +2,12 @@
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,9 +21,10 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from cnnlab.errors import LabError, StoreGone, first_line, masked
-from cnnlab.names import markdown, shortened, shown
+from cnnlab.names import markdown, short_hash, shortened, shown
 from cnnlab.signals import signals_held
-from cnnlab.tracking.inside_mlflow import keras_autologging_alone, no_validation_copies, probe, tried_once
+from cnnlab.tracking import outbox
+from cnnlab.tracking.inside_mlflow import in_short, keras_autologging_alone, no_validation_copies, probe, tried_once
 from cnnlab.tracking.places import BESIDE, STORE_FOLDER, TRACKING_VARIABLE, is_server, local_database
 from cnnlab.tracking.store import HEALTH_TIMEOUT, alive, process_tags
 from cnnlab.tracking.tags import TAG, our_tags
@@ -45,18 +46,28 @@ def experiment_for(dataset) -> str:
         LabError: the experiment was deleted.
     """
     client = mlflow.MlflowClient()
-    if outer := _outer_run():
+    if outer := outer_run():
         return outer.info.experiment_id
     if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
         return _made(client, name, {}).experiment_id
-    if TRACKING_VARIABLE in os.environ and (number := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+    if (
+        not outbox.recording()
+        and TRACKING_VARIABLE in os.environ
+        and (number := os.environ.get("MLFLOW_EXPERIMENT_ID"))
+    ):
         return number
     named = f"cnnlab-{shortened(shown(dataset.name), DATA_NAME)}"
-    for name in (named, f"{named}-{_short_hash(dataset.source)}"):
+    for name in (named, f"{named}-{short_hash(dataset.source)}"):
         experiment = _made(client, name, _experiment_tags(dataset))
         if experiment.tags.get(TAG + "source") == dataset.source:
             return experiment.experiment_id
     raise LabError(f"Expected '{name}' to be the experiment of {dataset.source}. Received one without our tags.")
+
+
+def experiment_here(experiment_id) -> str:
+    """The id by which an experiment of the store is to be called now: what is recorded in an outbox has others."""
+    entry = outbox.recording()
+    return _made(mlflow.MlflowClient(), f"{entry.experiment_id}", {}).experiment_id if entry else experiment_id
 
 
 def _made(client, name, tags):
@@ -80,9 +91,12 @@ def _made(client, name, tags):
     return experiment
 
 
-def _outer_run():
+def outer_run():
     """A run of somebody else's around ours: the active one, or the running one that `mlflow run` names."""
-    if run := mlflow.active_run():
+    run, entry = mlflow.active_run(), outbox.recording()
+    if entry:  # which knows the one on the server
+        return run if run and run.info.run_id != entry.parent else None
+    if run:
         return run
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
         run = mlflow.MlflowClient().get_run(run_id)
@@ -98,8 +112,8 @@ def _outer_run():
 
 def outer_run_id() -> str | None:
     """The id of the user's own run that a run of ours would be below."""
-    outer = _outer_run()
-    return outer.info.run_id if outer else None
+    outer, entry = outer_run(), outbox.recording()
+    return outer.info.run_id if outer else entry.parent if entry else None
 
 
 @contextmanager
@@ -132,12 +146,16 @@ def tracked_run(experiment_id, run_name, *, params, tags, description=None, pare
 
 @contextmanager
 def _tracked_run(living, experiment_id, run_name, params, tags, description, parent_run_id, resumed_run_id):
-    outer = _outer_run()
+    outer, entry = outer_run(), outbox.recording()
     parent_run_id = parent_run_id or (outer.info.run_id if outer else None)
+    on_server = entry.parent if entry and parent_run_id in (None, entry.parent) else None
+    parent_run_id = None if on_server else parent_run_id
     os.environ.pop("MLFLOW_RUN_ID", None)  # which MLflow would open again
     if resumed_run_id and TAG + "reason" in mlflow.MlflowClient().get_run(resumed_run_id).data.tags:
         mlflow.MlflowClient().delete_tag(resumed_run_id, TAG + "reason")
     tags = {TAG + key: shown(value) for key, value in {**tags, **process_tags()}.items() if value is not None}
+    if on_server:  # MLflow would look for it here
+        tags["mlflow.parentRunId"] = on_server
     run = None
     try:
         with signals_held():  # no signal may part the run from its being known here
@@ -145,7 +163,7 @@ def _tracked_run(living, experiment_id, run_name, params, tags, description, par
                 run_id=resumed_run_id,
                 experiment_id=experiment_id,
                 run_name=shortened(shown(run_name), RUN_NAME),
-                nested=parent_run_id is not None,
+                nested=bool(parent_run_id or on_server),
                 parent_run_id=parent_run_id,
                 tags=tags,
                 description=description,
@@ -199,14 +217,8 @@ def loss_of_store_said():
 def _gone(error, more=""):
     return StoreGone(
         f"Expected the MLflow server at {mlflow.get_tracking_uri()} to go on answering. Received: "
-        f"{_in_short(error)}.{more} Start the server again, and then this job."
+        f"{in_short(error)}.{more} Start the server again, and then this job."
     )
-
-
-def _in_short(error):
-    """What went wrong with a connection, without the layers that each wrap the last one's words."""
-    found = re.findall(r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out)|(\d{3} [A-Z][\w ]+)", str(error))
-    return "".join(found[-1]) if found else first_line(error)[:200]
 
 
 def wait_for_store(minutes) -> None:
@@ -227,25 +239,37 @@ def results_kept(run_id, save):
     try:
         yield
     except (mlflow.MlflowException, OSError) as error:
-        folder = Path(STORE_FOLDER, "undelivered", run_id).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save(folder)
-        except OSError:  # this disk is full as well
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        folder = _saved(run_id, save)
         kept = f" The trained model and all results are in '{folder}'."
         if _is_away():
             raise _gone(error, kept) from error
         raise LabError(f"Expected the store to take the results. Received: {first_line(error)}.{kept}") from error
 
 
+def _saved(run_id, save):
+    """The folder that takes the results: beside the store, or where that disk is full too, among temporary files."""
+    places = (Path(STORE_FOLDER, "undelivered").resolve(), Path(tempfile.gettempdir(), "cnnlab-undelivered"))
+    for place in places:
+        folder = place / run_id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save(folder)
+            return folder
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            if place == places[-1]:
+                raise
+
+
 def complete_history(run_id, history) -> None:
-    """Send a server what it missed of the metrics by epoch while it was away, and say how many there were."""
-    if not is_server(mlflow.get_tracking_uri()):
+    """Write again what is missing of the metrics by epoch, and say how many there were.
+
+    A server was away, or the disk of the outbox full, for a while.
+    """
+    if not (is_server(mlflow.get_tracking_uri()) or outbox.recording()):
         return
     if epochs := _send_missing(run_id, history):
-        print(f"warning: the server had missed {epochs} of the epochs; their metrics were sent again.", file=sys.stderr)
+        print(f"warning: the store had missed {epochs} of the epochs; their metrics were sent again.", file=sys.stderr)
 
 
 def logged_history(run_id, history) -> dict:
@@ -432,7 +456,3 @@ def _write_texts(folder, texts):
         target = Path(folder, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-
-
-def _short_hash(text):
-    return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
+from cnnlab.tracking import outbox
 from cnnlab.tracking.database import replacing, schema_of
 from cnnlab.tracking.inside_mlflow import (
     globals_kept,
@@ -38,7 +40,7 @@ from cnnlab.tracking.places import (
     sqlite_uri,
     store_uri,
 )
-from cnnlab.tracking.tags import TAG
+from cnnlab.tracking.tags import TAG, UNDELIVERED
 from cnnlab.tracking.temporary import private_folder
 
 LEAST_BYTES = 10**6  # free on the disk of a local store
@@ -57,7 +59,13 @@ DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc
 # What the database refuses is raised as well as logged, with its traceback.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 _waits = "mlflow.store.model_registry.abstract_store"  # and how long a server may take to register a model
-for _name in ("mlflow.tracking.fluent", _waits, "alembic", "alembic.runtime.migration"):
+for _name in (
+    "mlflow.tracking.fluent",
+    "urllib3.connectionpool",
+    _waits,
+    "alembic",
+    "alembic.runtime.migration",
+):
     logging.getLogger(_name).setLevel(logging.ERROR)
 # What a server misses is sent again, and said then.
 logging.getLogger("mlflow.utils.async_logging.async_logging_queue").setLevel(logging.CRITICAL)
@@ -94,7 +102,7 @@ def opened(writes=True):
         if not _users:
             with contextlib.ExitStack() as until_open:
                 until_open.enter_context(globals_kept())
-                open_store(writes)
+                _say_undelivered(open_store(writes))
                 _opened.push(until_open.pop_all())
         _users.append(True)
     try:
@@ -104,6 +112,20 @@ def opened(writes=True):
             _users.pop()
             if not _users:
                 _opened.close()
+
+
+@contextlib.contextmanager
+def opened_at(uri):
+    """Inside, MLflow and `opened` are at this store, whichever the user's is."""
+    with globals_kept():
+        open_store(elsewhere=uri)
+        with _turn:
+            _users.append(True)
+        try:
+            yield
+        finally:
+            with _turn:
+                _users.pop()
 
 
 def expect_usable_store(writes=True) -> None:
@@ -117,31 +139,33 @@ def expect_usable_store(writes=True) -> None:
     """
     uri = address()
     if is_server(uri):
-        _expect_reachable(uri)
+        if not outbox.reached_before(uri):  # it may be a typing error; one that is away does without for a while
+            expect_reachable(uri)
+        _expect_space(outbox.outbox_folder())
     elif (database := local_database(uri)) and (writes or not database.exists()):
         existing = next(folder for folder in (database.parent, *database.parent.parents) if folder.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise _unwritable(database.parent, f"'{existing}' is not a writable folder")
         if database.exists() and not os.access(database, os.W_OK):
             raise _unwritable(database.parent, f"'{database}' is read-only")
-        if _is_full(existing):
-            raise LabError(
-                f"Expected space on the disk for the MLflow store in '{database.parent}'. Received: less than 1 MB. "
-                "Free some, work in another folder, or set MLFLOW_TRACKING_URI."
-            )
+        _expect_space(database.parent)
 
 
-def open_store(writes=True) -> str:
+def open_store(writes=True, elsewhere=None) -> str:
     """Point MLflow at the store and return its address.
 
     A new sqlite store is migrated in a temporary file and renamed into place under a file lock, since MLflow migrates
     without a lock of its own and a kill half-way leaves a database that never opens again. Runs that a killed process
     left RUNNING are closed.
 
+    Args:
+        writes: as in `opened`.
+        elsewhere: the address of another store than the user's.
+
     Raises:
         LabError: the folder cannot be written, or the server does not answer.
     """
-    uri = address()
+    uri = elsewhere or address()
     database = local_database(uri)
     try:
         if not writes and database and database.exists() and not _may_write(database):
@@ -150,7 +174,10 @@ def open_store(writes=True) -> str:
             mlflow.set_tracking_uri(uri)
             mlflow.MlflowClient()
             return uri
-        expect_usable_store()
+        if is_server(uri):
+            expect_reachable(uri)
+        elif not elsewhere:
+            expect_usable_store()
         if database:
             _open_local_store(database)
         _point_at(uri)
@@ -210,6 +237,14 @@ def _point_at(uri):
         os.environ.pop(TRACKING_VARIABLE, None)
 
 
+def _say_undelivered(uri):
+    """Remind of what an earlier job left in the outbox; not in a worker, whose store is there."""
+    database = local_database(uri)
+    inside = database and outbox.outbox_folder() in database.parents
+    if not inside and (sentence := outbox.undelivered()):
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
 def _may_write(database):
     folder = database.parent
     return os.access(database, os.W_OK) and os.access(folder, os.W_OK) and not _is_full(folder)
@@ -219,6 +254,14 @@ def _is_full(folder):
     """Whether not even a run's entries have room; there are file systems that do not say how large they are."""
     disk = shutil.disk_usage(folder)
     return disk.total > 0 and disk.free < LEAST_BYTES
+
+
+def _expect_space(folder):
+    if _is_full(next(there for there in (folder, *folder.parents) if there.exists())):
+        raise LabError(
+            f"Expected space on the disk for the MLflow store in '{folder}'. Received: less than 1 MB. "
+            "Free some, work in another folder, or set MLFLOW_TRACKING_URI."
+        )
 
 
 def _copied(database):
@@ -245,16 +288,29 @@ def _unwritable(folder, reason, cure="Make the folder writable, work in another 
     return LabError(f"Expected to write the MLflow store in '{folder}'. Received: {first_line(reason)}. {cure}")
 
 
-def _expect_reachable(uri):
-    """Answer quickly for a server that is down; MLflow's own client would retry for minutes."""
+def expect_reachable(uri) -> None:
+    """Answer quickly for a server that is down; MLflow's own client would retry for minutes.
+
+    Raises:
+        LabError: it does not answer.
+    """
     try:
         probe(uri, HEALTH_TIMEOUT)
+        outbox.remember_reached(uri)
     except (OSError, ValueError, mlflow.MlflowException) as error:
         advice = "Start the server, correct the address, or unset the variable to use ./mlruns."
         raise LabError(
             f"Expected an MLflow server at {uri} (MLFLOW_TRACKING_URI). Received no answer: {first_line(error)}. "
             + next((said for word, said in ADVICE.items() if word in str(error)), advice)
         ) from error
+
+
+def copy_empty_store(database) -> None:
+    """Put a fresh store where none is. It is a copy, which takes a millisecond, of one that took seconds to make."""
+    empty = database.parents[1] / "empty" / f"{mlflow.__version__}.db"
+    _open_local_store(empty)
+    with replacing(database) as fresh:
+        shutil.copyfile(empty, fresh)
 
 
 def _open_local_store(database):
@@ -275,7 +331,8 @@ def _close_stale_runs(client):
     """End as KILLED what a process that is gone left RUNNING (SIGKILL, power loss)."""
     folder = local_folder(mlflow.get_tracking_uri())
     for run in list(running_runs(client)):
-        if is_gone(run.info.run_id, run.data.tags, folder):
+        # What is on its way from an outbox is closed by its delivery.
+        if UNDELIVERED not in run.data.tags and is_gone(run.info.run_id, run.data.tags, folder):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
             remove_lock(_lock_file(folder, run.info.run_id))
