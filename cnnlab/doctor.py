@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from cnnlab import cached
+from cnnlab.errors import LabError
 from cnnlab.tracking import checks, store, strays
 from cnnlab.tracking.database import backup, state_of
 from cnnlab.tracking.findings import Finding, counted, in_mb, lines
-from cnnlab.tracking.places import STORE_FOLDER, local_database, local_folder
+from cnnlab.tracking.places import local_database, local_folder
 from cnnlab.tracking.rows import read_rows
 from cnnlab.tracking.temporary import leftover_folders, remove, size_of
 
@@ -41,7 +41,7 @@ def examine(fix=False, further=()) -> Iterator[Examined]:
         Each thing that is found, once it is repaired where it can be.
 
     Raises:
-        LabError: the store is a server that does not answer.
+        LabError: the store is one in memory.
     """
     uri = store.address()
     database = local_database(uri)
@@ -59,11 +59,12 @@ def _findings(uri, database, further):
     if database:
         yield from _of_local_store(database)
     else:
-        yield from checks.server_findings(uri)
-        yield from strays.stray_checkpoints(home, checks.statuses(uri))
-    for folder in sorted({home, Path(STORE_FOLDER).resolve()}):
-        yield from strays.undelivered(folder)
-    for check in (cache_leftovers, temporary_leftovers, *further):
+        try:
+            yield from checks.server_findings(uri)
+            yield from strays.stray_checkpoints(home, checks.statuses(uri))
+        except LabError as error:
+            yield Finding(f"{error}", "look again when it answers; what is on this machine is looked at")
+    for check in (strays.undelivered, cache_leftovers, temporary_leftovers, *further):
         yield from check()
 
 

@@ -11,7 +11,7 @@ from cnnlab.tracking import store
 from cnnlab.tracking.database import BACKUPS, migrate, salvage, state_of
 from cnnlab.tracking.findings import Finding, counted, lines
 from cnnlab.tracking.inside_mlflow import move_place
-from cnnlab.tracking.places import BESIDE, artifacts_folder, local_folder
+from cnnlab.tracking.places import BESIDE, artifacts_folder, is_server, local_folder
 from cnnlab.tracking.rows import RUN_ID, folder_of
 from cnnlab.tracking.temporary import listed
 
@@ -171,7 +171,8 @@ def statuses(uri):
 
 def server_findings(uri) -> list[Finding]:
     """Of a store that is no file of this machine: runs that this machine's processes left RUNNING."""
-    store.expect_usable_store()
+    if is_server(uri):
+        store.expect_reachable(uri)
     client = mlflow.MlflowClient(uri)
     stale = [
         run for run in store.running_runs(client) if store.is_gone(run.info.run_id, run.data.tags, local_folder(uri))

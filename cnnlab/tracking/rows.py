@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from cnnlab.tracking.database import readable
 from cnnlab.tracking.inside_mlflow import full_places
 from cnnlab.tracking.places import BESIDE, artifacts_folder
-from cnnlab.tracking.tags import TAG
+from cnnlab.tracking.tags import TAG, UNDELIVERED
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -31,7 +31,8 @@ class Run:
 
     @property
     def is_ours(self):
-        return TAG + "process" in self.tags
+        """Whether it is a run of ours that is whole, not on its way from somewhere else."""
+        return TAG + "process" in self.tags and UNDELIVERED not in self.tags
 
     def __str__(self):
         return f"{self.run_id[:8]} {self.name or ''}".rstrip()

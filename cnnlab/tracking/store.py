@@ -331,16 +331,16 @@ def _close_stale_runs(client):
     """End as KILLED what a process that is gone left RUNNING (SIGKILL, power loss)."""
     folder = local_folder(mlflow.get_tracking_uri())
     for run in list(running_runs(client)):
-        # What is on its way from an outbox is closed by its delivery.
-        if UNDELIVERED not in run.data.tags and is_gone(run.info.run_id, run.data.tags, folder):
+        if is_gone(run.info.run_id, run.data.tags, folder):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
             remove_lock(_lock_file(folder, run.info.run_id))
 
 
 def running_runs(client):
-    """All runs of ours that are RUNNING, whoever they belong to."""
-    return every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
+    """All runs of ours that are RUNNING, but for those on their way from an outbox, which their delivery ends."""
+    running = every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
+    return (run for run in running if UNDELIVERED not in run.data.tags)
 
 
 def is_gone(run_id, tags, folder) -> bool:

@@ -2,16 +2,19 @@
 
 import functools
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import mlflow
 
 from cnnlab.results.predictions import PREDICTIONS_FILE
-from cnnlab.tracking import store
+from cnnlab.tracking import outbox, store
 from cnnlab.tracking.checkpoints import stored_checkpoints, unfinished_checkpoints, why_stray
-from cnnlab.tracking.database import FRESH
+from cnnlab.tracking.checks import database_findings
+from cnnlab.tracking.database import FRESH, state_of
 from cnnlab.tracking.findings import Finding, counted, in_mb, lines
-from cnnlab.tracking.places import artifacts_folder
+from cnnlab.tracking.places import STORE_FOLDER, artifacts_folder
 from cnnlab.tracking.rows import MODEL_ID, RUN_ID, folder_of
 from cnnlab.tracking.tags import TAG
 from cnnlab.tracking.temporary import listed, remove, size_of
@@ -197,14 +200,37 @@ def stray_checkpoints(home, status_of) -> list[Finding]:
     return found
 
 
-def undelivered(home) -> list[Finding]:
-    """Results that a server has not got yet."""
+def undelivered() -> list[Finding]:
+    """What a server has not got yet, and entries of the outbox that cannot be read; not what a live process records."""
     found = []
-    for name, remedy in (("outbox", "send it with 'cnnlab sync'"), ("undelivered", "look there for model and results")):
-        if runs := [path for path in listed(home / name) if path.is_dir()]:
-            what = f"results of {counted(len(runs), 'run')} in '{home / name}', undelivered"
-            found.append(Finding(what, remedy, lines(path.name for path in runs)))
+    entries = outbox.waiting()
+    for entry in entries:
+        if entry.database.exists() and state_of(entry.database)[0] == "broken":
+            found += database_findings(entry.database)
+    readable = [entry for entry in entries if entry.database.exists() and state_of(entry.database)[0] != "broken"]
+    runs = [
+        f"{run['run_id'][:8]} {run['name']}, for {entry.server}" for entry in readable for run in outbox.runs_of(entry)
+    ]
+    if runs:
+        what = f"{counted(len(runs), 'run')} in '{outbox.outbox_folder()}', not yet delivered"
+        found.append(Finding(what, "deliver with 'cnnlab sync'", lines(runs)))
+    folders = [path for path in listed(outbox.outbox_folder()) if (path / "mlflow.db").exists()]
+    unknown = [path for path in folders if not (path / outbox.DESCRIPTION).exists() and not _is_recorded(path)]
+    if unknown:
+        what = counted(len(unknown), "folder") + " of the outbox that does not say for which server it is"
+        remedy = f"none is known: its runs are in the store mlflow.db there ({outbox.DESCRIPTION} is missing)"
+        found.append(Finding(what, remedy, lines(unknown)))
+    for place in (Path(STORE_FOLDER, "undelivered").resolve(), Path(tempfile.gettempdir(), "cnnlab-undelivered")):
+        if kept := [path for path in listed(place) if path.is_dir()]:
+            what = f"results of {counted(len(kept), 'run')} in '{place}', which no store would take"
+            found.append(
+                Finding(what, "take model and results from there, then remove it", lines(p.name for p in kept))
+            )
     return found
+
+
+def _is_recorded(entry):
+    return (entry / "lock").exists() and store.is_held(entry / "lock")
 
 
 def unfinished_databases(database) -> list[Finding]:

@@ -8,13 +8,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import mlflow
 import pytest
 from alembic import command
 from filelock import FileLock
 from mlflow.store.db import utils
 
 from cnnlab import cached, doctor
-from cnnlab.tracking import checks, database, temporary
+from cnnlab.tracking import checks, database, outbox, temporary
 from cnnlab.tracking import garbage as garbage_of
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
@@ -214,12 +215,30 @@ def test_leftover_files(lab, monkeypatch):
     assert {path.name for path in Path(tempfile.gettempdir()).iterdir()} == {"cnnlab-files-2", "somebody-s"}
 
 
-def test_undelivered_results_are_said_and_kept(lab):
-    (HOME / "outbox" / ("f" * 32)).mkdir(parents=True)
-    [examined] = doctor.examine(fix=True)
-    assert examined.is_left
-    assert "cnnlab sync" in examined.finding.remedy
-    assert (HOME / "outbox" / ("f" * 32)).is_dir()
+def test_undelivered_results_are_said_and_kept(lab, store_template, monkeypatch):
+    (HOME / "undelivered" / ("f" * 32)).mkdir(parents=True)
+    with outbox.new_entry("http://server:5000") as entry:
+        shutil.copy(store_template, entry.database)
+        with stores.opened_at(entry.uri):
+            mlflow.MlflowClient().create_run("0", run_name="far")
+        assert len(found()) == 1  # what is being recorded is nobody's business
+    for examined in doctor.examine(fix=True):
+        assert examined.is_left
+    outbox_, kept = doctor.examine()
+    assert (outbox_.finding.what[:5], outbox_.finding.remedy) == ("1 run", "deliver with 'cnnlab sync'")
+    assert outbox_.finding.items[0].endswith("far, for http://server:5000")
+    assert kept.finding.items == ("f" * 32,)
+    entry.database.write_bytes(b"no database")
+    assert [repaired for what, repaired in found(fix=True) if "broken" in what] == [True]
+    assert len(list((entry.folder / "backups").iterdir())) == 1
+
+
+def test_a_server_that_is_away_does_not_hide_what_is_here(lab, monkeypatch):
+    (HOME / "undelivered" / ("f" * 32)).mkdir(parents=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    away, kept = found()
+    assert "Expected an MLflow server at http://127.0.0.1:9" in away[0]
+    assert "results of 1 run" in kept[0]
 
 
 def log_model(client, run_id):
