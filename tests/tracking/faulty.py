@@ -82,6 +82,7 @@ def served(database):
     handlers._get_tracking_store()  # which points MLflow at it, as is right in a process of its own
     handlers._get_model_registry_store()
     mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri("")  # this too, or the tests that follow ask this server's registry
     try:
         yield server
     finally:

@@ -17,7 +17,7 @@ import pytest
 import cnnlab
 from cnnlab import cli
 from cnnlab.errors import masked
-from cnnlab.tracking import read, ui
+from cnnlab.tracking import outbox, read, ui
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
 
@@ -86,6 +86,7 @@ def test_certificates_of_both_sides(workplace, monkeypatch):
 
 def test_who_asks_is_said_to_the_server(monkeypatch):
     basic = "Basic YW5uOnNlY3JldA=="  # ann:secret
+    monkeypatch.setattr(outbox, "reached_before", lambda server: False)  # or it is not asked a second time
     with noting() as (port, asked):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{port}")
         stores.expect_usable_store()
@@ -105,6 +106,7 @@ def test_a_proxy_is_asked(monkeypatch):
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
         stores.expect_usable_store()
     assert [path for path, _ in asked] == ["http://lab.invalid:5000/health"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other.invalid:5000")  # which nobody has reached
     with pytest.raises(cnnlab.LabError, match=r"Correct HTTPS_PROXY and HTTP_PROXY"):
         stores.expect_usable_store()
 
