@@ -207,7 +207,7 @@ def test_what_nobody_goes_on_with_is_swept_away_and_said(store, capsys):
 
 def test_where_checkpoints_are_and_how_often(store, monkeypatch, workplace):
     assert checkpoints.checkpoint_folder() == workplace / "mlruns" / "checkpoints"
-    mlflow.set_tracking_uri("http://user:secret@lab:5000")
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://user:secret@lab:5000")
     assert checkpoints.checkpoint_folder().is_relative_to(os.environ["CNNLAB_CACHE"])
     for given, seconds in (("none", None), ("0", 0), ("90", 90), ("", 60)):
         monkeypatch.setenv(checkpoints.VARIABLE, given)

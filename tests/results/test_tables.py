@@ -77,6 +77,7 @@ def test_model_cards_show_names_as_they_are(result):
 
 
 def test_stored_predictions_keep_every_name(result, tmp_path):
-    names = (*NAMES, os.fsdecode(b"caf\xe9"), "\x1b[31m\n", " a ", "e\u0301", "w" * 240)
-    save_predictions(tmp_path / "p.npz", names, test=result.test, val=result.test)
-    assert load_predictions(tmp_path / "p.npz")[0] == names
+    others = (os.fsdecode(b"caf\xe9"), "\x1b[31m\n", " a ", "e\u0301", "w" * 240, "", "'", '"')
+    for names in (NAMES, others):
+        save_predictions(tmp_path / "p.npz", names, test=result.test, val=result.test)
+        assert load_predictions(tmp_path / "p.npz")[0] == names

@@ -198,7 +198,7 @@ def test_a_run_of_another_container_is_not_declared_dead(store, digits):
     stores.open_store()
     assert store.get_run(run.info.run_id).info.status == "RUNNING"
     # With a lock beside the store it is known wherever its process is.
-    lock = FileLock(stores._lock_file(run.info.run_id))
+    lock = FileLock(stores._lock_file(stores.local_folder(mlflow.get_tracking_uri()), run.info.run_id))
     Path(lock.lock_file).parent.mkdir(exist_ok=True)
     with lock:
         code = "from cnnlab.tracking.store import open_store; open_store()"

@@ -8,6 +8,7 @@ import pytest
 import cnnlab
 from cnnlab.models import MODELS, Range
 from tuning.kerastuner import hyperparameters, make_oracle
+from tuning.settings import Search
 from tuning.spaces import check_space, fixed, narrowed, narrowed_space, recipe_of
 
 SPACES = {name: model.space for name, model in MODELS.items()}
@@ -117,38 +118,28 @@ def test_integers_stay_integers_in_a_range():
     assert len(values) > 10
 
 
-def test_the_first_trial_is_the_recipe_that_the_search_starts_from():
+def test_the_first_trial_is_the_recipe_that_the_search_starts_from(tmp_path):
     base = cnnlab.Recipe(filters=(32, 32, 64), batch_size=64, seed=1)
     for tuner in ("bayesian", "random", "hyperband"):
-        space = hyperparameters(SPACES["cnn"], base)
-        oracle = make_oracle(tuner, space=space, objective="val_accuracy", trials=5, epochs=5, seed=1)
+        oracle = make_oracle(Search(base, SPACES["cnn"], tuner), tmp_path / tuner)
         first = oracle._random_values()
         assert dataclasses.replace(recipe_of(first, base), padding="valid") == base
         oracle.trials["0"] = None
         assert oracle._random_values() != first
 
 
-@pytest.mark.parametrize("last", ["COMPLETED", "FAILED"])
-def test_a_trial_under_way_at_the_failure_limit_does_not_lift_it(tmp_path, last):
-    space = hyperparameters({"learning_rate": Range(1e-4, 1e-2, log=True)}, cnnlab.Recipe())
-    oracle = make_oracle("random", space=space, objective="val_accuracy", trials=9, epochs=1, seed=1)
-    oracle._set_project_dir(str(tmp_path), "search")
-
-    def end(trial, status):
-        oracle.update_trial(trial.trial_id, {"val_accuracy": 0.5})
-        trial.status = status
-        oracle.end_trial(trial)
-
-    end(oracle.create_trial("a"), "FAILED")
-    end(oracle.create_trial("a"), "COMPLETED")
-    under_way = oracle.create_trial("b")
-    failed = [oracle.create_trial("a")]
-    for _ in range(2):
-        end(failed[-1], "FAILED")
+@pytest.mark.parametrize("error", [None, "it failed too"])
+def test_a_trial_under_way_at_the_failure_limit_does_not_lift_it(tmp_path, error):
+    space = {"learning_rate": Range(1e-4, 1e-2, log=True)}
+    oracle = make_oracle(Search(cnnlab.Recipe(), space, "random"), tmp_path / "search")
+    oracle.tell(oracle.ask(), error="once")
+    oracle.tell(oracle.ask(), 0.5)
+    under_way = oracle.ask()
+    failed = [oracle.ask() for _ in range(3)]
+    for trial in failed:
         assert not oracle.gave_up()
-        failed.append(oracle.create_trial("a"))
-    end(failed[-1], "FAILED")
-    end(under_way, last)
+        oracle.tell(trial, error="again")
+    oracle.tell(under_way, 0.5, error)
     assert oracle.gave_up()
     assert [trial.trial_id for trial in oracle.failures] == [trial.trial_id for trial in failed]
-    assert oracle.create_trial("a").status == oracle.create_trial("b").status == "STOPPED"
+    assert oracle.ask() is None
