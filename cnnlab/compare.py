@@ -44,18 +44,16 @@ def train_model(recipe, restart=False) -> RunResult:
         dataset, [prepared] = prepare([recipe])
         with recorded(goes_on=f"train-{training_key(prepared.recipe, dataset)[:12]}") as ids:
             checkpoints.sweep()
-            experiment_id, parent_run_id = tracking.experiment_for(dataset), tracking.outer_run_id()
-            result = _trained(prepared, dataset, experiment_id, parent_run_id, restart)
+            result = _trained(prepared, dataset, tracking.outer_run_id(), restart)
     return renamed(result, ids)
 
 
-def _trained(prepared, dataset, experiment_id, parent_run_id, restart):
+def _trained(prepared, dataset, parent_run_id, restart):
     """`fit_and_evaluate`, in the run of an equal training that was interrupted where there is one."""
-    resumed = None
+    model, resumed = build_model(prepared.recipe, dataset), None  # it may refuse, before anything is in the store
     if not restart:
-        ordinary = {"kind": "train", "reproduces": None}
-        resumed = interrupted_run(prepared.recipe, dataset, experiment_id, parent_run_id, **ordinary)
-    model = build_model(prepared.recipe, dataset)
+        place = tracking.experiment_for(dataset), parent_run_id
+        resumed = interrupted_run(prepared.recipe, dataset, *place, kind="train", reproduces=None)
     given = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
     return fit_and_evaluate(model, dataset, prepared.recipe, **given)
 
@@ -130,7 +128,7 @@ def _compare_prepared(recipes, dataset, prepared, restart):
         # Built one at a time: several models in memory are not needed.
         results = [
             (resumed and _trained_already(one, dataset, experiment_id, parent_run_id))
-            or _trained(one, dataset, experiment_id, parent_run_id, restart)
+            or _trained(one, dataset, parent_run_id, restart)
             for one in prepared
         ]
         verdicts, figures, texts = report.comparison(results, dataset.test.images)
