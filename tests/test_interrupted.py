@@ -14,8 +14,9 @@ import cnnlab
 from cnnlab import compare
 from cnnlab.data import load_dataset
 from cnnlab.tracking import checkpoints, read
+from cnnlab.tracking.liveness import alive
 from cnnlab.tracking.run import tracked_run
-from cnnlab.tracking.store import alive, opened
+from cnnlab.tracking.store import opened
 from cnnlab.training import checkpoint, loop
 from tuning.trials import SCORE, Place
 
@@ -123,6 +124,7 @@ def test_a_run_is_gone_on_with_by_its_id(store, recipe, interrupt, monkeypatch, 
         compare.resume_run(one.run_id)
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_and_restart_begin_anew(store, recipe, interrupt, monkeypatch, capsys):
     short = dataclasses.replace(recipe, epochs=2)
     interrupt(1)

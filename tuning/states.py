@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from cnnlab.tracking.findings import Finding, counted, lines
+from cnnlab.tracking.liveness import is_held
 from cnnlab.tracking.places import STORE_FOLDER
-from cnnlab.tracking.store import is_held
 from cnnlab.tracking.strays import LOST
 from cnnlab.tracking.temporary import listed, remove
 

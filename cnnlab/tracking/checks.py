@@ -7,7 +7,7 @@ import sqlite3
 import mlflow
 
 from cnnlab.errors import LabError, masked
-from cnnlab.tracking import store
+from cnnlab.tracking import liveness, store
 from cnnlab.tracking.database import BACKUPS, migrate, salvage, state_of
 from cnnlab.tracking.findings import Finding, counted, lines
 from cnnlab.tracking.inside_mlflow import move_place
@@ -71,7 +71,7 @@ def _salvaged(database):
 
 def _expect_idle(database):
     """Raises: LabError: a run is at work with the database."""
-    live = [lock.stem[:8] for lock in listed(database.parent / "running") if store.is_held(lock)]
+    live = [lock.stem[:8] for lock in listed(database.parent / "running") if liveness.is_held(lock)]
     if live:
         raise LabError(f"Expected no run at work in this store. Received: {', '.join(live)}. Wait for it, or end it.")
 
@@ -83,10 +83,12 @@ def run_findings(database, rows) -> list[Finding]:
         run
         for run in rows.runs.values()
         if run.status == "RUNNING" and run.stage == "active" and run.is_ours
-        if store.is_gone(run.run_id, run.tags, database.parent)
+        if liveness.is_gone(run.run_id, run.tags, database.parent)
     ]
     running = {run.run_id for run in rows.runs.values() if run.status == "RUNNING" and run.stage == "active"}
-    idle = [lock for lock in locks if lock.suffix == ".lock" and lock.stem not in running and not store.is_held(lock)]
+    idle = [
+        lock for lock in locks if lock.suffix == ".lock" and lock.stem not in running and not liveness.is_held(lock)
+    ]
     found = []
     if stale:
         what = f"{counted(len(stale), 'run')} left RUNNING by a process that is gone"
@@ -105,7 +107,7 @@ def _open_store():
 
 def _unlock(locks):
     for lock in locks:
-        store.remove_lock(lock)
+        liveness.remove_lock(lock)
 
 
 def place_findings(database, rows) -> list[Finding]:
@@ -175,7 +177,7 @@ def server_findings(uri) -> list[Finding]:
         store.expect_reachable(uri)
     client = mlflow.MlflowClient(uri)
     stale = [
-        run for run in store.running_runs(client) if store.is_gone(run.info.run_id, run.data.tags, local_folder(uri))
+        run for run in store.running_runs(client) if liveness.is_gone(run.info.run_id, run.data.tags, local_folder(uri))
     ]
     unseen = "its database, artifacts and models, and runs of other machines, were not looked at"
     found = [Finding(f"the store is {masked(uri)}: {unseen}", "look there", is_fault=False)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.errors import LabError, masked
-from cnnlab.tracking import store
+from cnnlab.tracking import liveness, store
 from cnnlab.tracking.inside_mlflow import hard_delete
 from cnnlab.tracking.places import local_database
 from cnnlab.tracking.rows import Rows, folder_of, read_rows
@@ -60,7 +60,7 @@ def _why_kept(run, database, rows):
     """Why a deleted run is not freed, or nothing."""
     if folder_of(run.place, database) is None:
         return f"its artifacts are at {run.place}: use 'mlflow gc'"
-    if run.status == "RUNNING" and not store.is_gone(run.run_id, run.tags, database.parent):
+    if run.status == "RUNNING" and not liveness.is_gone(run.run_id, run.tags, database.parent):
         return "it is at work"
     models = [model.model_id for model in rows.models.values() if model.run_id == run.run_id]
     needed = [*rows.needed_by(run_id=run.run_id), *(v for key in models for v in rows.needed_by(model_id=key))]

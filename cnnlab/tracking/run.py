@@ -25,8 +25,9 @@ from cnnlab.names import markdown, short_hash, shortened, shown
 from cnnlab.signals import signals_held
 from cnnlab.tracking import outbox
 from cnnlab.tracking.inside_mlflow import in_short, keras_autologging_alone, no_validation_copies, probe, tried_once
+from cnnlab.tracking.liveness import alive, process_tags
 from cnnlab.tracking.places import BESIDE, STORE_FOLDER, TRACKING_VARIABLE, is_server, local_database
-from cnnlab.tracking.store import HEALTH_TIMEOUT, alive, process_tags
+from cnnlab.tracking.store import HEALTH_TIMEOUT
 from cnnlab.tracking.tags import TAG, our_tags
 from cnnlab.tracking.temporary import private_folder
 

@@ -6,15 +6,12 @@ import logging
 import os
 import re
 import shutil
-import socket
 import sqlite3
 import sys
 import threading
-from pathlib import Path
 
 import mlflow
-import psutil
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
@@ -29,6 +26,7 @@ from cnnlab.tracking.inside_mlflow import (
     put_beside,
     upgrade_database,
 )
+from cnnlab.tracking.liveness import is_gone, lock_file, remove_lock
 from cnnlab.tracking.places import (
     TRACKING_VARIABLE,
     artifacts_folder,
@@ -334,75 +332,13 @@ def _close_stale_runs(client):
         if is_gone(run.info.run_id, run.data.tags, folder):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
-            remove_lock(_lock_file(folder, run.info.run_id))
+            remove_lock(lock_file(folder, run.info.run_id))
 
 
 def running_runs(client):
     """All runs of ours that are RUNNING, but for those on their way from an outbox, which their delivery ends."""
     running = every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
     return (run for run in running if UNDELIVERED not in run.data.tags)
-
-
-def is_gone(run_id, tags, folder) -> bool:
-    """Whether the process of a run has ended. Where that cannot be known from here, it has not.
-
-    Args:
-        tags: the run's.
-        folder: the store's, as `local_folder` has it.
-    """
-    lock = _lock_file(folder, run_id)
-    if lock.exists():
-        return not is_held(lock)
-    host, _, process = tags.get(TAG + "process", "").rpartition("/")
-    # Another container of this machine may have our host's name and other processes under the same numbers.
-    same = tags.get(TAG + "processes", _processes()) == _processes()
-    return host == socket.gethostname() and same and not _is_alive(process)
-
-
-def is_held(lock) -> bool:
-    """Whether a process holds the lock of a file that is there, or that cannot be known."""
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError, NotImplementedError):
-        return True
-
-
-def remove_lock(lock) -> None:
-    """Remove the file of a lock, if there is one, unless a process holds it by now."""
-    if not lock.exists():
-        return
-    with contextlib.suppress(Timeout, OSError, NotImplementedError), FileLock(lock, timeout=0):
-        lock.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def alive(run_id):
-    """Around the work of a run: a lock beside the local store, which ends with its process wherever that runs.
-
-    Raises:
-        LabError: another process works on the run.
-    """
-    file = _lock_file(local_folder(mlflow.get_tracking_uri()), run_id)
-    with contextlib.ExitStack() as held:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(file, timeout=0))
-        except Timeout:
-            raise LabError(
-                f"Expected run {run_id[:8]} to be idle. Received: another process works on it. Wait for it, or end it."
-            ) from None
-        except (OSError, NotImplementedError):  # there are file systems without locks
-            pass
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
-
-
-def _lock_file(folder, run_id):
-    return folder / "running" / f"{run_id}.lock"
 
 
 # Runs that we made, in whatever experiment.
@@ -423,24 +359,3 @@ def every(search, *args, **kwargs):
 def all_experiments(client) -> list[str]:
     """The ids of all active experiments."""
     return [e.experiment_id for e in every(client.search_experiments)]
-
-
-def process_tags() -> dict:
-    """Which process of which machine a run belongs to."""
-    # With the start time, since process ids are used again.
-    process = f"{os.getpid()}-{psutil.Process().create_time():.0f}"
-    return {"process": f"{socket.gethostname()}/{process}", "processes": _processes()}
-
-
-def _processes():
-    """What tells apart the numbers of processes: the start of the system, and the container."""
-    with contextlib.suppress(OSError):
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
-    return f"{psutil.boot_time():.0f}"
-
-
-def _is_alive(process):
-    pid, _, started = process.partition("-")
-    with contextlib.suppress(psutil.Error, ValueError):
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
-    return False

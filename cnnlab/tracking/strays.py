@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.results.predictions import PREDICTIONS_FILE
-from cnnlab.tracking import outbox, store
+from cnnlab.tracking import liveness, outbox, store
 from cnnlab.tracking.checkpoints import stored_checkpoints, unfinished_checkpoints, why_stray
 from cnnlab.tracking.checks import database_findings
 from cnnlab.tracking.database import FRESH, state_of
@@ -230,7 +230,7 @@ def undelivered() -> list[Finding]:
 
 
 def _is_recorded(entry):
-    return (entry / "lock").exists() and store.is_held(entry / "lock")
+    return (entry / "lock").exists() and liveness.is_held(entry / "lock")
 
 
 def unfinished_databases(database) -> list[Finding]:
@@ -238,7 +238,7 @@ def unfinished_databases(database) -> list[Finding]:
     folders = [path for path in listed(database.parent) if path.name.startswith((FRESH, "tmp")) and path.is_dir()]
     # Those of earlier versions have no name of their own.
     folders = [path for path in folders if path.name.startswith(FRESH) or (path / database.name).exists()]
-    if not folders or store.is_held(f"{database}.lock"):
+    if not folders or liveness.is_held(f"{database}.lock"):
         return []
     what = counted(len(folders), "unfinished database")
     return [Finding(what, "remove", lines(path.name for path in folders), functools.partial(remove, folders))]

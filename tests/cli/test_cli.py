@@ -154,7 +154,7 @@ def test_unusable_store_is_found_before_the_data_are_loaded(workplace, cnnlab, m
     assert "Received no answer" in done.stderr
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_signal_ends_the_run_as_killed(sent, store):
     process = subprocess.Popen(
         [sys.executable, "-m", "cnnlab", "train", "cnn", "--dataset", "digits", "--epochs", "1000"],

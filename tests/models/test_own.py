@@ -177,6 +177,7 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     registry.promote(registry.register(again.run_id)[0])
 
 
+@pytest.mark.long
 def test_its_own_arguments_are_searched(recipe, store):
     base = dataclasses.replace(recipe, arguments=())
     space = narrowed_space(base, ["epochs"], ["width=2:4", "wide=true,false", "learning_rate=1e-3,1e-2"])

@@ -37,7 +37,14 @@ def test_every_network_of_keras_has_a_row():
     assert len(networks) >= 38
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnetv2b0", "resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnetv2b0",
+        pytest.param("mobilenetv2", marks=pytest.mark.long),
+        pytest.param("resnet50", marks=pytest.mark.long),
+    ],
+)
 def test_families_train_on_stored_features_and_reload_equally(name, store):
     result = train_model(cnnlab.Recipe(model=name, weights="random", **SMALL))
     [entry] = cached.entries()
@@ -52,7 +59,14 @@ def _file(result):
     return mlflow.artifacts.download_artifacts(result.model_uri) + "/data/model.keras"
 
 
-@pytest.mark.parametrize("name", ["resnet50", "densenet121", "efficientnetb0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnetb0",
+        pytest.param("resnet50", marks=pytest.mark.long),
+        pytest.param("densenet121", marks=pytest.mark.long),
+    ],
+)
 def test_features_are_the_networks_own_on_its_own_preprocessing(name, digits, workplace):
     row = BACKBONES[name]
     keras.utils.set_random_seed(1)
@@ -156,6 +170,7 @@ def test_a_saved_model_is_a_backbone_without_its_head(store, digits, workplace):
     assert again == pytest.approx(result.test.probabilities, abs=2e-3)
 
 
+@pytest.mark.long
 def test_a_registered_model_is_a_backbone_by_its_version(store, small_cnn):
     champion, _ = registry.register(train_model(small_cnn).run_id, name="shapes")
     registry.promote(champion)

@@ -15,7 +15,7 @@ from filelock import FileLock
 from mlflow.store.db import utils
 
 from cnnlab import cached, doctor
-from cnnlab.tracking import checks, database, outbox, temporary
+from cnnlab.tracking import checks, database, liveness, outbox, temporary
 from cnnlab.tracking import garbage as garbage_of
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
@@ -351,7 +351,8 @@ def test_a_server_s_runs_of_this_machine(lab, digits):
     client, _ = lab
     uri = stores.address()
     run = client.create_run(tracking.experiment_for(digits), tags=gone_here())
-    live = client.create_run(run.info.experiment_id, tags={f"cnnlab.{k}": v for k, v in stores.process_tags().items()})
+    tags = {f"cnnlab.{key}": value for key, value in liveness.process_tags().items()}
+    live = client.create_run(run.info.experiment_id, tags=tags)
     [note, finding] = checks.server_findings(uri)
     assert not note.is_fault
     assert finding.items == (f"{run.info.run_id[:8]} {run.info.run_name}",)
@@ -364,5 +365,5 @@ def test_a_server_s_runs_of_this_machine(lab, digits):
 
 def gone_here():
     """The tags of a run of a process of this machine that has ended."""
-    tags = {f"cnnlab.{key}": value for key, value in stores.process_tags().items()}
+    tags = {f"cnnlab.{key}": value for key, value in liveness.process_tags().items()}
     return {**tags, "cnnlab.process": tags["cnnlab.process"].rpartition("/")[0] + "/1-1"}

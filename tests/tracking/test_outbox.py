@@ -15,7 +15,7 @@ import pytest
 
 import cnnlab
 from cnnlab import compare
-from cnnlab.tracking import delivery, outbox, read
+from cnnlab.tracking import delivery, liveness, outbox, read
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
 from cnnlab.tracking.tags import RECORDED_AS, UNDELIVERED
@@ -153,6 +153,7 @@ def test_what_was_delivered_twice_is_there_once(server, digits, impatient, tmp_p
     assert whole(server, there(server)["a run"]) == before
 
 
+@pytest.mark.long
 def test_lost_answers_double_nothing(server, digits):
     """The server does what it is asked, and its answer does not arrive: once for every kind of request."""
     lost = set()
@@ -270,7 +271,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing_that_was_there(server, dig
     assert [run["status"] for run in outbox.runs_of(entry)] == ["RUNNING"]
     assert there(server)["a run"].data.metrics == {"loss": 2.0, "test_accuracy": 0.5}
     assert synced() == [(1, "a run in it that has not ended")]  # this process lives
-    monkeypatch.setattr(stores, "_is_alive", lambda process: False)
+    monkeypatch.setattr(liveness, "_is_alive", lambda process: False)
     assert synced() == [(1, None)]
     assert there(server)["a run"].info.status == "KILLED"
 

@@ -26,7 +26,7 @@ from cnnlab.cli import screen
 from cnnlab.cli.failures import sentence
 from cnnlab.errors import StoreGone
 from cnnlab.predict import load_classifier
-from cnnlab.tracking import provenance, read, registry, ui
+from cnnlab.tracking import liveness, provenance, read, registry, ui
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
 from cnnlab.tracking.tags import TAG, matches
@@ -198,7 +198,7 @@ def test_a_run_of_another_container_is_not_declared_dead(store, digits):
     stores.open_store()
     assert store.get_run(run.info.run_id).info.status == "RUNNING"
     # With a lock beside the store it is known wherever its process is.
-    lock = FileLock(stores._lock_file(stores.local_folder(mlflow.get_tracking_uri()), run.info.run_id))
+    lock = FileLock(liveness.lock_file(stores.local_folder(mlflow.get_tracking_uri()), run.info.run_id))
     Path(lock.lock_file).parent.mkdir(exist_ok=True)
     with lock:
         code = "from cnnlab.tracking.store import open_store; open_store()"

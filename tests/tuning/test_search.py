@@ -87,6 +87,7 @@ def test_search_tracks_every_trial_and_tests_only_the_winner(store, capsys):
     assert other.parent_run_id != result.parent_run_id
 
 
+@pytest.mark.long
 def test_a_trials_recipe_repeats_it(store):
     run_search(small_search(trials=2))
     trial = runs_by_kind(store)["trial"][0]
@@ -119,7 +120,7 @@ with job():
 """
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_a_killed_search_goes_on_where_it_was(store, name):
     program = KILLED.format(tests=str(Path(__file__).parent), delay=3, signal=name)
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
@@ -143,7 +144,7 @@ def test_a_killed_search_goes_on_where_it_was(store, name):
     assert "cnnlab.reason" not in kinds["search"][0].data.tags
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_three_failures_in_a_row_end_the_search(store, workers):
     # Three blocks of such kernels do not fit on 32x32 pixels.
     recipe = cnnlab.Recipe(dataset="digits", limit=150, epochs=1)
@@ -208,7 +209,7 @@ def test_search_never_validates_on_the_test_set():
         small_search(recipe=cnnlab.Recipe(val_fraction=0))
 
 
-@pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
+@pytest.mark.parametrize("tuner", ["hyperband", pytest.param("bayesian", marks=pytest.mark.long)])
 def test_other_tuners(store, tuner):
     recipe = cnnlab.Recipe(dataset="digits", limit=150, filters=(4,), epochs=3)
     result = run_search(small_search(recipe=recipe, tuner=tuner, trials=4))
