@@ -15,7 +15,7 @@ def resnet9(
     augment="altflip+crop:0.0625",
     test_views=2,
 ):
-    """Whitening 2x2 convolution, then two 3x3 convolutions with BatchNormalization and GELU per entry of `filters`.
+    """Whitening 2x2 convolution, then two 3x3 convolutions with BatchNormalization and SiLU per entry of `filters`.
 
     In the manner of David Page's ResNet-9 (https://github.com/davidcpage/cifar10-fast) as Keller Jordan's airbench
     has it (arXiv:2404.00498): the first convolution is computed from the training images and stays as it is, pooling
@@ -47,7 +47,7 @@ def resnet9(
     x = layers.Normalization(name="normalize", dtype="float32")(x)
     whiten = {"use_bias": False, "trainable": False, "name": "whiten"}
     x = layers.Conv2D(2 * 2 * 2 * input_shape[-1], 2, **whiten)(x)
-    x = layers.Activation("gelu", name="gelu0")(x)
+    x = layers.Activation("silu", name="silu0")(x)
     for i, count in enumerate(filters, start=1):
         for part in ("a", "b"):
             start = keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
@@ -56,7 +56,7 @@ def resnet9(
             if part == "a":
                 x = layers.MaxPooling2D(2, name=f"pool{i}")(x)
             x = layers.BatchNormalization(momentum=0.6, epsilon=1e-5, scale=False, name=f"norm{i}{part}")(x)
-            x = layers.Activation("gelu", name=f"gelu{i}{part}")(x)
+            x = layers.Activation("silu", name=f"silu{i}{part}")(x)
     x = layers.GlobalMaxPooling2D(name="max_pool")(x)
     x = layers.Dense(num_classes, use_bias=False, dtype="float32", name="scores")(x)
     x = layers.Rescaling(1 / 9, dtype="float32", name="temper")(x)
