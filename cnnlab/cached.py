@@ -9,9 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from cnnlab.errors import ArgumentError
+from cnnlab.files import is_held
 
 FOLDER_VARIABLE = "CNNLAB_CACHE"
 LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
@@ -62,7 +61,7 @@ def leftovers() -> list[Path]:
         folder = cache_folder(kind)
         unfinished = [path for path in folder.glob(f"{UNFINISHED}*") if kind == "features" or _is_old(path)]
         parts = [path for end in ("npy", "npz", "json") for path in folder.glob(f"*.{end}") if not _is_whole(path)]
-        if (unfinished or parts) and not any(map(_is_held, folder.glob("*.lock"))):
+        if (unfinished or parts) and not any(map(is_held, folder.glob("*.lock"))):
             found += [*unfinished, *parts]
     return sorted(found)
 
@@ -74,14 +73,6 @@ def _is_old(path):
 
 def _is_whole(path):
     return path.with_suffix(".npy").exists() and path.with_suffix(".json").exists()
-
-
-def _is_held(lock):
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError, NotImplementedError):
-        return True
 
 
 def clear() -> int:

@@ -98,21 +98,17 @@ def compare_models(recipes, restart=False) -> Comparison:
 
 def _compare_models(recipes, restart):
     dataset, prepared = prepare(recipes)
-    with recorded(goes_on=f"compare-{_comparison_key(prepared, dataset)[:12]}") as ids:
+    keys = "".join(training_key(one.recipe, dataset) for one in prepared)
+    key = hashlib.sha256(keys.encode()).hexdigest()[:32]
+    with recorded(goes_on=f"compare-{key[:12]}") as ids:
         checkpoints.sweep()
-        comparison = _compare_prepared(recipes, dataset, prepared, restart)
+        comparison = _compare_prepared(recipes, dataset, prepared, key, restart)
     return renamed(comparison, ids)
 
 
-def _comparison_key(prepared, dataset):
-    keys = "".join(training_key(one.recipe, dataset) for one in prepared)
-    return hashlib.sha256(keys.encode()).hexdigest()[:32]
-
-
-def _compare_prepared(recipes, dataset, prepared, restart):
+def _compare_prepared(recipes, dataset, prepared, key, restart):
     names = " and ".join(dict.fromkeys(recipe.label for recipe in recipes))
     experiment_id = tracking.experiment_for(dataset)
-    key = _comparison_key(prepared, dataset)
     resumed = None if restart else read.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
     if resumed:
         print(f"Going on with comparison {resumed[:8]}, which was interrupted.", flush=True)

@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the locks of files."""
 
 import contextlib
 import os
 import tempfile
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 UNFINISHED = ".part"
 
@@ -41,3 +43,12 @@ def share(path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
+
+
+def is_held(lock) -> bool:
+    """Whether a process holds the lock of a file that is there, or that cannot be known."""
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError, NotImplementedError):
+        return True

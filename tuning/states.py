@@ -2,14 +2,12 @@
 
 import functools
 import json
-import os
-import time
 from pathlib import Path
 
+from cnnlab.files import is_held
 from cnnlab.tracking.findings import Finding, counted, lines
-from cnnlab.tracking.liveness import is_held
 from cnnlab.tracking.places import STORE_FOLDER
-from cnnlab.tracking.strays import LOST
+from cnnlab.tracking.strays import LOST, set_aside
 from cnnlab.tracking.temporary import listed, remove
 
 SETTINGS = "search.json"
@@ -31,7 +29,7 @@ def state_findings() -> list[Finding]:
         aside = home.parent / LOST / home.name
         remedy = f"move it to '{aside}'; the next 'cnnlab tune' of that name starts afresh, its finished runs stay"
         items = (f"{path.name}: {why}" for path, why in damaged.items())
-        found.append(Finding(what, remedy, lines(items), functools.partial(_set_aside, damaged, aside)))
+        found.append(Finding(what, remedy, lines(items), functools.partial(set_aside, home.parent, damaged)))
     if partial:
         what = counted(len(partial), "half-written file of a search", "half-written files of searches")
         found.append(Finding(what, "remove", lines(partial), functools.partial(remove, partial)))
@@ -55,10 +53,3 @@ def _damage(folder):
     if files and not (folder / SETTINGS).exists():
         return f"without its {SETTINGS}"
     return ""
-
-
-def _set_aside(paths, aside):
-    aside.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        target = aside / path.name
-        os.replace(path, target if not target.exists() else target.with_name(f"{path.name}-{time.time_ns()}"))

@@ -7,6 +7,7 @@ import sqlite3
 import mlflow
 
 from cnnlab.errors import LabError, masked
+from cnnlab.files import is_held
 from cnnlab.tracking import liveness, store
 from cnnlab.tracking.database import BACKUPS, migrate, salvage, state_of
 from cnnlab.tracking.findings import Finding, counted, lines
@@ -71,7 +72,7 @@ def _salvaged(database):
 
 def _expect_idle(database):
     """Raises: LabError: a run is at work with the database."""
-    live = [lock.stem[:8] for lock in listed(database.parent / "running") if liveness.is_held(lock)]
+    live = [lock.stem[:8] for lock in listed(database.parent / "running") if is_held(lock)]
     if live:
         raise LabError(f"Expected no run at work in this store. Received: {', '.join(live)}. Wait for it, or end it.")
 
@@ -86,9 +87,7 @@ def run_findings(database, rows) -> list[Finding]:
         if liveness.is_gone(run.run_id, run.tags, database.parent)
     ]
     running = {run.run_id for run in rows.runs.values() if run.status == "RUNNING" and run.stage == "active"}
-    idle = [
-        lock for lock in locks if lock.suffix == ".lock" and lock.stem not in running and not liveness.is_held(lock)
-    ]
+    idle = [lock for lock in locks if lock.suffix == ".lock" and lock.stem not in running and not is_held(lock)]
     found = []
     if stale:
         what = f"{counted(len(stale), 'run')} left RUNNING by a process that is gone"

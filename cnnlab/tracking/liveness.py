@@ -10,6 +10,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from cnnlab.errors import LabError
+from cnnlab.files import is_held
 from cnnlab.tracking.places import local_folder
 from cnnlab.tracking.tags import TAG
 
@@ -49,15 +50,6 @@ def is_gone(run_id, tags, folder) -> bool:
     # Another container of this machine may have our host's name and other processes under the same numbers.
     same = tags.get(TAG + "processes", _processes()) == _processes()
     return host == socket.gethostname() and same and not _is_alive(process)
-
-
-def is_held(lock) -> bool:
-    """Whether a process holds the lock of a file that is there, or that cannot be known."""
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError, NotImplementedError):
-        return True
 
 
 def remove_lock(lock) -> None:

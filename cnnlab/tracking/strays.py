@@ -8,8 +8,9 @@ from pathlib import Path
 
 import mlflow
 
+from cnnlab.files import is_held
 from cnnlab.results.predictions import PREDICTIONS_FILE
-from cnnlab.tracking import liveness, outbox, store
+from cnnlab.tracking import outbox, store
 from cnnlab.tracking.checkpoints import stored_checkpoints, unfinished_checkpoints, why_stray
 from cnnlab.tracking.checks import database_findings
 from cnnlab.tracking.database import FRESH, state_of
@@ -52,7 +53,7 @@ def _to_set_aside(home, paths, what):
         f"{what} that the database does not know ({in_mb(sum(map(size_of, paths)))})",
         f"move them to '{home / LOST}', since they cannot be made again",
         lines(path.name for path in paths),
-        functools.partial(_set_aside, home, paths),
+        functools.partial(set_aside, home, paths),
     )
 
 
@@ -74,7 +75,8 @@ def _put_back(places):
         os.replace(path, place)
 
 
-def _set_aside(home, paths):
+def set_aside(home, paths) -> None:
+    """Move what nothing knows of to the store's folder of lost things; what lies there already stays."""
     for path in paths:
         target = home / LOST / path.relative_to(home)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +232,7 @@ def undelivered() -> list[Finding]:
 
 
 def _is_recorded(entry):
-    return (entry / "lock").exists() and liveness.is_held(entry / "lock")
+    return (entry / "lock").exists() and is_held(entry / "lock")
 
 
 def unfinished_databases(database) -> list[Finding]:
@@ -238,7 +240,7 @@ def unfinished_databases(database) -> list[Finding]:
     folders = [path for path in listed(database.parent) if path.name.startswith((FRESH, "tmp")) and path.is_dir()]
     # Those of earlier versions have no name of their own.
     folders = [path for path in folders if path.name.startswith(FRESH) or (path / database.name).exists()]
-    if not folders or liveness.is_held(f"{database}.lock"):
+    if not folders or is_held(f"{database}.lock"):
         return []
     what = counted(len(folders), "unfinished database")
     return [Finding(what, "remove", lines(path.name for path in folders), functools.partial(remove, folders))]

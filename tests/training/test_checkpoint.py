@@ -47,16 +47,6 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.fixture
-def backbone(workplace):
-    keras.utils.set_random_seed(3)
-    layers = [keras.layers.Rescaling(1 / 255)]
-    for i, filters in enumerate((8, 16), start=1):
-        layers += [keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{i}")]
-        layers += [keras.layers.MaxPooling2D(4, name=f"pool{i}")]
-    keras.Sequential([keras.Input((32, 32, 3)), *layers]).save("mine.keras")
-
-
 def drawn():
     """What is drawn from by whoever says nothing of a generator: Python's state and NumPy's."""
     return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002

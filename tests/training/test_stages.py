@@ -19,14 +19,8 @@ STAGED = {"dataset": "digits", "limit": 150, "epochs": 2, "fine_tune": 1, "dense
 
 
 @pytest.fixture
-def staged(workplace):
-    """A recipe on a saved network of two stages, whose features are good enough for the digits."""
-    keras.utils.set_random_seed(3)
-    layers = [keras.layers.Rescaling(1 / 255)]
-    for i, filters in enumerate((8, 16), start=1):
-        layers += [keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{i}")]
-        layers += [keras.layers.MaxPooling2D(4, name=f"pool{i}")]
-    keras.Sequential([keras.Input((32, 32, 3)), *layers]).save("mine.keras")
+def staged(backbone):
+    """A recipe on that network."""
     return cnnlab.Recipe(
         model="transfer", backbone="mine.keras", pooling="flatten", learning_rate=0.01, schedule="constant", **STAGED
     )
