@@ -17,8 +17,8 @@ from cnnlab.results import auditing
 from cnnlab.results.audit_page import audit_page
 from cnnlab.results.suspects import check_labels, compact, strangeness
 from cnnlab.signals import signals_held
+from cnnlab.tracking import logged, store
 from cnnlab.tracking import run as tracking
-from cnnlab.tracking import store
 from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.training.frozen import Split, features_of
@@ -130,7 +130,7 @@ def _write(folder, texts):
     fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
-        tracking.write_results(fresh, {}, texts)
+        logged.write_results(fresh, {}, texts)
         _expect_ours(folder)  # again: the pass may have taken long
         with signals_held():
             if folder.exists():
@@ -159,7 +159,7 @@ def _record(dataset, prepared, found, texts, started):
         },
         description=f"What is twice, strange or likely mislabelled in **{markdown(dataset.name)}**.",
     ) as run_id:
-        tracking.log_dataset(dataset)
+        logged.log_dataset(dataset)
         seconds = round(time.perf_counter() - started, 1)
-        tracking.log_results({**auditing.metrics(found), "total_seconds": seconds}, auditing.figures(found), texts)
+        logged.log_results({**auditing.metrics(found), "total_seconds": seconds}, auditing.figures(found), texts)
     return run_id

@@ -13,7 +13,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.results import report
 from cnnlab.results.result import RunResult
 from cnnlab.runner import fit_and_evaluate
-from cnnlab.tracking import checkpoints, outbox, read, store
+from cnnlab.tracking import checkpoints, logged, outbox, read, store
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.places import is_server
@@ -128,7 +128,7 @@ def _compare_prepared(recipes, dataset, prepared, key, restart):
             for one in prepared
         ]
         verdicts, figures, texts = report.comparison(results, dataset.test.images)
-        tracking.log_results({}, figures, texts)
+        logged.log_results({}, figures, texts)
     return Comparison(parent_run_id, results, verdicts)
 
 
@@ -194,7 +194,7 @@ def _record_comparison(found, results, verdicts, figures, texts):
         tags={"kind": "compare", "figure": report.CURVES, "runs": ",".join(found), **data},
         description=f"The stored runs {names}, on their stored predictions.",
     ) as run_id:
-        tracking.log_results({}, figures, texts)
+        logged.log_results({}, figures, texts)
     return Comparison(run_id, results, verdicts)
 
 

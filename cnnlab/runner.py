@@ -16,6 +16,7 @@ from cnnlab.results import plots
 from cnnlab.results.gradcam import looked_at
 from cnnlab.results.predictions import PREDICTIONS_FILE, describe, save_predictions
 from cnnlab.results.result import RunResult
+from cnnlab.tracking import away, epochs, logged
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
@@ -112,16 +113,16 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
 
         def save(folder):
             facts = {"metrics": metrics, "history": trained.history}
-            tracking.write_results(folder, figures, texts, {**files, "model.keras": model.save}, **facts)
+            logged.write_results(folder, figures, texts, {**files, "model.keras": model.save}, **facts)
 
         model_uri = None
-        with tracking.results_kept(run_id, save) if tested else contextlib.nullcontext():
-            tracking.complete_history(run_id, trained.history)
+        with away.results_kept(run_id, save) if tested else contextlib.nullcontext():
+            epochs.complete_history(run_id, trained.history)
             if tested:
-                model_uri = tracking.log_model(model, dataset)
-            tracking.log_results(metrics, figures, texts, files)
+                model_uri = logged.log_model(model, dataset)
+            logged.log_results(metrics, figures, texts, files)
             total_seconds = time.perf_counter() - started
-            tracking.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
+            logged.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
     if checkpoint:
         checkpoint.remove()
     return RunResult(
@@ -144,11 +145,11 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
 def _train_recorded(model, dataset, recipe, run_id, found, tags, how):
     """Train within a run, or go on with what was `found` of it, so that the run has every epoch once."""
     if found is None:
-        tracking.log_dataset(dataset)
-        return train(model, dataset, recipe, recorded=tracking.fits_of_a_run(), **how)
-    logged = tracking.logged_history(run_id, found.progress["history"])
-    trained = train(model, dataset, recipe, recorded=tracking.fits_of_a_run(logged), **how)
-    if difference := tracking.difference_to_logged(logged, trained.history):
+        logged.log_dataset(dataset)
+        return train(model, dataset, recipe, recorded=epochs.fits_of_a_run(), **how)
+    before = epochs.logged_history(run_id, found.progress["history"])
+    trained = train(model, dataset, recipe, recorded=epochs.fits_of_a_run(before), **how)
+    if difference := epochs.difference_to_logged(before, trained.history):
         tracking.tag_run(resumed=f"{tags['resumed']}{interrupted.said_of_difference(difference)}")
     return trained
 

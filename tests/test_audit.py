@@ -205,7 +205,7 @@ def test_only_an_earlier_report_is_replaced_and_by_a_whole_one(recipe, store, wo
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cnnlab.audit.tracking.write_results", full)
+    monkeypatch.setattr("cnnlab.audit.logged.write_results", full)
     text = Path("report/report.html").read_text(encoding="utf-8")
     with pytest.raises(cnnlab.LabError, match="Received: No space left on device"):
         audit(recipe, "report")

@@ -45,7 +45,7 @@ def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatc
     def broken(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("cnnlab.tracking.run.log_model", broken)
+    monkeypatch.setattr("cnnlab.tracking.logged.log_model", broken)
     with pytest.raises(cnnlab.LabError, match=r"disk full.*The trained model and all results are in") as caught:
         cnnlab.compare_models([small_cnn])
     runs = store.search_runs([e.experiment_id for e in store.search_experiments()])

@@ -11,7 +11,7 @@ import cnnlab
 from cnnlab import compare, export
 from cnnlab.cli import cli
 from cnnlab.models import formats
-from cnnlab.tracking import registry
+from cnnlab.tracking import promotion, registry
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def run(store, small_cnn):
 
 def test_the_champion_as_files_that_were_tried(run, digits):
     version, _ = registry.register(run.run_id, name="digits")
-    registry.promote(version)
+    promotion.promote(version)
     for file_format in ("keras", "saved_model"):
         done = CliRunner().invoke(cli, ["export", "--format", file_format], catch_exceptions=False)
         assert done.exit_code == 0

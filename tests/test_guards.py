@@ -16,7 +16,7 @@ from PIL import Image
 import cnnlab
 from cnnlab import predict, reproduce
 from cnnlab.compare import compare_runs, train_model
-from cnnlab.tracking import read, registry
+from cnnlab.tracking import promotion, read, registry
 from cnnlab.tracking.provenance import environment_tags
 from cnnlab.tracking.store import open_store
 from cnnlab.training import compute
@@ -85,7 +85,7 @@ def test_an_earlier_run_is_registered_against_the_champion_and_predicts(stored, 
     best = read.best_run()
     version, _ = registry.register()
     assert version.run_id == best.info.run_id
-    decision = registry.promote(version, force=True)
+    decision = promotion.promote(version, force=True)
     assert "15 validation images" in decision.reason or decision.unchanged
     assert registry.find_champion("cnnlab-digits").number == version.number
     dataset = cnnlab.load_dataset("digits", limit=150)

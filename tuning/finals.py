@@ -10,6 +10,7 @@ from cnnlab.models import own
 from cnnlab.prepare import build_model
 from cnnlab.runner import fit_and_evaluate
 from cnnlab.spread import Job, spread
+from cnnlab.tracking import logged
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.delivery import recorded
 from tuning import report
@@ -48,7 +49,7 @@ def train_finalists(search, oracle, place, workers):
             print(f"trial {number} afresh  {search.objective} {means[number]:.4f} (of {listed})", flush=True)
     pick = max if OBJECTIVES[search.objective] == "max" else min
     winner = pick(recipes, key=means.get)  # of equal ones the better trial
-    tracking.log_results(
+    logged.log_results(
         {f"best_{search.objective}": means[winner]},
         {},
         {"finalists.json": json.dumps({f"trial {number}": means[number] for number in recipes}, indent=2)},

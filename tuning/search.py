@@ -20,7 +20,7 @@ from cnnlab.names import markdown
 from cnnlab.on_ray import expect_address, ray_workers
 from cnnlab.processes import Processes
 from cnnlab.spread import Here, Job, spread
-from cnnlab.tracking import checkpoints, read
+from cnnlab.tracking import checkpoints, logged, read
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.places import TRACKING_VARIABLE, local_database, store_uri
@@ -122,7 +122,7 @@ def _search(search, dataset, tags, name, at, restart):
 def _trials_to_winner(search, oracle, place, workers, last):
     _run_trials(search, oracle, place, workers)
     rows = report.trial_rows(oracle, place.children(kind="trial"))
-    tracking.log_results(*report.trials_report(rows, search))
+    logged.log_results(*report.trials_report(rows, search))
     _expect_trials(oracle)
     recipe = train_finalists(search, oracle, place, workers)
     if workers is not last:
@@ -130,7 +130,7 @@ def _trials_to_winner(search, oracle, place, workers, last):
     waiting = [Job("the winner", train_winner, (place.address(search), recipe))]
     [ended] = spread(lambda: waiting.pop() if waiting else None, last)
     winner_run_id, accuracy = ended.result()
-    tracking.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
+    logged.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
     return winner_run_id, rows
 
 

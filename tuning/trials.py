@@ -12,7 +12,7 @@ from cnnlab.models import own
 from cnnlab.prepare import build_model, prepare
 from cnnlab.results.names import TOP5_CLASSES
 from cnnlab.runner import fit_and_evaluate
-from cnnlab.tracking import checkpoints, read, store
+from cnnlab.tracking import away, checkpoints, read, store
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.delivery import recorded
 from cnnlab.training.compute import freed_models
@@ -54,10 +54,10 @@ class Place:
         """
         for _ in range(ATTEMPTS - 1):
             try:
-                with tracking.loss_of_store_said():
+                with away.loss_of_store_said():
                     return self._scored_run(search, recipe, kind, label, run_name)
             except StoreGone:
-                tracking.wait_for_store(PATIENCE)
+                away.wait_for_store(PATIENCE)
         return self._scored_run(search, recipe, kind, label, run_name)
 
     @freed_models()

@@ -44,13 +44,13 @@ def register(run_id, best, by, experiment, name, promote, margin, force):
         raise ArgumentError("Expected --force with --promote. Received it alone. Add --promote.")
     expect_one_of("by", by, SCORES)
     with job():
-        from cnnlab.tracking import registry
+        from cnnlab.tracking import promotion, registry
 
         version, said = registry.register(run_id, experiment=experiment, name=name, by=by)
         where = f"{version}, run {version.run_id}: models:/{version.name}/{version.number}"
         print("\n".join(map(shown, [*said, where])))
         if promote:
-            decision = registry.promote(version, by=by, margin=margin / 100, force=force)
+            decision = promotion.promote(version, by=by, margin=margin / 100, force=force)
             if not decision.promoted and not decision.unchanged:
                 raise LabError(f"Not promoted. {decision.reason}")
             print(decision.reason + (f" Now models:/{version.name}@champion." if decision.promoted else ""))
@@ -82,10 +82,10 @@ def models(available):
 def rollback(name):
     """Undo the last promotion of the registered model NAME, which may be left out where there is only one."""
     with job(trains=False):
-        from cnnlab.tracking import registry, store
+        from cnnlab.tracking import promotion, registry, store
 
         with store.opened():
-            before, now = registry.rollback(registry.the_name(name))
+            before, now = promotion.rollback(registry.the_name(name))
         print(f"{now} is the champion again, no longer version {before.number}.")
 
 

@@ -12,7 +12,9 @@ from cnnlab.tracking import liveness, store
 from cnnlab.tracking.database import BACKUPS, migrate, salvage, state_of
 from cnnlab.tracking.findings import Finding, counted, lines
 from cnnlab.tracking.inside_mlflow import move_place
+from cnnlab.tracking.listing import running_runs
 from cnnlab.tracking.places import BESIDE, artifacts_folder, is_server, local_folder
+from cnnlab.tracking.reach import expect_reachable
 from cnnlab.tracking.rows import RUN_ID, folder_of
 from cnnlab.tracking.temporary import listed
 
@@ -173,11 +175,9 @@ def statuses(uri):
 def server_findings(uri) -> list[Finding]:
     """Of a store that is no file of this machine: runs that this machine's processes left RUNNING."""
     if is_server(uri):
-        store.expect_reachable(uri)
+        expect_reachable(uri)
     client = mlflow.MlflowClient(uri)
-    stale = [
-        run for run in store.running_runs(client) if liveness.is_gone(run.info.run_id, run.data.tags, local_folder(uri))
-    ]
+    stale = [run for run in running_runs(client) if liveness.is_gone(run.info.run_id, run.data.tags, local_folder(uri))]
     unseen = "its database, artifacts and models, and runs of other machines, were not looked at"
     found = [Finding(f"the store is {masked(uri)}: {unseen}", "look there", is_fault=False)]
     if stale:

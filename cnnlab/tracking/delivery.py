@@ -18,6 +18,7 @@ from cnnlab.errors import LabError, masked
 from cnnlab.tracking import outbox, store
 from cnnlab.tracking.inside_mlflow import globals_kept, in_short, why_away
 from cnnlab.tracking.places import is_server
+from cnnlab.tracking.reach import expect_reachable
 from cnnlab.tracking.run import outer_run
 from cnnlab.tracking.transfer import Transfer, Unwanted
 
@@ -259,7 +260,7 @@ def sync(to=None):
 
 
 def _deliver(entry, uri):
-    store.expect_reachable(uri)
+    expect_reachable(uri)
     with store.opened_at(entry.uri):  # closes what a killed process left running
         transfer = transfer_of(entry, uri)
         if not transfer.copy(whole=True):

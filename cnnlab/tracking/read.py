@@ -10,8 +10,8 @@ from cnnlab.recipe import Recipe
 from cnnlab.results.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.results.result import RunResult
 from cnnlab.tracking import outbox
+from cnnlab.tracking.listing import OURS, all_experiments, every
 from cnnlab.tracking.places import local_database
-from cnnlab.tracking.store import OURS, all_experiments, every
 from cnnlab.tracking.tags import RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
 from cnnlab.tracking.temporary import private_folder
 

@@ -22,10 +22,10 @@ from cnnlab.tracking.inside_mlflow import (
     is_known_schema,
     latest_schema,
     make_database,
-    probe,
     put_beside,
     upgrade_database,
 )
+from cnnlab.tracking.listing import running_runs
 from cnnlab.tracking.liveness import is_gone, lock_file, remove_lock
 from cnnlab.tracking.places import (
     TRACKING_VARIABLE,
@@ -38,19 +38,11 @@ from cnnlab.tracking.places import (
     sqlite_uri,
     store_uri,
 )
-from cnnlab.tracking.tags import TAG, UNDELIVERED
+from cnnlab.tracking.reach import expect_database, expect_reachable
+from cnnlab.tracking.tags import TAG
 from cnnlab.tracking.temporary import private_folder
 
 LEAST_BYTES = 10**6  # free on the disk of a local store
-HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
-# By a word of what a connection failed with; MLflow's own settings.
-ADVICE = {
-    "CERTIFICATE_VERIFY_FAILED": "Name the file of the authority that signed the server's certificate: "
-    "MLFLOW_TRACKING_SERVER_CERT_PATH, or REQUESTS_CA_BUNDLE for other programs too.",
-    "SSL": "If it asks for a client's certificate, name its file: MLFLOW_TRACKING_CLIENT_CERT_PATH. "
-    "If it speaks no TLS, write http://.",
-    "ProxyError": "Correct HTTPS_PROXY and HTTP_PROXY, or name the server in NO_PROXY.",
-}
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
 
 # Chatter about schema migrations, and about alembic's context, at the first start of a store.
@@ -176,6 +168,8 @@ def open_store(writes=True, elsewhere=None) -> str:
             expect_reachable(uri)
         elif not elsewhere:
             expect_usable_store()
+            if _kind(uri) in DRIVERS:
+                expect_database(uri)
         if database:
             _open_local_store(database)
         _point_at(uri)
@@ -183,10 +177,9 @@ def open_store(writes=True, elsewhere=None) -> str:
         with contextlib.suppress(mlflow.MlflowException if is_server(uri) else ()):  # who may only read closes nothing
             _close_stale_runs(client)
     except ModuleNotFoundError as error:
-        kind = uri.partition("://")[0].partition("+")[0]
         raise LabError(
             f"Expected a driver for the store at {uri}. Received: {first_line(error)}. "
-            f"Install one: pip install '{DRIVERS.get(kind, error.name)}'."
+            f"Install one: pip install '{DRIVERS.get(_kind(uri), error.name)}'."
         ) from error
     except (OSError, sqlite3.Error, SQLAlchemyError, mlflow.MlflowException) as error:
         if found := re.search(r"found version (\w+)", str(error)):
@@ -226,6 +219,11 @@ def address() -> str:
             "Name a file, such as sqlite:///mlruns/mlflow.db, or unset the variable to use ./mlruns."
         )
     return uri
+
+
+def _kind(uri):
+    """Of a database's address, the kind: postgresql, say."""
+    return uri.partition("://")[0].partition("+")[0]
 
 
 def _point_at(uri):
@@ -286,23 +284,6 @@ def _unwritable(folder, reason, cure="Make the folder writable, work in another 
     return LabError(f"Expected to write the MLflow store in '{folder}'. Received: {first_line(reason)}. {cure}")
 
 
-def expect_reachable(uri) -> None:
-    """Answer quickly for a server that is down; MLflow's own client would retry for minutes.
-
-    Raises:
-        LabError: it does not answer.
-    """
-    try:
-        probe(uri, HEALTH_TIMEOUT)
-        outbox.remember_reached(uri)
-    except (OSError, ValueError, mlflow.MlflowException) as error:
-        advice = "Start the server, correct the address, or unset the variable to use ./mlruns."
-        raise LabError(
-            f"Expected an MLflow server at {uri} (MLFLOW_TRACKING_URI). Received no answer: {first_line(error)}. "
-            + next((said for word, said in ADVICE.items() if word in str(error)), advice)
-        ) from error
-
-
 def copy_empty_store(database) -> None:
     """Put a fresh store where none is. It is a copy, which takes a millisecond, of one that took seconds to make."""
     empty = database.parents[1] / "empty" / f"{mlflow.__version__}.db"
@@ -333,29 +314,3 @@ def _close_stale_runs(client):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
             remove_lock(lock_file(folder, run.info.run_id))
-
-
-def running_runs(client):
-    """All runs of ours that are RUNNING, but for those on their way from an outbox, which their delivery ends."""
-    running = every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
-    return (run for run in running if UNDELIVERED not in run.data.tags)
-
-
-# Runs that we made, in whatever experiment.
-OURS = f"tags.`{TAG}process` != ''"
-
-
-def every(search, *args, **kwargs):
-    """All results of one of MLflow's searches, page by page."""
-    token = None
-    while True:
-        page = search(*args, **kwargs, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def all_experiments(client) -> list[str]:
-    """The ids of all active experiments."""
-    return [e.experiment_id for e in every(client.search_experiments)]

@@ -13,8 +13,8 @@ from mlflow.models import Model
 from cnnlab.errors import LabError
 from cnnlab.names import short_hash
 from cnnlab.tracking.inside_mlflow import artifacts_of
+from cnnlab.tracking.listing import all_experiments, every
 from cnnlab.tracking.places import BESIDE, artifacts_folder, local_database
-from cnnlab.tracking.store import all_experiments, every
 from cnnlab.tracking.tags import RECORDED_AS, TAG, UNDELIVERED, matches
 from cnnlab.tracking.temporary import private_folder
 

@@ -13,8 +13,8 @@ from cnnlab.errors import LabError, masked
 from cnnlab.ports import LOOPBACK, address, choose_port, names_of
 from cnnlab.tracking import store
 from cnnlab.tracking.inside_mlflow import show_runs
+from cnnlab.tracking.listing import OURS, all_experiments
 from cnnlab.tracking.places import artifacts_folder, is_server, local_database
-from cnnlab.tracking.store import OURS, all_experiments
 from cnnlab.tracking.tags import TAG, matches
 
 START_TIMEOUT = 90  # seconds

@@ -9,7 +9,7 @@ import pytest
 import cnnlab
 from cnnlab import reproduce
 from cnnlab.compare import compare_runs, train_model
-from cnnlab.tracking import models, registry
+from cnnlab.tracking import models, promotion, registry
 from tuning.search import run_search
 from tuning.settings import Search
 from tuning.spaces import narrowed_space
@@ -174,7 +174,7 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     assert reproduce.reproduce(again.run_id).verdict == again.verdict
     # Without the file, or with another in its place, the runs are still compared, registered and used.
     assert len(compare_runs([before.run_id, again.run_id]).results) == 2
-    registry.promote(registry.register(again.run_id)[0])
+    promotion.promote(registry.register(again.run_id)[0])
 
 
 @pytest.mark.long

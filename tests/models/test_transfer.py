@@ -13,7 +13,7 @@ from cnnlab import cached
 from cnnlab.compare import train_model
 from cnnlab.models import BACKBONES, MODELS, graft, weights
 from cnnlab.prepare import prepare
-from cnnlab.tracking import registry
+from cnnlab.tracking import promotion, registry
 from cnnlab.training import build
 from cnnlab.training.frozen import split_at_frozen_front
 
@@ -173,7 +173,7 @@ def test_a_saved_model_is_a_backbone_without_its_head(store, digits, workplace):
 @pytest.mark.long
 def test_a_registered_model_is_a_backbone_by_its_version(store, small_cnn):
     champion, _ = registry.register(train_model(small_cnn).run_id, name="shapes")
-    registry.promote(champion)
+    promotion.promote(champion)
     result = train_model(cnnlab.Recipe(model="transfer", backbone="models:/shapes@champion", **SMALL))
     assert result.recipe.backbone == "models:/shapes/1"
     assert store.get_run(result.run_id).data.params["backbone"] == "models:/shapes/1"

@@ -15,7 +15,7 @@ from filelock import FileLock
 from mlflow.store.db import utils
 
 from cnnlab import cached, doctor
-from cnnlab.tracking import checks, database, liveness, outbox, temporary
+from cnnlab.tracking import checks, database, liveness, logged, outbox, temporary
 from cnnlab.tracking import garbage as garbage_of
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
@@ -35,7 +35,7 @@ def lab(store, store_template, digits, monkeypatch, tmp_path_factory):
 
 def finished(digits, text="a text"):
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
-        tracking.log_results({"x": 1}, {}, {"note.txt": text})
+        logged.log_results({"x": 1}, {}, {"note.txt": text})
     return run_id
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import cnnlab
 from cnnlab import predict
-from cnnlab.tracking import read, registry
+from cnnlab.tracking import logged, promotion, read, registry
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking.tags import matches
 
@@ -38,7 +38,7 @@ def test_a_run_of_oddly_named_data_is_kept_found_and_used(store, oddly_named, sm
 
     version, _ = registry.register(experiment=f"cnnlab-{NAME}")
     assert version.name == """cnnlab-=$x$ [bold]it's "a|b" -1-<b>%20-1-2 {x} \\n 猫"""
-    assert registry.promote(version).promoted
+    assert promotion.promote(version).promoted
     classifier = predict.load_classifier()
     assert classifier.class_names == CLASSES
     assert np.allclose(classifier.probabilities(oddly_named.test.images), result.test.probabilities, atol=1e-5)
@@ -54,7 +54,7 @@ def test_names_of_another_encoding_and_of_any_length_are_kept(store, digits):
         with tracking.tracked_run(
             experiment, f"cnn on {dataset.name}", params={}, tags={"dataset": dataset.name}
         ) as run_id:
-            tracking.log_dataset(dataset)
+            logged.log_dataset(dataset)
         run = store.get_run(run_id)
         assert run.info.run_name.startswith(r"cnn on \x1b")
         assert len(run.info.run_name) <= 250  # what MLflow's databases hold

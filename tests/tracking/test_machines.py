@@ -20,6 +20,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from cnnlab.tracking import logged
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
 
@@ -33,11 +34,11 @@ USERS, GROUP = (12345, 12346), 12347  # without an entry in the system's list of
 
 LOGS = """
 import sys, cnnlab
-from cnnlab.tracking import run as tracking, store
+from cnnlab.tracking import logged, run as tracking, store
 store.open_store()
 digits = cnnlab.load_dataset("digits", limit=20)
 with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
-    tracking.log_results({}, {}, {"note.txt": "a text"})
+    logged.log_results({}, {}, {"note.txt": "a text"})
     print(run_id, flush=True)
     if "waits" in sys.argv:
         sys.stdin.readline()
@@ -194,7 +195,7 @@ def _first(folder, digits, barrier, failures):
     try:
         stores.open_store()
         with tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}):
-            tracking.log_dataset(digits)
+            logged.log_dataset(digits)
             mlflow.log_metric("loss", 1.0)
         failures.put(None)
     except BaseException as error:

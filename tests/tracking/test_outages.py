@@ -22,7 +22,7 @@ from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 import cnnlab
 from cnnlab.compare import build_model
 from cnnlab.ports import choose_port
-from cnnlab.tracking import delivery, outbox
+from cnnlab.tracking import delivery, outbox, reach
 from cnnlab.tracking import store as stores
 from tests.tracking.faulty import served
 from tests.tracking.test_outbox import there, whole
@@ -58,7 +58,7 @@ class Server:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(cnnlab.LabError):
-                return stores.expect_reachable(self.uri)
+                return reach.expect_reachable(self.uri)
             time.sleep(0.5)
 
     def kill(self, signum=signal.SIGKILL):

@@ -15,7 +15,7 @@ import pytest
 
 import cnnlab
 from cnnlab import compare
-from cnnlab.tracking import delivery, liveness, outbox, read
+from cnnlab.tracking import delivery, liveness, logged, outbox, read
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
 from cnnlab.tracking.tags import RECORDED_AS, UNDELIVERED
@@ -44,11 +44,11 @@ def a_run(digits, name="a run"):
         delivery.recorded() as ids,
         tracking.tracked_run(tracking.experiment_for(digits), name, params={"epochs": 2}, tags={}) as run_id,
     ):
-        tracking.log_dataset(digits)
+        logged.log_dataset(digits)
         mlflow.log_metric("loss", 3.0, step=0)
         yield run_id, ids
         mlflow.log_metric("loss", 2.0, step=1)
-        tracking.log_results({"test_accuracy": 0.5}, {}, {"note.txt": "a text"})
+        logged.log_results({"test_accuracy": 0.5}, {}, {"note.txt": "a text"})
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_lost_answers_double_nothing(server, digits):
 
     server.fault = fault
     with a_run(digits):
-        model = tracking.log_model(
+        model = logged.log_model(
             compare.build_model(cnnlab.Recipe(model="cnn", dataset="digits", filters=(4,)), digits), digits
         )
     assert model.startswith("models:/m-")
@@ -204,7 +204,7 @@ def test_artifacts_alone_are_refused(server, digits, impatient, capsys):
     server.fault = lambda method, path: 503 if method == "PUT" else None
     with delivery.recorded():
         with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}):
-            tracking.log_results({}, {}, {"note.txt": "a text"})
+            logged.log_results({}, {}, {"note.txt": "a text"})
         wait_for(lambda: "PUT" in [method for method, _ in server.asked])
     run = there(server)["a run"]
     assert run.info.status == "RUNNING"  # not finished before all of it is there
@@ -279,7 +279,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing_that_was_there(server, dig
 def test_what_a_killed_process_left_is_delivered_as_killed(server, digits):
     script = """
 import os, mlflow, cnnlab
-from cnnlab.tracking import delivery, run as tracking
+from cnnlab.tracking import delivery, logged, run as tracking
 digits = cnnlab.load_dataset("digits", limit=20)
 delivery.Sender._run = lambda self: None
 with delivery.recorded(), tracking.tracked_run(tracking.experiment_for(digits), "killed", params={}, tags={}):

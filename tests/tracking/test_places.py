@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import keras
@@ -26,7 +27,7 @@ from cnnlab.cli import screen
 from cnnlab.cli.failures import sentence
 from cnnlab.errors import StoreGone
 from cnnlab.predict import load_classifier
-from cnnlab.tracking import liveness, provenance, read, registry, ui
+from cnnlab.tracking import away, epochs, listing, liveness, logged, provenance, read, registry, ui
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
 from cnnlab.tracking.tags import TAG, matches
@@ -39,7 +40,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 def log_something(digits, text="a text"):
     """A finished run with an artifact; its id."""
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
-        tracking.log_results({}, {}, {"note.txt": text})
+        logged.log_results({}, {}, {"note.txt": text})
     return run_id
 
 
@@ -88,13 +89,13 @@ SEEN_TWICE = """
 import os, subprocess, sys
 from pathlib import Path
 import cnnlab
-from cnnlab.tracking import run as tracking, store
+from cnnlab.tracking import logged, run as tracking, store
 here, there = map(Path, sys.argv[1:])
 os.chdir(here)
 digits = cnnlab.load_dataset("digits", limit=20)
 with store.opened(), tracking.tracked_run(tracking.experiment_for(digits), "live", params={}, tags={}) as run_id:
     subprocess.run([sys.executable, "-m", "cnnlab", "models"], cwd=there, check=True)
-    tracking.log_results({}, {}, {"note.txt": "a text"})
+    logged.log_results({}, {}, {"note.txt": "a text"})
 print(run_id)
 """
 
@@ -220,7 +221,7 @@ def test_first_runs_at_once_may_meet_at_the_data_set(store, digits, monkeypatch)
 
     monkeypatch.setattr(mlflow, "log_input", meets)
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}) as run_id:
-        tracking.log_dataset(digits)
+        logged.log_dataset(digits)
     assert [i.dataset.name for i in store.get_run(run_id).inputs.dataset_inputs] == [digits.name]
 
 
@@ -329,10 +330,22 @@ def test_no_password_on_the_screen(monkeypatch):
 
 @pytest.mark.parametrize("address", ["postgresql://ann:secret@localhost/lab", "mysql://ann:secret@localhost/lab"])
 def test_a_database_without_its_driver(address, monkeypatch):
+    for driver in ("psycopg", "psycopg2", "MySQLdb"):
+        monkeypatch.setitem(sys.modules, driver, None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(cnnlab.LabError, match=r"pip install '(psycopg|pymysql)") as caught:
         stores.open_store()
     assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_does_not_answer(monkeypatch):
+    pytest.importorskip("psycopg")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg://ann:secret@127.0.0.1:9/lab")
+    started = time.monotonic()
+    with pytest.raises(cnnlab.LabError, match="Expected an MLflow store at postgresql") as caught:
+        stores.open_store()
+    assert "secret" not in str(caught.value)
+    assert time.monotonic() - started < 15
 
 
 def test_an_address_without_http(monkeypatch):
@@ -382,7 +395,7 @@ def test_every_page_is_read():
         page.token = str(start + 1000) if start + 1000 < 2500 else None
         return page
 
-    assert list(stores.every(search)) == list(range(2500))
+    assert list(listing.every(search)) == list(range(2500))
 
 
 @pytest.mark.parametrize("name", ["it's", 'a "b"', 'it\'s "b"', "100 %"])
@@ -403,8 +416,8 @@ def test_registered_names_are_legal(name, store):
 def test_what_a_server_missed_is_sent_again(store, digits, monkeypatch, capsys):
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}) as run_id:
         mlflow.log_metric("loss", 3.0, step=0)
-        monkeypatch.setattr(tracking, "is_server", lambda _: True)
-        tracking.complete_history(run_id, {"loss": [3.0, 2.0, 1.0], "accuracy": [0.1, 0.2, 0.3]})
+        monkeypatch.setattr(epochs, "is_server", lambda _: True)
+        epochs.complete_history(run_id, {"loss": [3.0, 2.0, 1.0], "accuracy": [0.1, 0.2, 0.3]})
         monkeypatch.undo()
     assert sorted((m.step, m.value) for m in store.get_metric_history(run_id, "loss")) == [(0, 3.0), (1, 2.0), (2, 1.0)]
     assert len(store.get_metric_history(run_id, "accuracy")) == 3
@@ -413,11 +426,11 @@ def test_what_a_server_missed_is_sent_again(store, digits, monkeypatch, capsys):
 
 def test_results_that_cannot_be_delivered_stay_on_the_disk(store, workplace):
     def save(folder):
-        tracking.write_results(folder, {}, {"note.txt": "a text"}, metrics={"test_accuracy": 0.5})
+        logged.write_results(folder, {}, {"note.txt": "a text"}, metrics={"test_accuracy": 0.5})
 
     with (
         pytest.raises(cnnlab.LabError, match=r"all results are in '.*undelivered/abc'"),
-        tracking.results_kept("abc", save),
+        away.results_kept("abc", save),
     ):
         raise mlflow.MlflowException("API request failed")
     folder = workplace / "mlruns/undelivered/abc"

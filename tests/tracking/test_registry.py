@@ -18,7 +18,7 @@ import cnnlab
 from cnnlab import predict, reproduce
 from cnnlab.compare import compare_runs, train_model
 from cnnlab.models import own
-from cnnlab.tracking import models, read, registry
+from cnnlab.tracking import models, promotion, read, registry
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def test_the_best_run_is_registered_with_its_card(store, small_cnn, poor, good):
 def test_only_a_better_model_on_the_same_images_is_promoted(store, poor, good):
     weak, strong = (cnnlab.compare_models([recipe]).results[0] for recipe in (poor, good))
     first, _ = registry.register(weak.run_id)
-    assert registry.promote(first).promoted
+    assert promotion.promote(first).promoted
     better, _ = registry.register(strong.run_id)
     # So wide a margin is not met.
-    assert not registry.promote(better, margin=0.99).promoted
+    assert not promotion.promote(better, margin=0.99).promoted
     assert registry.find_champion("cnnlab-digits").number == 1
-    decision = registry.promote(better)
+    decision = promotion.promote(better)
     assert decision.promoted, decision.reason
     assert "15 validation images" in decision.reason
     aliases = store.get_registered_model("cnnlab-digits").aliases
@@ -71,37 +71,37 @@ def test_only_a_better_model_on_the_same_images_is_promoted(store, poor, good):
     assert evidence["low"] > 0
     assert evidence["images"]["digest"] == strong.validation.digest
 
-    refused = registry.promote(first, by="macro_f1")
+    refused = promotion.promote(first, by="macro_f1")
     assert not refused.promoted
     assert "by macro f1: champion version 2 is better than version 1" in refused.reason
     evidence = json.loads(mlflow.artifacts.load_text("models:/cnnlab-digits/1/evidence/v1_against_v2.json"))
     assert evidence["by"] == "macro_f1"
     assert evidence["difference"] == pytest.approx(weak.validation.macro_f1 - strong.validation.macro_f1)
-    refused = registry.promote(first)
+    refused = promotion.promote(first)
     assert not refused.promoted
     assert "is better than version 1" in refused.reason
-    assert registry.promote(first, force=True).promoted
-    assert registry.rollback("cnnlab-digits")[1].number == 2
-    assert registry.rollback("cnnlab-digits")[1].number == 1
+    assert promotion.promote(first, force=True).promoted
+    assert promotion.rollback("cnnlab-digits")[1].number == 2
+    assert promotion.rollback("cnnlab-digits")[1].number == 1
     with pytest.raises(cnnlab.LabError, match="it was the first"):
-        registry.rollback("cnnlab-digits")
+        promotion.rollback("cnnlab-digits")
     assert "previous" not in store.get_registered_model("cnnlab-digits").aliases
 
 
 def test_other_images_are_not_comparable(store, small_cnn, picture_folder):
     digits = cnnlab.compare_models([small_cnn]).results[0]
     champion, _ = registry.register(digits.run_id, name="pictures")
-    registry.promote(champion)
+    promotion.promote(champion)
     fewer = train_model(dataclasses.replace(small_cnn, limit=100))
     challenger, _ = registry.register(fewer.run_id, name="pictures")
     with pytest.raises(cnnlab.LabError, match=r"not comparable: it was tested on 37 images of digits"):
-        registry.promote(challenger)
+        promotion.promote(challenger)
     colours = train_model(dataclasses.replace(small_cnn, dataset=str(picture_folder), limit=None, val_fraction=0.2))
     challenger, _ = registry.register(colours.run_id, name="pictures")
     with pytest.raises(cnnlab.LabError, match=r"names the classes 0, 1, 2, 3, ..., and version 3 blue, red"):
-        registry.promote(challenger)
+        promotion.promote(challenger)
     assert registry.find_champion("pictures").number == 1
-    assert "not compared" in registry.promote(challenger, force=True).reason
+    assert "not compared" in promotion.promote(challenger, force=True).reason
     with pytest.raises(cnnlab.ArgumentError, match=r"tested on the same images. Received: .* 37 images of digits"):
         compare_runs([digits.run_id, fewer.run_id])
 
@@ -110,18 +110,18 @@ def test_another_validation_split_is_judged_on_the_test_set(store, small_cnn):
     first = train_model(small_cnn)
     second = train_model(dataclasses.replace(small_cnn, val_fraction=0.2))
     champion, challenger = (registry.register(result.run_id)[0] for result in (first, second))
-    registry.promote(champion)
+    promotion.promote(champion)
     store.delete_run(first.run_id)  # what it is compared by lies beside the model
-    decision = registry.promote(challenger)
+    decision = promotion.promote(challenger)
     assert "On the same 37 test images (they held out other validation images)" in decision.reason
 
     model = store.get_model_version(champion.name, champion.number).source.removeprefix("models:/")
     Path("mlruns/artifacts/models", model, "artifacts/predictions.npz").unlink()
     Path("mlruns/artifacts", first.run_id, "artifacts/predictions.npz").unlink()
     with pytest.raises(cnnlab.LabError, match=r"Expected cnnlab-digits version 1 to have its predictions.*--force"):
-        registry.promote(challenger)
+        promotion.promote(challenger)
     assert registry.find_champion("cnnlab-digits").number == 1
-    assert "Forced, not compared" in registry.promote(challenger, force=True).reason
+    assert "Forced, not compared" in promotion.promote(challenger, force=True).reason
 
 
 CUSTOM = """
@@ -217,13 +217,13 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
     with pytest.raises(cnnlab.LabError, match="to be a model of this store"):
         predict.load_classifier("models:/cnnlab-digits@nobody")
     with pytest.raises(cnnlab.LabError, match="to have a champion"):
-        registry.rollback("cnnlab-digits")
+        promotion.rollback("cnnlab-digits")
 
 
 @pytest.fixture
 def classifier(store, good):
     """The champion of a small registry, loaded."""
-    registry.promote(registry.register(train_model(good).run_id)[0])
+    promotion.promote(registry.register(train_model(good).run_id)[0])
     return predict.load_classifier()
 
 

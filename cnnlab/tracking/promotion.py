@@ -1,0 +1,189 @@
+"""Which version is `@champion`: moved on evidence only, and back."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import mlflow
+
+from cnnlab.errors import LabError, first_line
+from cnnlab.results.predictions import PREDICTIONS_FILE, Predictions, load_predictions
+from cnnlab.results.predictions import compared as compared_by
+from cnnlab.tracking import logged, read, store
+from cnnlab.tracking.registry import CHAMPION, Version, find_champion, list_versions
+from cnnlab.tracking.tags import TAG
+from cnnlab.tracking.temporary import private_folder
+
+PREVIOUS = "previous"
+REPLACED = TAG + "replaced"  # on a champion: the version that it took the alias from
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Of a promotion: whether the alias was moved, why, in words, and whether the version held it before."""
+
+    promoted: bool
+    reason: str
+    unchanged: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a version is compared by: its data set's name, class names, and `Predictions`."""
+
+    dataset_name: str
+    class_names: tuple[str, ...]
+    validation: Predictions
+    test: Predictions
+
+
+def promote(version, *, by="accuracy", margin=0.0, force=False) -> Decision:
+    """Make a version the champion if it beats the present one on the same held-out images.
+
+    On the validation images where both held out the same ones, so that the test set is not used to choose; else on the
+    test images, and the reason says so. The interval of the paired difference must lie above `margin`.
+
+    Args:
+        version: the challenger, a `Version`.
+        by: one of `SCORES`.
+        margin: of that score, 0..1.
+        force: move the alias whatever the evidence, which is kept all the same.
+
+    Raises:
+        LabError: the champion is not comparable (other data or classes), without `force`.
+    """
+    with store.opened():
+        return _promote(version, by, margin, force)
+
+
+def _promote(version, by, margin, force):
+    champion = find_champion(version.name)
+    if champion is None:
+        return _decide(version, None, Decision(True, f"{version} is the first champion."), {})
+    if champion.number == version.number:
+        return Decision(False, f"{version} is the champion already.", unchanged=True)
+    try:
+        challenger, defender = _stored(version), _stored(champion)
+    except LabError as error:
+        if not force:
+            raise LabError(f"{error} Move the alias with --force.") from error
+        return _decide(version, champion, Decision(True, f"Forced, not compared: {error}"), {})
+    part, remark = _common_part(version, champion, challenger, defender)
+    if part is None:
+        if not force:
+            raise LabError(f"{remark} Register it under another --name, or move the alias with --force.")
+        return _decide(version, champion, Decision(True, f"Forced, not compared: {remark}"), {})
+    first, second = getattr(challenger, part), getattr(defender, part)
+    compared = compared_by(first, second, by)
+    where = f"On the same {len(first.labels):,} {part} images{remark}, by {by.replace('_', ' ')}: "
+    said = where + compared.in_words(f"version {version.number}", f"champion version {champion.number}") + "."
+    better = compared.low > margin
+    if not better:
+        said += f" The interval's lower end, {100 * compared.low:+.1f} points, is not above {100 * margin:g}."
+    if better or force:
+        said = f"{'' if better else 'Forced against the evidence. '}{said}"
+    facts = {
+        "challenger": {"version": version.number, "run_id": version.run_id, **first.scores},
+        "champion": {"version": champion.number, "run_id": champion.run_id, **second.scores},
+        "images": {"part": part, "count": len(first.labels), "digest": first.digest},
+        "by": by,
+        "margin": margin,
+        "forced": force and not better,
+        **asdict(compared),
+    }
+    return _decide(version, champion, Decision(better or force, said), facts)
+
+
+def rollback(name) -> tuple[Version, Version]:
+    """Undo the last promotion: the champion's predecessor gets the alias back.
+
+    Returns:
+        `(from, to)`.
+
+    Raises:
+        LabError: there is no champion, or none before it.
+    """
+    with store.opened():
+        return _rollback(name)
+
+
+def _rollback(name):
+    client = mlflow.MlflowClient()
+    champion = find_champion(name)
+    if champion is None:
+        raise LabError(f"Expected {name} to have a champion. Received: none. Use 'cnnlab register --promote'.")
+    before = champion.tags.get("replaced")
+    if before is None:
+        raise LabError(f"Expected a champion before {champion}. Received: it was the first, so nothing is undone.")
+    versions = {version.number: version for version in list_versions(name)}
+    if int(before) not in versions:
+        raise LabError(f"Expected version {before} of {name}, the champion before. Received: it was deleted.")
+    old = versions[int(before)]
+    client.set_registered_model_alias(name, CHAMPION, old.number)
+    client.delete_model_version_tag(name, champion.number, REPLACED)
+    if older := old.tags.get("replaced"):
+        client.set_registered_model_alias(name, PREVIOUS, older)
+    else:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    return champion, old
+
+
+def _stored(version):
+    """What a version was trained and tested on: beside the model, or of its run, which may be gone.
+
+    Raises:
+        LabError: neither has its predictions.
+    """
+    with private_folder("files") as folder:
+        try:
+            file = mlflow.artifacts.download_artifacts(
+                f"models:/{version.name}/{version.number}/{PREDICTIONS_FILE}", dst_path=folder
+            )
+            class_names, parts = load_predictions(file)
+        except (OSError, mlflow.MlflowException):  # registered by an earlier version
+            try:
+                class_names, parts = read.read_predictions(read.find_finished_run(version.run_id))
+            except LabError as error:
+                raise LabError(
+                    f"Expected {version} to have its predictions. Received none beside the model, and of its run "
+                    f"{version.run_id[:8]}: {first_line(error)}."
+                ) from error
+    return Stored(version.tags.get("dataset", "its data set"), class_names, parts["val"], parts["test"])
+
+
+def _common_part(version, champion, challenger, defender):
+    """`(part, remark)`: the images both were kept from; `(None, why)` where there are none."""
+    if challenger.class_names != defender.class_names:
+        return None, (
+            f"{champion}, the champion, is not comparable: it names the classes {_some(defender.class_names)}, and "
+            f"version {version.number} {_some(challenger.class_names)}."
+        )
+    if challenger.validation.digest == defender.validation.digest:
+        test_too = challenger.validation.digest == challenger.test.digest
+        return ("test" if test_too else "validation"), (" (they were validated on, too)" if test_too else "")
+    if challenger.test.digest == defender.test.digest:
+        return "test", " (they held out other validation images)"
+    return None, (
+        f"{champion}, the champion, is not comparable: it was tested on {len(defender.test.labels):,} images of "
+        f"{defender.dataset_name}, and version {version.number} on {len(challenger.test.labels):,} others of "
+        f"{challenger.dataset_name}."
+    )
+
+
+def _some(names):
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _decide(version, champion, decision, facts):
+    """Write down what was decided, then move the aliases: `previous` first, so that a kill between keeps a champion."""
+    client = mlflow.MlflowClient()
+    against = f"v{champion.number}" if champion else "none"
+    text = json.dumps({"promoted": decision.promoted, "reason": decision.reason, **facts}, indent=2)
+    source = client.get_model_version(version.name, version.number).source
+    logged.log_model_texts(source, {f"evidence/v{version.number}_against_{against}.json": text})
+    client.set_model_version_tag(version.name, version.number, TAG + "promotion", decision.reason[:5000])
+    if decision.promoted:
+        if champion:
+            client.set_model_version_tag(version.name, version.number, REPLACED, str(champion.number))
+            client.set_registered_model_alias(version.name, PREVIOUS, champion.number)
+        client.set_registered_model_alias(version.name, CHAMPION, version.number)
+    return decision
