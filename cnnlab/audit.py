@@ -162,4 +162,5 @@ def _record(dataset, prepared, found, texts, started):
         logged.log_dataset(dataset)
         seconds = round(time.perf_counter() - started, 1)
         logged.log_results({**auditing.metrics(found), "total_seconds": seconds}, auditing.figures(found), texts)
+        tracking.describe_run("\n".join(f"- {markdown(line.strip())}" for line in auditing.sentences(found)))
     return run_id

@@ -129,6 +129,7 @@ def _compare_prepared(recipes, dataset, prepared, key, restart):
         ]
         verdicts, figures, texts = report.comparison(results, dataset.test.images)
         logged.log_results({}, figures, texts)
+        tracking.describe_run(texts[report.VERDICTS])
     return Comparison(parent_run_id, results, verdicts)
 
 
@@ -195,6 +196,7 @@ def _record_comparison(found, results, verdicts, figures, texts):
         description=f"The stored runs {names}, on their stored predictions.",
     ) as run_id:
         logged.log_results({}, figures, texts)
+        tracking.describe_run(texts[report.VERDICTS])
     return Comparison(run_id, results, verdicts)
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 
 from cnnlab.models import own
+from cnnlab.names import markdown
 from cnnlab.prepare import build_model
 from cnnlab.runner import fit_and_evaluate
 from cnnlab.spread import Job, spread
@@ -55,7 +56,9 @@ def train_finalists(search, oracle, place, workers):
         {"finalists.json": json.dumps({f"trial {number}": means[number] for number in recipes}, indent=2)},
     )
     [trial] = [trial for trial in completed if int(trial.trial_id) == winner]
-    tracking.tag_run(best=f"trial {winner}: {report.values_text(oracle, trial)}")
+    best = f"trial {winner}: {report.values_text(oracle, trial)}"
+    tracking.tag_run(best=best)
+    tracking.describe_run(f"The best of {len(completed)}, {search.objective} {means[winner]:.4f}: {markdown(best)}")
     return recipes[winner]
 
 

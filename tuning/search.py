@@ -131,6 +131,7 @@ def _trials_to_winner(search, oracle, place, workers, last):
     [ended] = spread(lambda: waiting.pop() if waiting else None, last)
     winner_run_id, accuracy = ended.result()
     logged.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
+    tracking.describe_run(f"Trained once more, its test accuracy is **{accuracy:.2%}**: winner.json is its recipe.")
     return winner_run_id, rows
 
 

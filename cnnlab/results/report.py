@@ -10,6 +10,7 @@ from cnnlab.results import evidence, plots
 
 CURVES = "comparison_curves.png"
 SECONDS = "accuracy_by_seconds.png"
+VERDICTS = "verdicts.md"
 COLUMNS = (
     *("label", "model", "seed", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
     *("test_balanced_accuracy", "test_macro_f1", "test_top5_accuracy"),
@@ -49,8 +50,7 @@ def comparison(results, test_images=None):
             {labels[r.run_id]: r.test for r in (first, second)}, class_names, test_images
         )
     said = verdicts(results)
-    text = "\n".join(f"- {markdown(line)}" for line in said)
-    return said, figures, {"comparison.csv": _table(named, calibrations), "verdicts.md": text + "\n"}
+    return said, figures, {"comparison.csv": _table(named, calibrations), VERDICTS: _in_markdown(named, said)}
 
 
 def labels_of(results) -> list[str]:
@@ -111,6 +111,17 @@ def verdicts(results) -> list[str]:
 
 def _group(result):
     return dataclasses.replace(result.recipe, seed=0)
+
+
+def _in_markdown(named, said):
+    """The scores, best first, and the verdicts."""
+    columns = ("model", "test accuracy", "95 % interval", "test loss", "parameters", "train seconds")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for label, r in sorted(named.items(), key=lambda item: -item[1].test_accuracy):
+        low, high = r.test.interval
+        cells = (f"{r.test_accuracy:.2%}", f"{low:.1%} to {high:.1%}", f"{r.test_loss:.4f}", f"{r.params:,}")
+        lines.append(f"| {markdown(label)} | {' | '.join(cells)} | {r.train_seconds:.1f} |")
+    return "\n".join([*lines, "", *(f"- {markdown(line)}" for line in said)]) + "\n"
 
 
 def _table(named, calibrations):

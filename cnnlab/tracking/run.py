@@ -17,10 +17,8 @@ from cnnlab.tracking.liveness import alive, process_tags
 from cnnlab.tracking.places import BESIDE, TRACKING_VARIABLE, local_database
 from cnnlab.tracking.tags import TAG, our_tags
 
-DATA_NAME, RUN_NAME = (
-    240,
-    250,
-)  # characters, of the 256 and 250 that MLflow's databases have for an experiment's and a run's
+DATA_NAME, RUN_NAME = 240, 250  # characters, of the 256 and 250 that MLflow's databases have of experiments and runs
+DESCRIPTION = "mlflow.note.content"
 
 
 def experiment_for(dataset) -> str:
@@ -197,6 +195,12 @@ def tags_of(run_id) -> dict:
     return our_tags(mlflow.MlflowClient().get_run(run_id).data.tags)
 
 
+def describe_run(text) -> None:
+    """Add Markdown to what the UI shows first of the active run, its description."""
+    said = mlflow.get_run(mlflow.active_run().info.run_id).data.tags.get(DESCRIPTION, "")
+    mlflow.set_tag(DESCRIPTION, f"{said}\n\n{text}")
+
+
 def tag_run(**tags) -> None:
     """Set tags of ours on the active run."""
     mlflow.set_tags({TAG + key: value for key, value in tags.items()})
@@ -207,6 +211,6 @@ def _experiment_tags(dataset):
     return {
         TAG + "source": dataset.source,
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": f"Image classification on **{markdown(dataset.name)}** ({len(dataset.class_names)} "
+        DESCRIPTION: f"Image classification on **{markdown(dataset.name)}** ({len(dataset.class_names)} "
         f"classes: {', '.join(some)}).",
     }

@@ -12,6 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import cnnlab
+from cnnlab.names import markdown
 from cnnlab.results import card, predictions, report
 from cnnlab.results.predictions import Predictions, load_predictions, save_predictions
 from cnnlab.results.result import RunResult
@@ -52,7 +53,9 @@ def test_comparisons_and_searches_hold_no_formulas(result, monkeypatch):
     [row] = rows_of(texts["comparison.csv"])
     assert (row["label"], row["model"]) == ("'=cmd|x_y", "'=cmd|x_y")
     assert float(row["test_accuracy"]) == round(result.test_accuracy, 4)
-    assert html.unescape(MARKDOWN.render(texts["verdicts.md"])) == f"<ul>\n<li>{said[0]}</li>\n</ul>\n"
+    rendered = html.unescape(MARKDOWN.render(texts["verdicts.md"]))
+    assert rendered.endswith(f"<ul>\n<li>{said[0]}</li>\n</ul>\n")
+    assert f"\n| {markdown('=cmd|x_y')} | {result.test_accuracy:.2%} |" in texts["verdicts.md"]
     trial = {"trial": 0, "status": "FAILED", "score": -0.5, "run_id": None, "kind": "=1+1", "learning_rate": 0.1}
     [row] = rows_of(trials_report([trial], SimpleNamespace(objective="val_loss"))[2]["trials.csv"])
     assert row == {

@@ -159,10 +159,14 @@ def test_ui_links_land_on_the_newest_comparison(store, digits):
     assert ui_links("http://here") == {"runs": "http://here"}
     experiment_id = tracking.experiment_for(digits)
     with (
-        tracking.tracked_run(experiment_id, "parent", params={}, tags={}) as parent,
+        tracking.tracked_run(experiment_id, "parent", params={}, tags={"kind": "compare"}, description="of") as parent,
         tracking.tracked_run(experiment_id, "child", params={}, tags={}, parent_run_id=parent),
     ):
         pass
+    with mlflow.start_run(parent):
+        tracking.describe_run("**some**")
+        tracking.describe_run("more")
+    assert store.get_run(parent).data.tags["mlflow.note.content"] == "of\n\n**some**\n\nmore"
     links = ui_links("http://here")
     assert links["runs"].startswith(f"http://here/#/experiments/{experiment_id}/runs?")
     assert f"/runs/{parent}/artifacts" in links["figures"]
