@@ -135,4 +135,4 @@ def test_packages_that_are_imported_are_declared():
     }
     imported = {name.split(".")[0] for path in FILES.values() for name in imports_of(path)}
     for package in imported - {"cnnlab", "tuning"} - set(sys.stdlib_module_names):
-        assert declared & {name.lower() for name in distributions[package]}, package
+        assert declared & {name.lower().replace("_", "-") for name in distributions[package]}, package

@@ -9,7 +9,7 @@ from cnnlab.data.images import UndecodableError
 from cnnlab.errors import first_line
 from cnnlab.serving import guard, metrics
 from cnnlab.serving.arrays import UnusualError, checked, is_json, read_images
-from cnnlab.serving.batching import Batches
+from cnnlab.serving.batching import Batcher
 from cnnlab.serving.page import HEADERS, PAGE
 from cnnlab.serving.pictures import picture_routes
 from cnnlab.tracking.inside_mlflow import scoring_app
@@ -32,7 +32,7 @@ def make_app(classifier, top=3, *, about=None, names=None, token=None):
     shape = (side, side, 3)
     about = {"name": classifier.uri, "version": None, "card": None, **(about or {})}
     counted = metrics.Metrics()
-    batches = Batches(classifier.probabilities, counted.images.observe)
+    batches = Batcher(classifier.probabilities, counted.computed)
     mlflow = scoring_app(lambda images: classifier.probabilities(checked(images, shape)), shape, num_classes)
     for kind in UNREAD:
         mlflow.add_exception_handler(kind, _unread)

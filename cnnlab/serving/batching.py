@@ -11,7 +11,7 @@ PREPARING = 4  # requests at a time: a picture is up to half a gigabyte while it
 MOST_IMAGES = 64  # through the model at a time; more are no faster, and the first ones would wait for the last
 
 
-class Batches:
+class Batcher:
     """Requests on their way through the model.
 
     Threads take them as they come and make images of them; one more takes what is ready by then, as long as it fits,

@@ -16,7 +16,7 @@ def picture_routes(classifier, batches, top):
 
     Args:
         classifier: a `predict.Classifier`.
-        batches: `Batches` of it.
+        batches: `Batcher` of it.
         top: classes that `classify` names.
     """
     look = gradcam.heat_maker(classifier.model)

@@ -126,14 +126,14 @@ def test_health_and_metrics(classifier, image):
     assert ask(app, "/classify", b"", "GET") == (405, '{"error":"Expected POST /classify. Received: GET."}')
     lines = ask(app, "/metrics", b"", "GET")[1].splitlines()
     for line in (
-        'cnnlab_requests_total{route="/classify",status="200"} 1',
-        'cnnlab_requests_total{route="/classify",status="400"} 1',
-        'cnnlab_requests_total{route="/classify",status="405"} 1',
-        'cnnlab_requests_total{route="other",status="404"} 1',
-        'cnnlab_request_seconds_bucket{route="/classify",le="+Inf"} 3',
-        'cnnlab_request_seconds_count{route="/classify"} 3',
-        "cnnlab_images_total 1",
-        'cnnlab_batch_images_bucket{le="1"} 1',
+        'cnnlab_requests_total{route="/classify",status="200"} 1.0',
+        'cnnlab_requests_total{route="/classify",status="400"} 1.0',
+        'cnnlab_requests_total{route="/classify",status="405"} 1.0',
+        'cnnlab_requests_total{route="other",status="404"} 1.0',
+        'cnnlab_request_seconds_bucket{le="+Inf",route="/classify"} 3.0',
+        'cnnlab_request_seconds_count{route="/classify"} 3.0',
+        "cnnlab_batch_images_sum 1.0",
+        'cnnlab_batch_images_bucket{le="1.0"} 1.0',
     ):
         assert line in lines
 

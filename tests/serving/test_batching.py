@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cnnlab.serving import batching
-from cnnlab.serving.batching import Batches
+from cnnlab.serving.batching import Batcher
 
 
 def images_of(numbers):
@@ -24,7 +24,7 @@ def test_what_waits_goes_together_and_everyone_gets_their_own(monkeypatch):
             open_gate.wait(10)  # the others come meanwhile
         return images[:, 0, 0].astype(float) * 2
 
-    batches = Batches(predict, counts.append)
+    batches = Batcher(predict, counts.append)
 
     async def ask():
         first = asyncio.ensure_future(batches.ask(images_of, [200]))
@@ -52,7 +52,7 @@ def test_errors_reach_those_who_asked_and_nobody_else():
             raise RuntimeError("unlucky")
         return images[:, 0, 0]
 
-    batches = Batches(predict)
+    batches = Batcher(predict)
 
     async def ask(*numbers):
         return await asyncio.gather(*(batches.ask(images_of, number) for number in numbers), return_exceptions=True)
@@ -71,7 +71,7 @@ def test_who_is_gone_costs_nothing():
         seen.append(number)
         return images_of([number])
 
-    batches = Batches(lambda images: images[:, 0, 0])
+    batches = Batcher(lambda images: images[:, 0, 0])
 
     async def ask():
         busy = [asyncio.ensure_future(batches.ask(prepare, i)) for i in range(batching.PREPARING)]
