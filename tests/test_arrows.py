@@ -36,7 +36,7 @@ KNOWN_IN = {
     "tensorflow": ("cnnlab.training.compute", "cnnlab.job", "cnnlab.results.gradcam", "cnnlab.models.formats"),
     "tf2onnx": ("cnnlab.models.formats",),
     "matplotlib": ("cnnlab.results.plots", "cnnlab.results.lettering"),
-    "keras_hub": ("cnnlab.models.weights",),
+    "keras_hub": ("cnnlab.models.hub",),
     "fastapi": ("cnnlab.serving.", "cnnlab.tracking.guard"),
     "cleanlab": ("cnnlab.results.suspects",),
     "rich": ("cnnlab.cli.", "cnnlab.data.shards", "cnnlab.training.cache"),

@@ -33,7 +33,7 @@ SPECIAL = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellips
 # Layers that run code from the file or of another library, read files that it names, or make tables at any size.
 REFUSED = (
     "Lambda TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper TextVectorization StringLookup IntegerLookup IndexLookup "
-    "HashedCrossing FeatureSpace MelSpectrogram STFTSpectrogram"
+    "HashedCrossing FeatureSpace MelSpectrogram STFTSpectrogram Tokenizer"
 ).split()
 KINDS = (
     *(keras.Operation, keras.Initializer, keras.Regularizer, keras.constraints.Constraint, keras.optimizers.Optimizer),
@@ -56,7 +56,7 @@ def load_model(path) -> keras.Model:
         RefusedFileError: it holds something else than layers of Keras, or registered ones, and their weights.
         Exception: whatever Keras raises.
     """
-    _expect_file(path)
+    expect_file(path)
     with tempfile.TemporaryDirectory(prefix="cnnlab-model-") as folder:
         weights = Path(folder, WEIGHTS)
         try:
@@ -68,26 +68,30 @@ def load_model(path) -> keras.Model:
                 size = archive.getinfo(WEIGHTS).compress_size
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError) as error:
             raise RefusedFileError(f"its archive cannot be read ({first_line(error)})") from error
-        _check_config(config)
-        model = _built(config, _check_hdf5(weights, size))
+        check_config(config)
+        stored = check_hdf5(weights, size)
+        whole = {**config, "compile_config": None}
+        model = built(lambda: keras.saving.deserialize_keras_object(whole, safe_mode=True), stored)
         model.load_weights(str(weights))
     return model
 
 
-def _built(config, stored):
-    """A model by its configuration, which gets memory for its weights only where so many are stored."""
+def built(build, stored, keep=True):
+    """What `build` makes, which gets memory for its weights only where so many are stored; none if not to `keep`."""
     # Private: without it, variables of a model that was refused would be made by whatever comes next. Keras 3.15.1.
     waiting = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
     before = list(waiting)
     scope = keras.StatelessScope(initialize_variables=False)  # in it, variables have shapes and no values
     try:
         with scope:
-            model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
+            model = build()
             _check_sizes(model, stored)
-            scope.initialize_variables = True
+            scope.initialize_variables = keep
     except BaseException:
         waiting[:] = before
         raise
+    if not keep:
+        waiting[:] = before
     return model
 
 
@@ -98,14 +102,15 @@ def load_weights(model, path) -> None:
         RefusedFileError: it holds something else than arrays.
         Exception: whatever Keras raises.
     """
-    _expect_file(path)
+    expect_file(path)
     if not str(path).endswith((".h5", ".hdf5")):
         raise RefusedFileError("its name ends neither in .h5 nor in .hdf5")
-    _check_hdf5(path, os.stat(path).st_size)
+    check_hdf5(path, os.stat(path).st_size)
     model.load_weights(str(path))
 
 
-def _expect_file(path):
+def expect_file(path) -> None:
+    """Raises RefusedFileError where it is a folder, a pipe or the like."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise RefusedFileError("it is no file")
 
@@ -136,8 +141,12 @@ def _parsed(text):
     return config
 
 
-def _check_config(config):
-    """Find every object that the configuration names to be one of Keras's that computes, or one that is registered."""
+def check_config(config) -> None:
+    """Find every object that a configuration names to be one of Keras's that computes, or one that is registered.
+
+    Raises:
+        RefusedFileError: another is named.
+    """
     left, objects, layers = [(config, 0)], 0, 0
     while left:
         node, depth = left.pop()
@@ -223,8 +232,12 @@ def _operations(model):
             yield from _operations(operation)
 
 
-def _check_hdf5(path, size):
-    """How many numbers an HDF5 file holds, of nothing but groups and arrays of its own; `size` in bytes as it came."""
+def check_hdf5(path, size):
+    """How many numbers an HDF5 file holds, of nothing but groups and arrays of its own; `size` in bytes as it came.
+
+    Raises:
+        RefusedFileError: it holds something else.
+    """
     try:
         with h5py.File(path, "r") as opened:
             total, values = _check_parts(opened.id)

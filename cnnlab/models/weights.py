@@ -15,6 +15,7 @@ from cnnlab.downloads import download_timeout
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.models import files
 from cnnlab.models.backbones import BACKBONES
+from cnnlab.models.hub import read_preset
 
 REGISTERED, HUB = "models:/", "hub:"
 VGG16_SEEDS = 13  # one for the kernel of each convolution
@@ -216,31 +217,12 @@ def _classifies(layer):
 
 @functools.lru_cache(maxsize=2)
 def _hub(backbone):
-    try:
-        import keras_hub
-    except ImportError as error:
-        raise LabError(
-            f"Expected KerasHub for the backbone '{backbone}'. Received: {first_line(error)}. "
-            "Install it with: pip install 'cnnlab[hub]'."
-        ) from None
     preset = backbone.removeprefix(HUB)
-    try:
-        with download_timeout():
-            loaded = keras_hub.models.Backbone.from_preset(preset)
-    except Exception as error:  # of KerasHub, its hosts and its files
-        raise LabError(
-            f"Expected '{preset}' to be a KerasHub preset or a folder of one. Received: {first_line(error)}. "
-            "Correct the name, or connect to a network."
-        ) from error
-    try:
-        converter = keras_hub.layers.ImageConverter.from_preset(preset)
-        scale, offset = converter.scale, converter.offset
-    except Exception:  # a preset without one takes pixels as they are
-        scale, offset = None, None
+    model, scale, offset = read_preset(preset)
 
     def preprocess(x):
         if scale is None and offset is None:
             return x
         return keras.layers.Rescaling(1.0 if scale is None else scale, 0.0 if offset is None else offset)(x)
 
-    return Network(Path(preset).name, keras.Model(loaded.inputs[0], loaded.outputs[0]), preprocess)
+    return Network(Path(preset).name, model, preprocess)
