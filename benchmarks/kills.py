@@ -1,9 +1,9 @@
 """What kill -9 costs a training: nice -n 10 python benchmarks/kills.py [KILLS]
 
 Small trainings of each kind run once undisturbed, and then killed at random moments, with a checkpoint after each
-epoch and the same command again, until it ends. Prints, of each kind, the kills, and how many runs, weights,
-predictions and figures are lost or different in the end. KILLS (24) are spread over the kinds; one before the first
-checkpoint counts.
+epoch and the same command again, until it ends; and once more in another folder, until there were as many kills as
+asked. Prints, of each kind, the kills, and how many runs, weights, predictions and figures are lost or different in the
+end. KILLS (24) are spread over the kinds; one before the first checkpoint counts.
 """
 
 import json
@@ -115,17 +115,25 @@ def main(kills=24):
     random.seed(int(os.environ.get("SEED", "0")))
     total = lost = 0
     for i, (kind, arguments) in enumerate(KINDS.items()):
-        with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as broken:
-            whole, broken = Path(whole), Path(broken)
+        share, killed, trainings, resumed, found = kills // len(KINDS) + (i < kills % len(KINDS)), 0, 0, 0, []
+        with tempfile.TemporaryDirectory() as whole:
             began = time.monotonic()
-            finish(arguments, whole)
-            share = kills // len(KINDS) + (i < kills % len(KINDS))
+            finish(arguments, Path(whole))
             # Of the whole command a part is Python's own start.
-            killed = finish(arguments, broken, share, 0.6 * (time.monotonic() - began))
-            found = differences(read(whole), read(broken))
-            resumed = (broken / "log").read_text().count("going on with run")
+            seconds = 0.6 * (time.monotonic() - began)
+            expected = read(whole)
+        while killed < share:
+            with tempfile.TemporaryDirectory() as broken:
+                broken = Path(broken)
+                killed += finish(arguments, broken, share - killed, seconds)
+                found += differences(expected, read(broken))
+                resumed += (broken / "log").read_text().count("going on with run")
+                trainings += 1
         total, lost = total + killed, lost + len(found)
-        print(f"{kind}: {killed} kills, {resumed} times gone on from a checkpoint, {len(found)} lost or different")
+        print(
+            f"{kind}: {killed} kills of {trainings} trainings, {resumed} times gone on from a checkpoint, "
+            f"{len(found)} lost or different"
+        )
         print("".join(f"    {line}\n" for line in found), end="", flush=True)
     print(f"all: {total} kills, {lost} lost or different")
     return bool(lost)
