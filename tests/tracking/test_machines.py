@@ -23,6 +23,7 @@ import pytest
 from cnnlab.tracking import logged
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
+from tests.data.pictures import fill
 
 pytestmark = [
     pytest.mark.machines,
@@ -135,6 +136,28 @@ def test_a_full_disk_under_the_cache(workplace):
     assert "cannot be stored" in done.stdout
     assert "keeping them in memory" in done.stdout
     assert ".npy" not in done.stdout.splitlines()[-1]
+    assert statuses() == ["FINISHED"]
+
+
+# 80 pictures of 64 x 64 pixels are 960 KiB, and 984 with what is known of them and where they lie. The last two have no
+# room for one more file, before and behind the pass.
+@pytest.mark.parametrize("room", ["size=64k", "size=964k", "size=984k", "nr_inodes=3", "nr_inodes=7"])
+def test_a_full_disk_under_the_decoded_pictures(room, workplace):
+    fill("birds", ["robin", "wren"], 40)
+    done = in_a_mount_namespace(
+        f"mkdir cache && mount -t tmpfs -o {room} tmpfs cache && "
+        "$LAB train cnn --dataset birds --picture-size 64 --filters 4 --epochs 1 && ls cache/pictures",
+        CNNLAB_CACHE=str(workplace / "cache"),
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("warning") == 1
+    assert "warning: decoded pictures (1 MB) cannot be stored in" in done.stdout
+    assert "keeping them in memory" in done.stdout
+    left = done.stdout.splitlines()[-1]
+    assert left.endswith(".lock"), done.stdout
+    assert not any(
+        line.startswith("unfinished") or line.endswith((".npy", ".npz")) for line in done.stdout.splitlines()
+    )
     assert statuses() == ["FINISHED"]
 
 
