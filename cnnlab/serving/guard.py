@@ -10,9 +10,13 @@ from fastapi.responses import JSONResponse
 from cnnlab.ports import is_foreign
 
 MOST_BYTES = 2**26  # of a request
-MOST_WAITING = 2**30  # bytes of all requests that are not answered yet
+MOST_WAITING = 2**30  # bytes that have arrived of all requests that are not answered yet
 TIME = 60  # seconds for a request and its answer
 PAGE = "/"  # it asks for the token, and holds nothing that needs one
+
+
+class FullError(Exception):
+    """More has arrived than there is room for."""
 
 
 def guarded(app, metrics, *, names=None, token=None, routes=()):
@@ -41,9 +45,15 @@ def guarded(app, metrics, *, names=None, token=None, routes=()):
                 gone.append(True)
 
         async def received():
+            nonlocal waiting, length
             message = await receive()
             if message["type"] == "http.disconnect":
                 gone.append(True)
+            # What has arrived, not what was announced: who announces much and sends nothing keeps nobody out.
+            length += len(message.get("body", b""))
+            waiting += len(message.get("body", b""))
+            if waiting > MOST_WAITING:
+                raise FullError
             return message
 
         try:
@@ -52,13 +62,6 @@ def guarded(app, metrics, *, names=None, token=None, routes=()):
             if refused:
                 await error(*refused)(scope, receive, watched)
                 return
-            given = headers.get("content-length", "")
-            length = int(given) if given.isdecimal() else 0
-            waiting += length
-            if waiting > MOST_WAITING:
-                full = f"Expected at most {MOST_WAITING:,} bytes of all requests at a time. Received more: try again."
-                await error(503, full)(scope, receive, watched)
-                return
             try:
                 async with asyncio.timeout(TIME):
                     await app(scope, received, watched)
@@ -66,6 +69,9 @@ def guarded(app, metrics, *, names=None, token=None, routes=()):
                 if not statuses:
                     late = f"Expected a request and its answer within {TIME} seconds. Received neither."
                     await error(408, late)(scope, receive, watched)
+            except FullError:
+                full = f"Expected at most {MOST_WAITING:,} bytes of all requests at a time. Received more: try again."
+                await error(503, full)(scope, receive, watched)
             except Exception:
                 if gone:  # in the midst of a request, and nobody waits for an answer
                     return

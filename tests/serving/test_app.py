@@ -223,6 +223,35 @@ def test_server_bounds_what_waits(classifier, monkeypatch):
     assert ask(app, "/classify", bytes(250))[0] == 400  # all of it is free again
 
 
+def test_bytes_that_were_announced_and_do_not_arrive_keep_nobody_out(classifier, image, monkeypatch):
+    monkeypatch.setattr(guard, "MOST_WAITING", guard.MOST_BYTES)
+    app, announced = make_app(classifier), {"content_length": str(guard.MOST_BYTES)}
+
+    async def ask_all():
+        stalled, never = [], asyncio.Event()
+        for _ in range(20):
+            parts = iter([{"type": "http.request", "body": b"x", "more_body": True}])
+
+            async def receive(parts=parts):
+                for part in parts:
+                    return part
+                await never.wait()
+
+            scope = scope_of("/classify", "POST", b"", announced)
+            stalled.append(asyncio.ensure_future(app(scope, receive, None)))
+        await asyncio.sleep(0.1)
+        answers = [await answer_of(app, "/classify", png_of(image))]
+        answers.append(await answer_of(app, "/classify", bytes(guard.MOST_BYTES - 19)))
+        for one in stalled:
+            one.cancel()
+        await asyncio.wait(stalled)
+        answers.append(await answer_of(app, "/classify", bytes(guard.MOST_BYTES)))
+        return [status for status, _, _ in answers]
+
+    # The second is one byte more than there is room for; in the end all of it is free again.
+    assert asyncio.run(ask_all()) == [200, 503, 400]
+
+
 def test_the_token_of_a_file(workplace):
     (workplace / "token").write_text("secret\n")
     assert serve.read_token(f"@{workplace / 'token'}") == serve.read_token("secret") == "secret"
