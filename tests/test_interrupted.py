@@ -1,6 +1,7 @@
 """Trainings that are interrupted, and gone on with: pytest tests/test_interrupted.py"""
 
 import dataclasses
+import hashlib
 import os
 import shutil
 import time
@@ -13,7 +14,8 @@ import pytest
 import cnnlab
 from cnnlab import compare
 from cnnlab.data import load_dataset
-from cnnlab.tracking import checkpoints, read
+from cnnlab.interrupted import training_key
+from cnnlab.tracking import checkpoints, provenance, read
 from cnnlab.tracking.liveness import alive
 from cnnlab.tracking.run import tracked_run
 from cnnlab.tracking.store import opened
@@ -122,6 +124,24 @@ def test_a_run_is_gone_on_with_by_its_id(store, recipe, interrupt, monkeypatch, 
     assert steps(store, one.run_id) == [0, 1, 2, 3]
     with pytest.raises(cnnlab.ArgumentError, match=r"Expected an interrupted run\. Received: .* which is FINISHED"):
         compare.resume_run(one.run_id)
+
+
+def test_a_file_of_the_recipe_is_read_once_for_its_digest(workplace, monkeypatch):
+    read, digest = [], provenance.hashlib.file_digest
+    monkeypatch.setattr(
+        provenance.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind)
+    )
+    file = workplace / "some.weights.h5"
+    file.write_bytes(b"one")
+    recipe = cnnlab.Recipe(model="vgg16", dataset="digits", weights="some.weights.h5")
+    digits = load_dataset("digits", limit=100)
+    keys = [training_key(recipe, digits) for _ in range(3)]
+    assert provenance.file_tags(recipe) == {"weights_sha256": hashlib.sha256(b"one").hexdigest()}
+    assert read == [str(file)]
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))  # on file systems of coarse times too
+    assert len({*keys, training_key(recipe, digits)}) == 2
+    assert read == [str(file)] * 2
 
 
 @pytest.mark.long

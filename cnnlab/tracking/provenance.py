@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -40,11 +41,18 @@ def file_tags(recipe) -> dict:
     tags = {}
     for name, path in files.items():
         if path and Path(path).is_file():
-            with open(path, "rb") as file:
-                tags[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+            about = os.stat(path)
+            tags[f"{name}_sha256"] = _sha256(os.path.realpath(path), about.st_size, about.st_mtime_ns)
     if own.is_own(recipe.model):
         tags["model_sha256"] = hashlib.sha256(own.source_of(recipe.model).encode()).hexdigest()
     return tags
+
+
+@functools.lru_cache(maxsize=64)  # a training asks for it several times
+def _sha256(path, size, changed):
+    """sha256 of a file, read once a process as long as its size and time are these."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache  # the code that runs is the code that was there at the start

@@ -111,7 +111,7 @@ def _call_own(factory, recipe, dataset, arguments):
         raise LabError(f"Expected {function} to return a keras.Model. Received: {type(model).__name__}.")
     expected = f"class probabilities of shape (N, {len(dataset.class_names)})"
     try:
-        probabilities = keras.ops.convert_to_numpy(model(dataset.train.images[:2]))
+        probabilities = keras.ops.convert_to_numpy(model(dataset.train.images[:2], training=False))
     except Exception as error:
         raise LabError(
             f"Expected the model of {function} to take images (N, {', '.join(map(str, dataset.image_shape))}) uint8. "

@@ -63,6 +63,13 @@ def nan(input_shape, num_classes):
     model.set_weights([w * float("nan") for w in model.get_weights()])
     return model
 
+def mirrored(input_shape, num_classes):
+    model = keras.Sequential([keras.Input(input_shape), layers.RandomFlip(), layers.BatchNormalization()])
+    model.add(layers.Dropout(0.5, seed=1))
+    model.add(layers.Flatten())
+    model.add(layers.Dense(num_classes, activation="softmax"))
+    return model
+
 def sizes(input_shape, num_classes, *, sizes=(1, 2)):
     return build_net(input_shape, num_classes)
 
@@ -120,6 +127,14 @@ def test_what_is_wrong_with_it_is_one_sentence(recipe, store, workplace, model, 
         train_model(cnnlab.Recipe(model=model, arguments=arguments, dataset="digits", limit=150, epochs=1))
     assert "\n" not in str(caught.value)
     assert len(store.search_experiments()) == 1
+
+
+def test_looking_at_it_changes_nothing(recipe, digits):
+    """Layers that are at work in training only, of which one would make the whole model train when it is called."""
+    model = cnnlab.build_model(dataclasses.replace(recipe, model="my_models.py:mirrored", arguments=()), digits)
+    mean, variance = (value.numpy() for value in model.layers[1].non_trainable_variables[:2])
+    assert (mean == 0).all()
+    assert (variance == 1).all()
 
 
 def test_its_own_defaults_stay_where_its_arguments_have_names_of_ours(recipe, store):
