@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from cnnlab import cached
 from cnnlab.errors import LabError
+from cnnlab.temporary import leftover_folders, remove, size_of
 from cnnlab.tracking import checks, store, strays
 from cnnlab.tracking.database import backup, state_of
 from cnnlab.tracking.findings import Finding, counted, in_mb, lines
 from cnnlab.tracking.places import local_database, local_folder
 from cnnlab.tracking.rows import read_rows
-from cnnlab.tracking.temporary import leftover_folders, remove, size_of
 
 
 @dataclass(frozen=True)

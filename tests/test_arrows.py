@@ -17,6 +17,7 @@ GROUND = (
     "fields",
     "cached",
     "files",
+    "temporary",
     "spread",
     "processes",
     "on_ray",

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 from cnnlab.files import is_held
+from cnnlab.temporary import listed, remove
 from cnnlab.tracking.findings import Finding, counted, lines
 from cnnlab.tracking.places import STORE_FOLDER
 from cnnlab.tracking.strays import LOST, set_aside
-from cnnlab.tracking.temporary import listed, remove
 
 SETTINGS = "search.json"
 

@@ -11,16 +11,15 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 import zipfile
 import zlib
-from pathlib import Path
 
 import h5py
 import keras
 from keras.src.backend.common import global_state
 
 from cnnlab.errors import first_line
+from cnnlab.temporary import private_folder
 
 CONFIG, WEIGHTS, ABOUT = "config.json", "model.weights.h5", "metadata.json"
 MOST_CONFIG = 2**24  # bytes; the largest of keras.applications has 1.6 million
@@ -57,8 +56,8 @@ def load_model(path) -> keras.Model:
         Exception: whatever Keras raises.
     """
     expect_file(path)
-    with tempfile.TemporaryDirectory(prefix="cnnlab-model-") as folder:
-        weights = Path(folder, WEIGHTS)
+    with private_folder("model") as folder:
+        weights = folder / WEIGHTS
         try:
             with zipfile.ZipFile(path) as archive:
                 _check_members(archive)

@@ -8,6 +8,7 @@ import mlflow
 
 from cnnlab.errors import LabError, masked
 from cnnlab.files import is_held
+from cnnlab.temporary import listed
 from cnnlab.tracking import liveness, store
 from cnnlab.tracking.database import BACKUPS, migrate, salvage, state_of
 from cnnlab.tracking.findings import Finding, counted, lines
@@ -16,7 +17,6 @@ from cnnlab.tracking.listing import running_runs
 from cnnlab.tracking.places import BESIDE, artifacts_folder, is_server, local_folder
 from cnnlab.tracking.reach import expect_reachable
 from cnnlab.tracking.rows import RUN_ID, folder_of
-from cnnlab.tracking.temporary import listed
 
 
 def database_findings(database) -> list[Finding]:

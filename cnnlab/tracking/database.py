@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
 from cnnlab.files import share
+from cnnlab.temporary import private_folder
 from cnnlab.tracking.inside_mlflow import (
     KNOWN_TABLES,
     is_known_schema,
@@ -21,7 +22,6 @@ from cnnlab.tracking.inside_mlflow import (
     upgrade_database,
 )
 from cnnlab.tracking.places import BESIDE
-from cnnlab.tracking.temporary import private_folder
 
 BACKUPS = "backups"
 MOVED = "_alembic_tmp_"  # what a migration's copy of a table is called until it is done

@@ -6,11 +6,11 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.errors import LabError, masked
+from cnnlab.temporary import remove, size_of
 from cnnlab.tracking import liveness, store
 from cnnlab.tracking.inside_mlflow import hard_delete
 from cnnlab.tracking.places import local_database
 from cnnlab.tracking.rows import Rows, folder_of, read_rows
-from cnnlab.tracking.temporary import remove, size_of
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from cnnlab.names import shortened, shown
+from cnnlab.temporary import private_folder
 from cnnlab.tracking.run import DATA_NAME
-from cnnlab.tracking.temporary import private_folder
 
 
 def log_dataset(dataset) -> None:

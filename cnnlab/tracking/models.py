@@ -9,9 +9,9 @@ import mlflow
 
 from cnnlab.errors import LabError, first_line
 from cnnlab.models import own
+from cnnlab.temporary import private_folder
 from cnnlab.tracking import read, store
 from cnnlab.tracking.tags import MODEL_SOURCE
-from cnnlab.tracking.temporary import private_folder
 
 CARD_FILE = "model_card.md"  # beside the model
 

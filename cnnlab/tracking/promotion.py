@@ -8,10 +8,10 @@ import mlflow
 from cnnlab.errors import LabError, first_line
 from cnnlab.results.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from cnnlab.results.predictions import compared as compared_by
+from cnnlab.temporary import private_folder
 from cnnlab.tracking import logged, read, store
 from cnnlab.tracking.registry import CHAMPION, Version, find_champion, list_versions
 from cnnlab.tracking.tags import TAG
-from cnnlab.tracking.temporary import private_folder
 
 PREVIOUS = "previous"
 REPLACED = TAG + "replaced"  # on a champion: the version that it took the alias from

@@ -9,11 +9,11 @@ from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.recipe import Recipe
 from cnnlab.results.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.results.result import RunResult
+from cnnlab.temporary import private_folder
 from cnnlab.tracking import outbox
 from cnnlab.tracking.listing import OURS, all_experiments, every
 from cnnlab.tracking.places import local_database
 from cnnlab.tracking.tags import RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
-from cnnlab.tracking.temporary import private_folder
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
+from cnnlab.temporary import private_folder
 from cnnlab.tracking import outbox
 from cnnlab.tracking.database import replacing, schema_of
 from cnnlab.tracking.inside_mlflow import (
@@ -40,7 +41,6 @@ from cnnlab.tracking.places import (
 )
 from cnnlab.tracking.reach import expect_database, expect_reachable
 from cnnlab.tracking.tags import TAG
-from cnnlab.tracking.temporary import private_folder
 
 LEAST_BYTES = 10**6  # free on the disk of a local store
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}

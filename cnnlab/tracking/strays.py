@@ -10,6 +10,7 @@ import mlflow
 
 from cnnlab.files import is_held
 from cnnlab.results.predictions import PREDICTIONS_FILE
+from cnnlab.temporary import listed, remove, size_of
 from cnnlab.tracking import outbox, store
 from cnnlab.tracking.checkpoints import stored_checkpoints, unfinished_checkpoints, why_stray
 from cnnlab.tracking.checks import database_findings
@@ -18,7 +19,6 @@ from cnnlab.tracking.findings import Finding, counted, in_mb, lines
 from cnnlab.tracking.places import STORE_FOLDER, artifacts_folder
 from cnnlab.tracking.rows import MODEL_ID, RUN_ID, folder_of
 from cnnlab.tracking.tags import TAG
-from cnnlab.tracking.temporary import listed, remove, size_of
 
 LOST = "lost"  # in the store's folder: what the database does not know
 MISSING = TAG + "lost"  # on a run: which of its files are gone

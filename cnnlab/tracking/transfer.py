@@ -12,11 +12,11 @@ from mlflow.models import Model
 
 from cnnlab.errors import LabError
 from cnnlab.names import short_hash
+from cnnlab.temporary import private_folder
 from cnnlab.tracking.inside_mlflow import artifacts_of
 from cnnlab.tracking.listing import all_experiments, every
 from cnnlab.tracking.places import BESIDE, artifacts_folder, local_database
 from cnnlab.tracking.tags import RECORDED_AS, TAG, UNDELIVERED, matches
-from cnnlab.tracking.temporary import private_folder
 
 PARENT = "mlflow.parentRunId"
 MOST_METRICS, MOST_OTHERS = 1000, 100  # that MLflow takes in one call

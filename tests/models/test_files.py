@@ -4,6 +4,7 @@ import io
 import json
 import os
 import stat
+import tempfile
 import zipfile
 
 import h5py
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import cnnlab
+from cnnlab import temporary
 from cnnlab.models import files, weights
 
 
@@ -51,6 +53,24 @@ def test_a_good_model_is_the_same(good, workplace):
         loaded = files.load_model(file)
         assert (loaded.predict_on_batch(images) == expected).all()
         assert not loaded.compiled
+
+
+def test_its_folder_is_known_and_in_use_while_it_is_read(good, workplace, monkeypatch):
+    monkeypatch.setattr(temporary, "UNTOUCHED", -1)
+    monkeypatch.setattr(tempfile, "tempdir", str(workplace))
+    seen, check = [], files.check_config
+
+    def looked(config):
+        seen.append((len(list(workplace.glob("cnnlab-model-*"))), temporary.leftover_folders()))
+        check(config)
+
+    monkeypatch.setattr(files, "check_config", looked)
+    files.load_model(good[1])
+    assert seen == [(1, [])]
+    assert list(workplace.iterdir()) == []
+    killed = workplace / "cnnlab-model-of-a-kill"
+    killed.mkdir()
+    assert temporary.leftover_folders() == [killed]
 
 
 def dense(tree, **change):

@@ -14,8 +14,8 @@ from alembic import command
 from filelock import FileLock
 from mlflow.store.db import utils
 
-from cnnlab import cached, doctor
-from cnnlab.tracking import checks, database, liveness, logged, outbox, temporary
+from cnnlab import cached, doctor, temporary
+from cnnlab.tracking import checks, database, liveness, logged, outbox
 from cnnlab.tracking import garbage as garbage_of
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
