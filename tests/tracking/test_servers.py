@@ -12,14 +12,16 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import pytest
 
 import cnnlab
 from cnnlab import cli
 from cnnlab.errors import masked
-from cnnlab.tracking import outbox, read, ui
+from cnnlab.tracking import listing, outbox, read, ui
 from cnnlab.tracking import run as tracking
 from cnnlab.tracking import store as stores
+from tests.tracking.faulty import served
 
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 
@@ -179,6 +181,41 @@ def test_more_than_a_thousand_experiments_and_runs(store, digits):
     assert len(read.children_of(parent, experiment)) == 1101
     assert read.newest_run(experiment, dataset="none") is None
     assert f"/experiments/{experiment}/" in ui.ui_links("http://here")["runs"]
+
+
+def test_more_than_a_thousand_experiments_and_runs_of_a_server(store_template, tmp_path_factory, digits, monkeypatch):
+    """Where the ids of all experiments, and the pages, go over HTTP."""
+    database = tmp_path_factory.mktemp("server") / "server.db"
+    shutil.copy(store_template, database)
+    with served(database) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        with stores.opened():
+            experiment = tracking.experiment_for(digits)
+            with (
+                tracking.tracked_run(experiment, "parent", params={}, tags={}) as parent,
+                tracking.tracked_run(experiment, "a", params={}, tags={}, parent_run_id=parent) as child,
+            ):
+                mlflow.log_metrics({"final_val_accuracy": 0.5, "test_accuracy": 0.5})
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            many(connection, "experiments", "experiment_id", 1100, name="other {}", creation_time=lambda i: 2**42 + i)
+            many(connection, "runs", "run_uuid", 1100, name="other {}")
+            tags = connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [child]).fetchall()
+            connection.executemany(
+                "INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)",
+                [(*tag, f"{i:032x}") for i in range(1100) for tag in tags],
+            )
+            newest = [str(1000 + i) for i in range(1100)]
+        with stores.opened():
+            assert set(newest) < set(listing.all_experiments(mlflow.MlflowClient()))
+            server.asked.clear()
+            assert len(read.children_of(parent, experiment)) == 1101
+            assert sum(path.endswith("runs/search") for _, path in server.asked) == 2
+            assert read.find_run(child[:12]).info.run_id == child
+            assert read.best_run().info.run_id == read.best_run("cnnlab-digits").info.run_id == child
+            with tracking.tracked_run(tracking.experiment_for(digits), "b", params={}, tags={}) as run_id:
+                pass
+            assert read.find_run(run_id).info.experiment_id == experiment
+        assert f"/experiments/{experiment}/" in ui.ui_links(server.uri)["runs"]
 
 
 def test_a_full_disk_is_said_before_the_work_and_read_all_the_same(store, digits, monkeypatch):
