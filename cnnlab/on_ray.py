@@ -11,9 +11,11 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 
@@ -21,6 +23,7 @@ import psutil
 
 from cnnlab.cached import FOLDER_VARIABLE, cache_folder
 from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.signals import signals_held
 from cnnlab.spread import Ended, Shared, perform
 
 LOCAL = "ray"
@@ -88,17 +91,18 @@ def _connected(on):
     # Short, as sockets are in it, and of this user alone.
     folder = tempfile.mkdtemp(prefix="cnnlab-ray-") if on == LOCAL else None
     try:
-        if on == LOCAL:
-            ray.init(
-                address="local",
-                num_cpus=psutil.cpu_count(),
-                object_store_memory=OBJECT_STORE,
-                include_dashboard=False,
-                _temp_dir=folder,
-                **quiet,
-            )
-        else:
-            ray.init(address=on, **quiet)
+        with _sigterm_kept():
+            if on == LOCAL:
+                ray.init(
+                    address="local",
+                    num_cpus=psutil.cpu_count(),
+                    object_store_memory=OBJECT_STORE,
+                    include_dashboard=False,
+                    _temp_dir=folder,
+                    **quiet,
+                )
+            else:
+                ray.init(address=on, **quiet)
     except Exception as error:
         raise LabError(
             f"Expected a Ray cluster at '{on}'. Received {type(error).__name__}: {first_line(error)}. "
@@ -114,6 +118,17 @@ def _connected(on):
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _sigterm_kept():
+    """Ray puts a handler of its own in the place of ours, by which a command would end with another status."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _expect_answer(on):
@@ -181,9 +196,10 @@ class RayWorkers:
         pickled = pickle.dumps(dataclasses.replace(job, arguments=tuple(arguments)), protocol=5)
         self.jobs[self.call.options(name=job.name).remote(pickled, self.variables, *shared)] = job
 
+    @signals_held()  # raised in Ray's midst, SystemExit loses its status
     def next_ended(self):
         with _cluster_gone(self.ray, self.on):
-            ready, _ = self.ray.wait(list(self.jobs), timeout=2)
+            ready, _ = self.ray.wait(list(self.jobs), timeout=1)
             if not ready:
                 self._say_waiting()
                 return None

@@ -91,7 +91,8 @@ def test_a_pass_over_the_cluster_leaves_the_file_that_a_local_one_leaves(cluster
         assert received == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_ctrl_c_ends_the_trials_and_the_cluster(store):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_trials_and_the_cluster(sent, store):
     from test_search import runs_by_kind
 
     arguments = "tune cnn --dataset digits --limit 150 --filters 4 --epochs 9000 --trials 3 --on ray --cpus 1".split()
@@ -101,9 +102,9 @@ def test_ctrl_c_ends_the_trials_and_the_cluster(store):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.2)
     finally:
-        process.send_signal(signal.SIGINT)
-    assert "interrupted" in process.communicate(timeout=120)[1]
-    assert process.returncode == 130
+        process.send_signal(sent)
+    assert ("interrupted" in process.communicate(timeout=120)[1]) == (sent == signal.SIGINT)
+    assert process.returncode == 128 + sent
     kinds = runs_by_kind(store)
     assert [run.info.status for run in (*kinds["trial"], *kinds["search"])] == ["KILLED"] * 3
     workers = [run.data.tags["cnnlab.process"].rpartition("/")[2].partition("-")[0] for run in running]
