@@ -2,6 +2,8 @@
 
 Prints a line for each: what was wrong, seconds of the training, seconds that the command then took for the server,
 what it said, how many runs `cnnlab sync` delivered, what is on the server then, and how much a second one changed.
+
+The outage within a longer training takes CNNLAB_OUTAGE_MINUTES (1), and the training 1.4 times as long.
 """
 
 import contextlib
@@ -32,6 +34,8 @@ pytestmark = [
     pytest.mark.skipif("CNNLAB_OUTAGES" not in os.environ, reason="CNNLAB_OUTAGES is not set"),
 ]
 EPOCHS = 6
+AWAY = 60 * float(os.environ.get("CNNLAB_OUTAGE_MINUTES", "1"))  # seconds
+PACE = 1  # second that an epoch of the longer training rests
 
 
 class Server:
@@ -85,9 +89,23 @@ def after(seconds, do):
     timer.start()
 
 
-def trained(at_epoch, monkeypatch, capsys):
+class Paced(keras.callbacks.Callback):
+    """Rests after each epoch, and has the seconds of each but the first, which is traced, without the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.rested, self.seconds = None, []
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.rested is not None:
+            self.seconds.append(time.monotonic() - self.rested)
+        time.sleep(PACE)
+        self.rested = time.monotonic()
+
+
+def trained(at_epoch, monkeypatch, capsys, epochs=EPOCHS, when=1, callbacks=()):
     """`(result, seconds in training, seconds at the end for the server, what was said)`."""
-    recipe = cnnlab.Recipe(model="cnn", dataset="digits", filters=(8,), dense_units=16, epochs=EPOCHS, limit=150)
+    recipe = cnnlab.Recipe(model="cnn", dataset="digits", filters=(8,), dense_units=16, epochs=epochs, limit=150)
     dataset = cnnlab.load_dataset("digits", limit=150)
     finish, times = delivery.Sender.finish, {}
 
@@ -98,11 +116,13 @@ def trained(at_epoch, monkeypatch, capsys):
         finally:
             times["waited"] = time.monotonic() - times["ended"]
 
-    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: at_epoch() if epoch == 1 else None)
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: at_epoch() if epoch == when else None)
     started = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(delivery.Sender, "finish", measured)
-        result = cnnlab.fit_and_evaluate(build_model(recipe, dataset), dataset, recipe, callbacks=[callback])
+        result = cnnlab.fit_and_evaluate(
+            build_model(recipe, dataset), dataset, recipe, callbacks=[callback, *callbacks]
+        )
     return result, times["ended"] - started, times["waited"], capsys.readouterr().err
 
 
@@ -113,7 +133,7 @@ def reported(name, server, result, training, waited, said, capsys):
     [run] = there(server).values()
     facts = whole(server, run)
     again = list(delivery.sync())
-    assert [step for step, _, _ in facts[2]["loss"]] == list(range(EPOCHS))
+    assert [step for step, _, _ in facts[2]["loss"]] == list(range(len(result.history["loss"])))
     assert [value for _, _, value in facts[2]["loss"]] == result.history["loss"]
     assert facts[0] == "FINISHED"
     assert len(facts[3]) > 8
@@ -181,6 +201,24 @@ def test_a_server_that_goes_away(name, server, monkeypatch, capsys):
         server.kill(signal.SIGCONT)
     server.ready()
     reported(name, server, result, *said, capsys)
+
+
+def test_a_server_that_is_away_for_minutes_within_a_training(server, monkeypatch, capsys):
+    server.ready()
+
+    def at_epoch():
+        server.kill()
+        after(AWAY, server.start)
+
+    epochs, paced = int(1.4 * AWAY / PACE), Paced()
+    result, training, *said = trained(at_epoch, monkeypatch, capsys, epochs, epochs // 7, [paced])
+    assert len(result.history["loss"]) == len(paced.seconds) + 1 == epochs
+    assert training > 1.4 * AWAY
+    assert max(paced.seconds) < 1, sorted(paced.seconds)[-5:]
+    reported(
+        f"killed in an epoch, back after {AWAY:.0f} s; the longest epoch {max(paced.seconds):.2f} s besides its rest",
+        *(server, result, training, *said, capsys),
+    )
 
 
 @pytest.mark.parametrize("fault", [500, 429, "artifacts refused (503)"])
