@@ -122,8 +122,9 @@ def _compare_prepared(recipes, dataset, prepared, key, restart):
         resumed_run_id=resumed,
     ) as parent_run_id:
         # Built one at a time: several models in memory are not needed.
+        before = read.children_of(parent_run_id, experiment_id) if resumed else []
         results = [
-            (resumed and _trained_already(one, dataset, experiment_id, parent_run_id))
+            _trained_already(one, dataset, before, experiment_id, parent_run_id)
             or _trained(one, dataset, parent_run_id, restart)
             for one in prepared
         ]
@@ -133,12 +134,13 @@ def _compare_prepared(recipes, dataset, prepared, key, restart):
     return Comparison(parent_run_id, results, verdicts)
 
 
-def _trained_already(prepared, dataset, experiment_id, parent_run_id):
+def _trained_already(prepared, dataset, before, experiment_id, parent_run_id):
     """The result of the run below a comparison that was interrupted, where it is finished; where it can neither be read
     nor gone on with, it is deleted, so that none counts twice.
     """
-    for run in read.children_of(parent_run_id, experiment_id):
-        if run["tags"].get(TRAINING) != training_key(prepared.recipe, dataset):
+    key = training_key(prepared.recipe, dataset) if before else None
+    for run in before:
+        if run["tags"].get(TRAINING) != key:
             continue
         if run["status"] == "FINISHED":
             result = read.read_result(read.find_finished_run(run["run_id"]))
