@@ -126,4 +126,22 @@ def sync(to):
         print("Nothing remains in the outbox.")
 
 
-COMMANDS = (ui, cache, doctor, gc, sync)
+@click.command(name="import")
+@click.argument("store", metavar="FOLDER_OR_ADDRESS")
+@click.argument("run_ids", nargs=-1, metavar="[RUN_ID...]")
+@click.option("--aliases", is_flag=True, help="Move aliases that another version holds here, the champion's too.")
+def import_(store, run_ids, aliases):
+    """Copy runs and registered models of another store into the present one, which may be a server.
+
+    The other one is a folder with mlflow.db in it (mlruns, or what 'cnnlab export --format runs' wrote), or the address
+    of a server, and is only read. Runs that are named come with those above and below them. Twice is as good as once,
+    and what was interrupted goes on. The old ids stay known to all commands.
+    """
+    with job(trains=False):
+        from cnnlab.tracking.exchange import import_runs
+
+        for line in import_runs(store, run_ids, moves_aliases=aliases):
+            print(shown(line), flush=True)
+
+
+COMMANDS = (ui, cache, doctor, gc, sync, import_)

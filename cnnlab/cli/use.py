@@ -12,6 +12,7 @@ from cnnlab.names import shown
 from cnnlab.results.names import SCORES
 
 FORMATS = ("table", "csv", "json")  # of predictions
+RUNS = "runs"  # the format of an export that is a store
 AUDITED_BY = "efficientnetv2b0"
 # Of the recipe, what says which pictures there are and what judges them.
 AUDIT_OPTIONS = ("image_size", "fit", "labels", "class_names", "limit", "split_seed", "backbone", "weights")
@@ -166,9 +167,9 @@ def serve(model, port, host, token):
 
 
 @click.command()
-@click.argument("model", required=False)
-@click.option("--format", "file_format", required=True, help="One of: onnx, litert, saved_model, keras.")
-@click.option("--output", metavar="PATH", help="What to write.  [default: the model's name, in this folder]")
+@click.argument("model", nargs=-1, metavar="[MODEL | RUN_ID...]")
+@click.option("--format", "file_format", required=True, help="One of: onnx, litert, saved_model, keras; or runs.")
+@click.option("--output", metavar="PATH", help="What to write.  [default: the model's name, or runs, in this folder]")
 @click.option("--int8", is_flag=True, help="8-bit integers, with litert.")
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now.")
 def export(model, file_format, output, int8, dataset):
@@ -178,11 +179,27 @@ def export(model, file_format, output, int8, dataset):
     pictures as (N, H, W, 3) uint8, red, green, blue, 0 to 255, and has no augmentation in it. It gets its name once it
     has answered for the run's test pictures in its own runtime as Keras does; onnx and litert need packages of theirs:
     pip install 'cnnlab[onnx]' or 'cnnlab[litert]'.
+
+    With --format runs, write runs themselves, for 'cnnlab import' in another store: those named with the runs above and
+    below them, or all, with their registered versions, as a folder that is a store of its own. What an earlier export
+    wrote there stays, and what is new is added.
     """
+    if file_format == RUNS:
+        if int8 or dataset:
+            raise ArgumentError("Expected --int8 and --dataset with a model. Received: --format runs. Leave them out.")
+        with job(trains=False):
+            from cnnlab.tracking.exchange import export_runs
+
+            for line in export_runs(model, output):
+                print(shown(line), flush=True)
+        return
+    if len(model) > 1:
+        raise ArgumentError(f"Expected one model. Received: {len(model)}. Leave all but one out, or use --format runs.")
     with job():
         from cnnlab.export import export as export_model
 
-        print("\n".join(export_model(model, file_format, output, int8=int8, dataset=dataset).lines))
+        [name] = model or [None]
+        print("\n".join(export_model(name, file_format, output, int8=int8, dataset=dataset).lines))
 
 
 @click.command()

@@ -13,7 +13,7 @@ from cnnlab.temporary import private_folder
 from cnnlab.tracking import outbox
 from cnnlab.tracking.listing import OURS, all_experiments, every
 from cnnlab.tracking.places import local_database
-from cnnlab.tracking.tags import RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
+from cnnlab.tracking.tags import KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
@@ -30,8 +30,10 @@ def find_run(run_id):
             "'cnnlab ui' shows the runs."
         )
     client = mlflow.MlflowClient()
-    for name in ("attributes.run_id", f"tags.`{RECORDED_AS}`"):  # the second is what it was called in an outbox
-        runs = client.search_runs(all_experiments(client), f"{name} LIKE '{run_id}%' and {OURS}", max_results=2)
+    # Its id here, where it was recorded or copied from, and in the stores between.
+    for name, before in (("attributes.run_id", ""), (f"tags.`{RECORDED_AS}`", ""), (f"tags.`{KNOWN_AS}`", "% ")):
+        condition = f"{name} LIKE '{before}{run_id}%' and {OURS}"
+        runs = client.search_runs(all_experiments(client), condition, max_results=2)
         if runs:
             break
     if not runs and outbox.entry_with(run_id):

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cnnlab.errors import LabError, first_line
 from cnnlab.temporary import private_folder
 from cnnlab.tracking import outbox
-from cnnlab.tracking.database import replacing, schema_of
+from cnnlab.tracking.database import readable, replacing, schema_of
 from cnnlab.tracking.inside_mlflow import (
     globals_kept,
     is_known_schema,
@@ -159,7 +159,7 @@ def open_store(writes=True, elsewhere=None) -> str:
     database = local_database(uri)
     try:
         if not writes and database and database.exists() and not _may_write(database):
-            uri = sqlite_uri(_copied(database))
+            uri = sqlite_uri(copied(database))
             database = None  # nobody else's runs are closed
             mlflow.set_tracking_uri(uri)
             mlflow.MlflowClient()
@@ -260,10 +260,13 @@ def _expect_space(folder):
         )
 
 
-def _copied(database):
-    """A copy of a database that may not be written, brought up to date; its artifacts stay where they are."""
+def copied(database):
+    """A copy of a database that is not to be written, brought up to date, for as long as a store is open; its artifacts
+    stay where they are.
+    """
     copy = _opened.enter_context(private_folder("read")) / database.name
-    shutil.copyfile(database, copy)
+    with readable(database) as connection, contextlib.closing(sqlite3.connect(copy)) as fresh:
+        connection.backup(fresh)  # whole, also while others write
     if (revision := schema_of(copy)) not in ("", latest_schema()) and is_known_schema(revision):
         upgrade_database(copy)
     mlflow.MlflowClient(sqlite_uri(copy))

@@ -6,7 +6,8 @@ import re
 TAG = "cnnlab."
 BEST = "final_val_accuracy"  # what "the best run" means: of the weights that the model ended with
 TRAINING = "training"  # the tag with a key of what a run trains, by which an equal one goes on with it
-RECORDED_AS = TAG + "recorded_as"  # on a run, or a model, that was copied here from another store: its id there
+RECORDED_AS = TAG + "recorded_as"  # on a run, a model or a version that was copied here: its id where it was made
+KNOWN_AS = TAG + "known_as"  # on a copy of a copy: the ids in between, each after a space
 UNDELIVERED = TAG + "undelivered"  # on a copy that is not whole yet: where the rest is
 MODEL_SOURCE = "model_source.py"  # the artifact with a function of the user's
 

@@ -1,13 +1,15 @@
 """Runs copied from one store to another, as often as it takes: what is there already is not sent again.
 
-A store gives its runs ids of its own. So every copy carries the id of the original in a tag, by which it is found.
+A store gives its runs ids of its own. So every copy carries the id of the original in a tag, by which it is found, also
+in the copy of a copy; that one carries the ids in between in another tag.
 """
 
 import contextlib
+import re
 import shutil
 
 import mlflow
-from mlflow.entities import LoggedModelOutput, Param, RunTag, ViewType
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag, ViewType
 from mlflow.models import Model
 
 from cnnlab.errors import LabError
@@ -15,10 +17,13 @@ from cnnlab.names import short_hash
 from cnnlab.temporary import private_folder
 from cnnlab.tracking.inside_mlflow import artifacts_of
 from cnnlab.tracking.listing import all_experiments, every
-from cnnlab.tracking.places import BESIDE, artifacts_folder, local_database
-from cnnlab.tracking.tags import RECORDED_AS, TAG, UNDELIVERED, matches
+from cnnlab.tracking.places import BESIDE, local_database
+from cnnlab.tracking.rows import folder_of
+from cnnlab.tracking.tags import KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches
 
 PARENT = "mlflow.parentRunId"
+VERSIONS = "mlflow.modelVersions"  # on a logged model: a server's note of what it is registered as there
+RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
 MOST_METRICS, MOST_OTHERS = 1000, 100  # that MLflow takes in one call
 
 
@@ -27,13 +32,14 @@ class Unwanted(Exception):
 
 
 class Transfer:
-    """The runs of a local store on their way to another store.
+    """The runs of a store on their way to another store.
 
     Attributes:
         ids: of runs and `models:/...` addresses here, to those there.
+        lost: sentences on what could not be copied.
 
     Args:
-        source: address of the local store.
+        source: address of the store that has them.
         target: of the other one.
         known: facts that were noted before, `{"run": id, "there": id}`, `{"model": ..., "there": ...}`, `{"file":
             [name, bytes, changed]}`, `{"deleted": id}`.
@@ -47,7 +53,7 @@ class Transfer:
         self, source, target, known, note, *, parent=None, experiment_id=None, wanted=lambda: True, rest="copying"
     ):
         self.source, self.target = mlflow.MlflowClient(source), mlflow.MlflowClient(target)
-        self.artifacts = artifacts_folder(local_database(source))
+        self.database, self.into_local = local_database(source), local_database(target) is not None
         self.parent, self.experiment_id, self.rest = parent, experiment_id, rest
         self.note, self.wanted = note, wanted
         self.runs, self.models, self.files, self.deleted = {}, {}, set(), set()
@@ -60,7 +66,7 @@ class Transfer:
                 self.deleted.add(fact["deleted"])
             elif "file" in fact:
                 self.files.add(_key(fact["file"]))
-        self.experiments, self.seen, self.sent = {}, {}, {}
+        self.experiments, self.seen, self.sent, self.lost = {}, {}, {}, []
 
     @property
     def ids(self) -> dict:
@@ -95,12 +101,13 @@ class Transfer:
                 continue
             shows = (run.info.status, run.info.end_time, str(run.data.to_dictionary()))
             if whole or self.sent.get(here) != shows:
-                self._copy(run)
+                self.copy_run(run)
                 self.sent[here] = shows
             ended = ended and run.info.status != "RUNNING"
         return ended
 
-    def _copy(self, run):
+    def copy_run(self, run) -> None:
+        """Send what is new of a run, whose parent has been sent before; errors as for `copy`."""
         here, there = run.info.run_id, self._run(run)
         seen = self.seen.get(here)
         if seen is None:
@@ -113,7 +120,7 @@ class Transfer:
         for some in _parts(list(tags.items()), MOST_OTHERS):
             self._ask(self.target.log_batch, there, tags=[RunTag(*pair) for pair in some])
         for name in [name for name in seen["tags"] if name.startswith(TAG) and name not in self._tags(run)]:
-            if name not in (RECORDED_AS, UNDELIVERED):
+            if name != UNDELIVERED:
                 self._ask(self.target.delete_tag, there, name)
                 del seen["tags"][name]
         seen["params"].update(params)
@@ -137,9 +144,9 @@ class Transfer:
     def _rest(self, run, there):
         """What a run has when it has ended; its status says then that all of it is there."""
         here = run.info.run_id
-        if run.inputs and run.inputs.dataset_inputs:
-            self._ask(self.target.log_inputs, there, datasets=run.inputs.dataset_inputs)
-        self._files(self._place(run.info.artifact_uri), artifacts_of(self.target, run_id=there))
+        self._inputs(run, there)
+        with self._folder(run.info.artifact_uri, run_id=here) as folder:
+            self._files(folder, run.info.artifact_uri, artifacts_of(self.target, run_id=there))
         steps = {model.model_id: model.step for model in run.outputs.model_outputs} if run.outputs else {}
         for model in every(self.source.search_logged_models, [run.info.experiment_id], f"source_run_id = '{here}'"):
             self._model(model, there, steps.get(model.model_id, 0))
@@ -150,6 +157,15 @@ class Transfer:
         if UNDELIVERED in self.target.get_run(there).data.tags:
             self._ask(self.target.delete_tag, there, UNDELIVERED)
         self._ask(self.target.set_terminated, there, run.info.status, run.info.end_time)
+
+    def _inputs(self, run, there):
+        datasets = run.inputs.dataset_inputs if run.inputs else []
+        models = run.inputs.model_inputs if run.inputs else []
+        known = [LoggedModelInput(self.models[model.model_id]) for model in models if model.model_id in self.models]
+        if len(known) < len(models):
+            self.lost.append(f"run {run.info.run_id[:8]}: which models it took as its input")
+        if datasets or known:
+            self._ask(self.target.log_inputs, there, datasets=datasets or None, models=known or None)
 
     def _run(self, run):
         """The id of the copy of a run, made where there is none."""
@@ -166,22 +182,30 @@ class Transfer:
             self.target.create_run,
             self._experiment(run),
             start_time=run.info.start_time,
-            tags={**self._tags(run), RECORDED_AS: run.info.run_id, UNDELIVERED: self.rest},
+            tags={**self._tags(run), UNDELIVERED: self.rest},
             run_name=run.info.run_name,
         )
         return made.info.run_id
 
     def _copies(self, run):
-        condition = matches(f"tags.`{RECORDED_AS}`", run.info.run_id)
+        condition = matches(f"tags.`{RECORDED_AS}`", origin(run.data.tags, run.info.run_id))
         found = self._ask(
             self.target.search_runs, [self._experiment(run)], condition, order_by=["attributes.start_time ASC"]
         )
         return [copy.info.run_id for copy in found]
 
     def _tags(self, run):
-        tags = dict(run.data.tags)
-        if parent := tags.get(PARENT):
-            tags[PARENT] = self.runs.get(parent, parent)  # else a run that is there already
+        """The tags of a run as they are there: those that name runs (a parent, what it compares) name the copies."""
+
+        def renamed(found):
+            return self.runs.get(found[0], found[0])  # else a run that is there already
+
+        ours = {name: value for name, value in run.data.tags.items() if name == PARENT or name.startswith(TAG)}
+        tags = {**run.data.tags, **{name: RUN_ID.sub(renamed, value) for name, value in ours.items()}}
+        here = run.info.run_id
+        tags[RECORDED_AS] = first = origin(run.data.tags, here)
+        if first != here:
+            tags[KNOWN_AS] = f"{run.data.tags.get(KNOWN_AS, '')} {here}"
         return tags
 
     def _delete(self, here):
@@ -207,8 +231,9 @@ class Transfer:
         for name in names:
             found = self._ask(self.target.get_experiment_by_name, name)
             if found is None:
+                place = f"{BESIDE}/" if self.into_local else None  # a server decides for itself
                 with contextlib.suppress(mlflow.MlflowException):  # another process is faster
-                    self._ask(self.target.create_experiment, name, tags=ours.tags)
+                    self._ask(self.target.create_experiment, name, artifact_location=place, tags=ours.tags)
                 found = self._ask(self.target.get_experiment_by_name, name)
             if found is None:
                 raise LabError(f"Expected to make the experiment '{name}'. Received: a refusal. Ask for it.")
@@ -221,32 +246,50 @@ class Transfer:
                 return found.experiment_id
         raise LabError(f"Expected '{names[-1]}' to be the experiment of {source}. Received: one without our tags.")
 
+    def models_there(self, model, run_there) -> list[str]:
+        """The ids of a logged model's copies, of which there is one but for the time of a repeated request."""
+        experiment_id = self._ask(self.target.get_run, run_there).info.experiment_id
+        condition = matches(f"tags.`{RECORDED_AS}`", origin(model.tags, model.model_id))
+        return [m.model_id for m in self._ask(self.target.search_logged_models, [experiment_id], condition)]
+
     def _model(self, model, run_there, step):
         here = model.model_id
-        experiment_id = self.target.get_run(run_there).info.experiment_id
-        condition = matches(f"tags.`{RECORDED_AS}`", here)
-        found = [m.model_id for m in self._ask(self.target.search_logged_models, [experiment_id], condition)]
+        found = self.models_there(model, run_there)
         if here not in self.models:
-            there = found[0] if found else self._made_model(model, experiment_id, run_there)
+            there = found[0] if found else self._made_model(model, run_there)
             self.note(model=here, there=there)
             self.models[here] = there
         there = self.models[here]
         for copy in found:
             if copy != there:
                 self._ask(self.target.delete_logged_model, copy)
-        folder, repository = self._place(model.artifact_location), artifacts_of(self.target, model_id=there)
-        self._files(folder, repository, {"MLmodel": lambda file: self._described(file, there, run_there)})
+        repository = artifacts_of(self.target, model_id=there)
+        with self._folder(model.artifact_location, model_id=here) as folder:
+            if not (folder / "MLmodel").is_file():
+                self.lost.append(f"the files of the model of run {model.source_run_id[:8]}: they are not there")
+            changes = {"MLmodel": lambda file: self._described(file, there, run_there)}
+            self._files(folder, model.artifact_location, repository, changes)
+        for metric in model.metrics or ():
+            self._of_model(metric, there)
         if not any(output.model_id == there for output in self._outputs(run_there)):
             self._ask(self.target.log_outputs, run_there, models=[LoggedModelOutput(there, step)])
         self._ask(self.target.finalize_logged_model, there, str(model.status))
 
-    def _made_model(self, model, experiment_id, run_there):
+    def _of_model(self, metric, there):
+        """A metric that a run has measured of a model."""
+        if metric.run_id in self.runs:
+            facts = (metric.key, metric.value, metric.timestamp, metric.step, there)
+            linked = Metric(*facts, dataset_name=metric.dataset_name, dataset_digest=metric.dataset_digest)
+            self._ask(self.target.log_batch, self.runs[metric.run_id], metrics=[linked])
+
+    def _made_model(self, model, run_there):
+        tags = {name: value for name, value in model.tags.items() if name != VERSIONS}
         made = self._ask(
             self.target.create_logged_model,
-            experiment_id,
+            self._ask(self.target.get_run, run_there).info.experiment_id,
             name=model.name,
             source_run_id=run_there,
-            tags={**model.tags, RECORDED_AS: model.model_id},
+            tags={**tags, RECORDED_AS: origin(model.tags, model.model_id)},
             params=model.params,
             model_type=model.model_type,
         )
@@ -264,31 +307,45 @@ class Transfer:
         described.artifact_path = self.target.get_logged_model(there).artifact_location
         described.save(file)
 
-    def _files(self, folder, repository, changed=None):
+    @contextlib.contextmanager
+    def _folder(self, place, **whose):
+        """The folder with the files of a run or a model here, or a copy of it where it is not on this disk."""
+        folder = folder_of(place, self.database) if self.database else None
+        if folder:
+            yield folder
+            return
+        with private_folder("files") as copy:
+            files = artifacts_of(self.source, **whose)
+            if files.list_artifacts():
+                files.download_artifacts("", str(copy))
+            yield copy
+
+    def _files(self, folder, place, repository, changed=None):
         """Send the files of a folder one by one: what was half sent is sent again, whole."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            stat, name = file.stat(), file.relative_to(self.artifacts).as_posix()
-            fact = [name, stat.st_size, stat.st_mtime_ns]
+            stat, below = file.stat(), file.relative_to(folder)
+            fact = [f"{place.removeprefix(BESIDE).strip('/')}/{below.as_posix()}", stat.st_size, stat.st_mtime_ns]
             if _key(fact) in self.files:
                 continue
-            below = file.relative_to(folder)
             with private_folder("files") as private:
                 if change := (changed or {}).get(below.as_posix()):
                     change(sent := shutil.copy(file, private))
                 else:
                     sent = file
-                place = below.parent.as_posix()
-                self._ask(repository.log_artifact, str(sent), None if place == "." else place)
+                place_there = below.parent.as_posix()
+                self._ask(repository.log_artifact, str(sent), None if place_there == "." else place_there)
             self.note(file=fact)
             self.files.add(_key(fact))
-
-    def _place(self, uri):
-        return self.artifacts / uri.removeprefix(BESIDE).strip("/")
 
     def _ask(self, call, *args, **kwargs):
         if not self.wanted():
             raise Unwanted
         return call(*args, **kwargs)
+
+
+def origin(tags, own_id) -> str:
+    """The id of a run, a model or a version where it was made, of a copy as of the original."""
+    return tags.get(RECORDED_AS, own_id)
 
 
 def _key(fact):
