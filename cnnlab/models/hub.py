@@ -11,7 +11,7 @@ from cnnlab.models import files
 
 WEIGHTS = ("model.weights.h5", "model.safetensors")
 LISTS = ("model.weights.json", "model.safetensors.index.json")  # of the parts of large weights
-CONVERTER = "image_converter.json"
+SCALES = ("image_converter.json", "preprocessor_config.json")  # what scales pictures; the latter of transformers
 
 
 def read_preset(preset):
@@ -61,21 +61,21 @@ def _fetched(preset):
     from keras_hub.src.utils.preset_utils import get_file
 
     folder = Path(get_file(preset, files.CONFIG)).parent
-    for name in (CONVERTER, *WEIGHTS, *LISTS):
+    for name in (*SCALES, *WEIGHTS, *LISTS):
         try:
             got = Path(get_file(preset, name))
         except FileNotFoundError:
             continue
         for part in _parts(got) if name in LISTS else ():
             get_file(preset, part)
-        if name != CONVERTER:
+        if name not in SCALES:
             break
     return folder
 
 
 def _looked_through(folder):
     """How many numbers the weights of a folder hold, once all that is read of it is found to be in order."""
-    for name in (files.CONFIG, CONVERTER):
+    for name in (files.CONFIG, *SCALES):
         if name == files.CONFIG or (folder / name).exists():
             _check_config(folder / name)
     names = [name for name in WEIGHTS if (folder / name).exists()]

@@ -91,7 +91,7 @@ def test_a_name_is_fetched_and_then_opened_from_its_folder(preset, keras_hub):
     keras_hub.get_file = get_file
     hub.read_preset("a_name")
     assert {name for name, _ in OPENED} == {str(folder)}
-    assert fetched == ["config.json", "image_converter.json", "model.weights.h5"]
+    assert fetched == ["config.json", "image_converter.json", "preprocessor_config.json", "model.weights.h5"]
     fetched.clear()
     (folder / "model.weights.h5").rename(folder / "model_0.weights.h5")
     (folder / "model.weights.json").write_text(
@@ -104,9 +104,11 @@ def test_a_name_is_fetched_and_then_opened_from_its_folder(preset, keras_hub):
     assert "../b.weights.h5" not in fetched
 
 
-@pytest.mark.parametrize("name", ["config.json", "image_converter.json"])
+@pytest.mark.parametrize("name", ["config.json", "image_converter.json", "preprocessor_config.json"])
 def test_code_in_a_configuration_is_refused(name, preset):
     folder = preset[0]
+    if not (folder / name).exists():
+        (folder / name).write_text("{}")
     change(folder / name, **LAMBDA)
     recipe = cnnlab.Recipe(model="transfer", backbone=f"hub:{folder}", dataset="digits", limit=100)
     with pytest.raises(cnnlab.LabError, match=r"Expected '.*preset' to be a KerasHub preset .*a layer 'Lambda', which"):
