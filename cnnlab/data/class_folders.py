@@ -3,6 +3,8 @@
 import os
 import re
 
+import numpy as np
+
 from cnnlab.data.listing import Listing, in_words
 from cnnlab.errors import ArgumentError
 from cnnlab.names import shown
@@ -25,13 +27,16 @@ def from_class_folders(listing: Listing, where, skip_empty):
         skip_empty: leave class folders without pictures out.
 
     Returns:
-        `(parts, notes)`: "train", "val", "test" to `(relative path, class)` pairs, and what was taken for what. What
-        is left out is counted in the listing.
+        `(names, labels, part, notes)`: the names of the classes; of each file of the listing which of them it is, and
+        "train", "val", "test", or -1 and "" where it is not used; and what was taken for what. What is left out is
+        counted in the listing.
 
     Raises:
         ArgumentError: what is meant is not clear, or a class has no pictures.
     """
-    paths, prefix = _unwrapped(listing.files)
+    # A file of each folder stands for all that are in it.
+    stand_for_all = listing.files[np.sort(np.unique(listing.inside, return_index=True)[1])].tolist()
+    paths, prefix = _unwrapped(stand_for_all)
     notes = [f"the pictures are inside of {shown(prefix)}"] if prefix else []
     by_child, flat = _by_first(paths)
     if (around := _wrapper_among(by_child, where)) and not _parts_among(by_child, where):
@@ -53,7 +58,7 @@ def from_class_folders(listing: Listing, where, skip_empty):
             _leave_unlabelled(listing, child, by_child[child], prefix)
         found = {"train": ("", [path for child in by_child if child not in unlabelled for path in by_child[child]])}
     _leave_out(listing, OUTSIDE, flat, prefix)
-    parts, used, classes = {part: [] for part in PARTS}, [], set()
+    by_folder, used, classes = {}, [], set()
     for part, (child, inside) in sorted(found.items(), key=lambda one: list(PARTS).index(one[0])):
         below = os.path.join(child, "") if child else ""
         # Not into a folder that is a class: it may hold all of its pictures in one folder.
@@ -65,9 +70,7 @@ def from_class_folders(listing: Listing, where, skip_empty):
             continue
         used.append(before)
         _leave_out(listing, OUTSIDE, [path for path in short if os.sep not in path], before)
-        # No second text for each of many paths.
-        whole = short if not before else [before + path for path in short]
-        parts[part] = [(full, path.split(os.sep)[0]) for full, path in zip(whole, short, strict=True) if os.sep in path]
+        by_folder |= {os.path.dirname(before + path): (part, path.split(os.sep)[0]) for path in short if os.sep in path}
         classes |= named
         if child and (part == "val" or before != os.path.join(part, "")):
             notes.append(f"{shown(before)} is the {NAMES[part]} set")
@@ -75,8 +78,13 @@ def from_class_folders(listing: Listing, where, skip_empty):
             example = next(path for path in short if path.count(os.sep) > 1 and path.startswith(deep[0] + os.sep))
             inner = shown(os.path.dirname(example).partition(os.sep)[2])
             notes.append(f"folders inside of a class belong to it, such as {inner}/ to {shown(deep[0])}")
-    _expect_no_empty_class(listing, used, where, skip_empty)
-    return parts, notes
+    _expect_no_empty_class(listing, stand_for_all, used, where, skip_empty)
+    names = sorted({name for _, name in by_folder.values()})
+    numbers = {name: number for number, name in enumerate(names)}
+    of_folder = [by_folder.get(folder, ("", None)) for folder in listing.folders]
+    labels = np.array([numbers.get(name, -1) for _, name in of_folder], np.int64)
+    part = np.array([part for part, _ in of_folder], "U5")
+    return names, labels[listing.inside], part[listing.inside], notes
 
 
 def _by_first(paths):
@@ -192,18 +200,20 @@ def _leave_unlabelled(listing, child, paths, prefix):
 
 
 def _leave_out(listing, reason, paths, prefix):
-    for path in paths:
-        listing.leave_out(reason, prefix + path)
+    folders = listing.numbers(os.path.dirname(prefix + path) for path in paths)
+    for path in listing.files[np.isin(listing.inside, folders)]:
+        listing.leave_out(reason, path)
 
 
-def _expect_no_empty_class(listing, used, where, skip_empty):
+def _expect_no_empty_class(listing, stand_for_all, used, where, skip_empty):
     """A class folder without pictures is an error that names it: its class would be missing without a word."""
-    full = {before + path[len(before) :].split(os.sep)[0] for before in used for path in listing.files}
+    full = {before + path[len(before) :].split(os.sep)[0] for before in used for path in stand_for_all}
     empty = [
         folder
         for folder in listing.folders
         for before in used
-        if folder.startswith(before)
+        if folder
+        and folder.startswith(before)
         and os.sep not in folder[len(before) :]
         and not part_of(folder[len(before) :])
         and folder not in full

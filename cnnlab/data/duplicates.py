@@ -97,11 +97,11 @@ def find_duplicates(pictures, everywhere=False) -> Duplicates:
         pictures: a `folders.Pictures`.
     """
     used = pictures.positions("train", "val", "test")
-    digests, part, pairs, same = pictures.stored.digests, pictures.part, [], {}
-    for i in used:
-        first = same.setdefault(digests[i], i)
-        if first != i:
-            pairs.append(Pair(int(first), int(i), False))
+    digests, part = pictures.stored.digests, pictures.part
+    _, first, which = np.unique(digests[used], return_index=True, return_inverse=True)
+    first = first[which]  # where the same pixels were first
+    again = first != np.arange(len(used))
+    pairs = [Pair(*pair, False) for pair in np.stack([used[first[again]], used[again]], axis=1).tolist()]
     near = pictures.stored.near
     one, other = near.T
     counts = (part[one] != "") & (part[other] != "") & (digests[one] != digests[other])

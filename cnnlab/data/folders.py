@@ -50,78 +50,74 @@ class Pictures:
     def images(self, positions):
         """`(n, side, side, 3) uint8`: an array, or `MappedRows` where all of them together are too large for memory."""
         rows = self.rows(positions)
-        return rows[:] if rows.digests is None else rows
+        return rows[:] if rows.stored_digests is None else rows
 
 
 def choose(layout: Layout, val_fraction, limit, seed, bad=()):
     """Which pictures are used, and for what.
 
     Args:
-        bad: files that are not to be used.
+        bad: positions in the layout that are not to be used.
 
     Returns:
-        `(files, labels, part, notes, left_out)`: arrays `(N,)` of relative paths, `int64` and "train", "val" or "test",
-        in the order of the parts, classes and names; sentences; and reasons to paths.
+        `(rows, part, notes, left_out)`: arrays `(N,)` of positions in the layout, and of "train", "val" or "test", in
+        the order of the parts, classes and names; sentences; and reasons to paths.
 
     Raises:
         ArgumentError: there are too few for the splits or the limit.
     """
     names, notes, left_out = layout.class_names, list(layout.notes), {}
-    numbers = {name: label for label, name in enumerate(names)}
-    chosen = {}
-    for part, pairs in layout.parts.items():
-        good = [(file, numbers[name]) for file, name in pairs if file not in bad]
-        if pairs and not good:
+    there = {part: layout.rows(part) for part in PARTS}
+    chosen = {part: rows[~np.isin(rows, list(bad))] for part, rows in there.items()}
+    for part, rows in chosen.items():
+        if len(there[part]) and not len(rows):
             raise ArgumentError(f"Expected {part} pictures. Received none that decode. Add some.")
-        files = np.array([file for file, _ in good], dtype=object)
-        chosen[part] = files, np.array([label for _, label in good], dtype=np.int64)
-    trained = set(chosen["train"][1].tolist())
+    trained = set(layout.labels[chosen["train"]].tolist())
     if empty := [name for label, name in enumerate(names) if label not in trained]:
         raise ArgumentError(
             f"Expected training pictures of every class. Received none that decode of: {', '.join(empty)}. Add some, "
             "or move the class away."
         )
 
-    def take(part, index):
-        return tuple(column[index] for column in chosen[part])
-
     def hold_out(into, share, what):
-        rest, held_out = stratified_split(chosen["train"][1], share, names, seed, what)
-        chosen["train"], chosen[into] = take("train", rest), take("train", held_out)
+        train = chosen["train"]
+        rest, held_out = stratified_split(layout.labels[train], share, names, seed, what)
+        chosen["train"], chosen[into] = train[rest], train[held_out]
 
-    has_val, own = len(chosen["val"][0]) > 0, {part for part, pairs in layout.parts.items() if pairs}
+    has_val, own = len(chosen["val"]) > 0, {part for part, rows in there.items() if len(rows)}
     if "test" not in own:
         hold_out("test", TEST_SHARE, "test split")
         where = "its training pictures" if has_val else "it"
         notes.append(f"a fifth of {where} is held out as the test set, as it has none")
     if has_val and not val_fraction:
-        left_out["validation pictures, as val_fraction is 0"] = list(chosen["val"][0])
-        chosen["val"] = take("val", slice(0))
+        left_out["validation pictures, as val_fraction is 0"] = list(layout.files[chosen["val"]])
+        chosen["val"] = chosen["val"][:0]
     if limit is not None:
-        labels = {part: labels for part, (_, labels) in chosen.items()}
+        labels = {part: layout.labels[rows] for part, rows in chosen.items()}
         for part, index in limited_indices(labels, names, limit, seed).items():
-            if beyond := list(np.delete(chosen[part][0], index)):
-                left_out.setdefault("pictures beyond the limit", []).extend(beyond)
-            chosen[part] = take(part, index)
+            if len(beyond := np.delete(chosen[part], index)):
+                left_out.setdefault("pictures beyond the limit", []).extend(layout.files[beyond])
+            chosen[part] = chosen[part][index]
     if val_fraction and not has_val:
         hold_out("val", float(val_fraction), "validation split")
-    notes.extend(_missing(names, {part: labels for part, (_, labels) in chosen.items()}, own))
-    part = np.concatenate([np.full(len(chosen[name][0]), name) for name in PARTS])
-    return *(np.concatenate([chosen[name][i] for name in PARTS]) for i in (0, 1)), part, notes, left_out
+    notes.extend(_missing(names, {part: layout.labels[rows] for part, rows in chosen.items()}, own))
+    return *_in_a_row(chosen), notes, left_out
 
 
 def all_of(layout: Layout, limit, seed):
     """As `choose`, with every picture in the part where it lies; of a limit, each part has its share, by chance."""
-    numbers = {name: label for label, name in enumerate(layout.class_names)}
-    share = min(1, limit / max(1, len(layout.parts["train"]))) if limit else 1
-    columns = []
-    for name in PARTS:
-        pairs = layout.parts[name]
-        order = np.random.default_rng(seed).permutation(len(pairs))
-        columns += [(*pairs[i], name) for i in np.sort(order[: int(np.ceil(share * len(order)))])]
-    files = np.array([file for file, _, _ in columns], dtype=object)
-    labels = np.array([numbers[name] for _, name, _ in columns], dtype=np.int64)
-    return files, labels, np.array([part for _, _, part in columns], "U5"), list(layout.notes), {}
+    rows = {part: layout.rows(part) for part in PARTS}
+    share = min(1, limit / max(1, len(rows["train"]))) if limit else 1
+    for part, there in rows.items():
+        order = np.random.default_rng(seed).permutation(len(there))
+        rows[part] = there[np.sort(order[: int(np.ceil(share * len(order)))])]
+    return *_in_a_row(rows), list(layout.notes), {}
+
+
+def _in_a_row(by_part):
+    """Positions by part as one array, and their parts as another."""
+    lengths = [len(rows) for rows in by_part.values()]
+    return np.concatenate(list(by_part.values())), np.repeat(list(by_part), lengths)
 
 
 def _missing(names, labels, own):
@@ -149,37 +145,36 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
         ArgumentError: as `choose`.
         LabError: a picture does not decode (all of them are named), or there is no room for them.
     """
-    bad, decoded_files, stored = {}, np.empty(0, object), None
+    bad, there, stored = {}, np.empty(0, np.int64), None
     while True:
         chosen = all_of(layout, limit, seed) if as_found else choose(layout, val_fraction, limit, seed, bad)
-        files, labels, part, notes, left_out = chosen
-        wanted = set(files)
-        if stored is None or not wanted <= set(decoded_files):
+        rows, part, notes, left_out = chosen
+        if stored is None or not np.isin(rows, there).all():
             # In one order whatever the split, so that another one finds the same decoded pictures.
-            decoded_files = np.unique(files)
-            stored = decoded(layout.top, decoded_files, layout.stamps, image_size, fit)
-        found = {decoded_files[i]: reason for i, reason in stored.bad.items() if decoded_files[i] in wanted}
+            there = np.sort(rows)
+            stored = decoded(layout.top, layout.files[there], layout.stamps[there], image_size, fit)
+        failed = np.fromiter(stored.bad, np.int64)
+        found = {int(there[i]): stored.bad[i] for i in failed[np.isin(there[failed], rows)].tolist()}
+        bad |= found
         if not found or as_found:
-            bad |= found
             break
         if not skip_bad:
             raise _undecodable(layout, found)
-        bad |= found
-    rows = np.searchsorted(decoded_files, files)
-    row_labels, row_part = np.full(len(decoded_files), -1), np.full(len(decoded_files), "", part.dtype)
-    row_labels[rows], row_part[rows] = labels, part
-    pictures = Pictures(decoded_files, row_labels, row_part, stored)
+    row_labels, row_part = np.full(len(there), -1), np.full(len(there), "", part.dtype)
+    places = np.searchsorted(there, rows)
+    row_labels[places], row_part[places] = layout.labels[rows], part
+    pictures = Pictures(layout.files[there], row_labels, row_part, stored)
     if as_found:
-        pictures.without(np.flatnonzero(np.isin(decoded_files, list(bad))))
+        pictures.without(np.searchsorted(there, list(bad)))
     left_out = {reason: list(paths) for reason, paths in layout.left_out.items()} | left_out
     if bad:
-        left_out["files without a picture that decodes"] = list(bad)
+        left_out["files without a picture that decodes"] = list(layout.files[list(bad)])
     duplicates = find_duplicates(pictures, everywhere=as_found)
     dropped = duplicates.to_drop() if drop_duplicates else ()
     if len(dropped):
         pictures.without(dropped)
         left_out["duplicate pictures of the training set"] = list(pictures.files[dropped])
-        if lost := sorted(set(labels[part == "train"]) - set(pictures.labels[pictures.part == "train"])):
+        if lost := sorted(set(row_labels[row_part == "train"]) - set(pictures.labels[pictures.part == "train"])):
             raise ArgumentError(
                 f"Expected training pictures of every class. Received duplicates only of: "
                 f"{', '.join(layout.class_names[label] for label in lost)}. Add others, or leave --drop-duplicates out."
@@ -212,7 +207,7 @@ def pictures_of_arrays(parts, side) -> Pictures:
 
 
 def _undecodable(layout, bad):
-    named = [f"{shown(os.path.join(layout.top, file))} ({reason})" for file, reason in bad.items()]
+    named = [f"{shown(os.path.join(layout.top, layout.files[row]))} ({reason})" for row, reason in bad.items()]
     one = len(named) == 1
     received = f"{'one that does' if one else f'{len(named):,} that do'} not decode: {'; '.join(named)}"
     return LabError(
@@ -224,6 +219,6 @@ def _undecodable(layout, bad):
 def source_of(layout: Layout) -> str:
     """A name for the folder's content that survives moving it: a hash of its files' relative names and sizes."""
     listing = hashlib.sha256()
-    for file in layout.files:
-        listing.update(os.fsencode(f"{file}\0{layout.stamps[file][0]}\n"))
+    for file, size in zip(layout.files, layout.stamps[:, 0], strict=True):
+        listing.update(os.fsencode(f"{file}\0{size}\n"))
     return f"folder/{listing.hexdigest()[:12]}"

@@ -1,6 +1,5 @@
 """What was found in a data set, in words: numbers, classes, sizes, what was left out, and what was taken for what."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -89,7 +88,6 @@ def _uneven(class_names, labels):
 
 def _sizes(sizes):
     smallest, largest = sizes[sizes.prod(axis=1).argmin()], sizes[sizes.prod(axis=1).argmax()]
-    usual, count = Counter(map(tuple, sizes.tolist())).most_common(1)[0]
-    if count == len(sizes):
-        return f"all {usual[0]} x {usual[1]}"
+    if (sizes == sizes[0]).all():
+        return f"all {sizes[0][0]} x {sizes[0][1]}"
     return f"{smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]}"

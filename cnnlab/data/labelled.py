@@ -5,7 +5,9 @@ import os
 import unicodedata
 from collections import Counter
 
-from cnnlab.data.class_folders import PARTS, part_of
+import numpy as np
+
+from cnnlab.data.class_folders import part_of
 from cnnlab.data.listing import Listing
 from cnnlab.errors import ArgumentError
 from cnnlab.names import shown
@@ -25,18 +27,23 @@ def from_labels(listing: Listing, labels):
     Raises:
         ArgumentError: the file is not understood, or contradicts itself.
     """
-    by_name = _by_name(listing.files)
-    rows, columns = read_table(labels, lambda row: not any(_clean(cell) in by_name for cell in row))
+    by_stem, top = _by_stem(listing.files), os.path.basename(listing.top)
+
+    def find(name, form=str):
+        return _files_of(name, listing.files, by_stem, top, form)
+
+    rows, columns = read_table(labels, lambda row: not any(find(_clean(cell)) for cell in row))
     name_column = _column(columns, FILE_COLUMNS, 0, labels, "file names")
     label_column = _column(columns, LABEL_COLUMNS, 1, labels, "labels", not_this=name_column)
     part_column = next((columns.index(name) for name in PART_COLUMNS if name in columns), None)
-    parts, csv_name, used, other_case = {part: [] for part in PARTS}, os.path.basename(labels), {}, 0
-    in_any_case, top = _by_name(listing.files, str.casefold), os.path.basename(listing.top)
+    csv_name, other_case, numbers = os.path.basename(labels), 0, {"": 0}
+    given = np.full(len(listing.files), -1)  # numbers of labels, 0 where there is none
+    part = np.full(len(listing.files), "", "U5")
     for number, row in enumerate(rows, start=2 if columns else 1):
         name, label = _clean(row[name_column]), row[label_column].strip()
-        files = _files_of(name, by_name, top)
-        part = "train" if part_column is None else part_of(row[part_column])
-        if not files and (files := _files_of(name.casefold(), in_any_case, top.casefold())):
+        files = find(name)
+        of = "train" if part_column is None else part_of(row[part_column]) or ""
+        if not files and (files := find(name, str.casefold)):
             other_case += 1
         if not files:
             listing.leave_out(f"rows of {csv_name} without a picture", name)
@@ -44,51 +51,72 @@ def from_labels(listing: Listing, labels):
         if len(files) > 1:
             raise ArgumentError(
                 f"Expected each file name of '{labels}' to be one picture of '{listing.top}'. Received: '{name}', "
-                f"which is {shown(files[0])} and {shown(files[1])}. Write their folders too."
+                f"which is {shown(listing.files[files[0]])} and {shown(listing.files[files[1]])}. Write their folders "
+                "too."
             )
         [file] = files
-        if not label or part is None:
+        new = given[file] < 0
+        if new:
+            given[file], part[file] = numbers.setdefault(label, len(numbers)), of
+        if not label or not of:
             what = "a label" if not label else "train, val or test as their split"
-            listing.leave_out(f"pictures that {csv_name} gives without {what}", file)
-            used.setdefault(file, (label, part))
-        elif used.setdefault(file, (label, part)) != (label, part):
-            first, second = (" of ".join(filter(None, (shown(one), of))) for one, of in (used[file], (label, part)))
+            listing.leave_out(f"pictures that {csv_name} gives without {what}", listing.files[file])
+        elif not new and (given[file], part[file]) != (numbers.get(label), of):
+            before = list(numbers)[given[file]], str(part[file])
+            first, second = (" of ".join(filter(None, (shown(one), of))) for one, of in (before, (label, of)))
             raise ArgumentError(
-                f"Expected one label and one part for each picture in '{labels}'. Received for {shown(file)}: "
-                f"{first} and, in row {number}, {second}. Remove one of the rows."
+                f"Expected one label and one part for each picture in '{labels}'. Received for "
+                f"{shown(listing.files[file])}: {first} and, in row {number}, {second}. Remove one of the rows."
             )
-        else:
-            parts[part].append((file, label))
-    for file in listing.files:
-        if file not in used:
-            listing.leave_out(f"pictures that {csv_name} does not name", file)
+    for file in listing.files[given < 0]:
+        listing.leave_out(f"pictures that {csv_name} does not name", file)
     notes = [f"labels are those of {labels}"]
     if other_case:
         notes.append(f"{other_case:,} names of {csv_name} are the files' in another case")
-    return {part: list(dict.fromkeys(pairs)) for part, pairs in parts.items()}, notes
+    used = (given > 0) & (part != "")
+    return list(numbers)[1:], np.where(used, given - 1, -1), np.where(used, part, ""), notes
 
 
 def _clean(cell):
-    return unicodedata.normalize("NFC", cell.strip().replace("\\", "/").removeprefix("./"))
+    return _one_form(cell.strip().replace("\\", "/").removeprefix("./"))
 
 
-def _by_name(files, form=str):
-    """Every name that a table may call a file by, in some form, to the files: with and without folder and ending."""
-    by_name = {}
-    for file in files:
-        stem = os.path.splitext(file)[0]
-        names = (file, stem, os.path.basename(file), os.path.basename(stem))
-        for name in {form(unicodedata.normalize("NFC", name)) for name in names}:
-            by_name.setdefault(name, []).append(file)
-    return by_name
+def _one_form(name):
+    return unicodedata.normalize("NFC", name)
 
 
-def _files_of(name, by_name, top):
-    """The files that a row's name may mean; one with a folder is in that folder, or in the one that is looked into."""
+def _by_stem(files):
+    """Paths without ending, and their names alone, in one form and case, to the position of the file, or a list of
+    several.
+    """
+    by_stem = {}
+    for position, file in enumerate(files):
+        stem = _one_form(os.path.splitext(file)[0]).casefold()
+        for key in {stem, os.path.basename(stem)}:
+            before = by_stem.setdefault(key, position)
+            if isinstance(before, list):
+                before.append(position)
+            elif before != position:
+                by_stem[key] = [before, position]
+    return by_stem
+
+
+def _files_of(name, files, by_stem, top, form):
+    """Positions of the files that a row's name may mean, with or without folder and ending; one with a folder is in
+    that folder, or in the one that is looked into.
+    """
+    name, top = form(name), form(top)
     for one in (name, name.partition(f"{top}/")[2] if f"/{top}/" in f"/{name}" else ""):
-        if files := by_name.get(one):
-            whole = [file for file in files if one in (file, os.path.splitext(file)[0])]
-            return whole or files
+        found = {}
+        for key in {one.casefold(), os.path.splitext(one)[0].casefold()}:
+            positions = by_stem.get(key, [])
+            for position in [positions] if isinstance(positions, int) else positions:
+                path = form(_one_form(files[position]))
+                whole = path, os.path.splitext(path)[0]
+                if one in (*whole, *map(os.path.basename, whole)):
+                    found[position] = one in whole
+        if found:
+            return sorted(position for position in found if found[position]) or sorted(found)
     return []
 
 

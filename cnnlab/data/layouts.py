@@ -5,7 +5,9 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
-from cnnlab.data.class_folders import from_class_folders
+import numpy as np
+
+from cnnlab.data.class_folders import PARTS, from_class_folders
 from cnnlab.data.labelled import from_labels, read_table
 from cnnlab.data.listing import in_words, list_pictures_below
 from cnnlab.errors import ArgumentError
@@ -14,28 +16,32 @@ from cnnlab.names import shown
 
 @dataclass
 class Layout:
-    """The pictures of a folder by part and class.
+    """The pictures of a folder that are used, with part and class.
 
     Attributes:
         top: the folder, absolute.
-        parts: "train", "val", "test" to `(relative path, class name)` pairs, sorted by class and path; parts that the
-            folder has not are empty.
+        files: `(N,)` relative paths, sorted.
+        labels: `(N,) int64`, of the class names.
+        part: `(N,)` of "train", "val" and "test".
+        stamps: `(N, 3) int64`, as in `Listing`.
+        class_names: numbers ordered as numbers.
         notes: what was taken for what.
-        class_names: of the training pictures, numbers ordered as numbers.
-        stamps, left_out: as in `Listing`.
+        left_out: as in `Listing`.
     """
 
     top: str
-    parts: dict[str, list[tuple[str, str]]]
-    notes: list[str] = field(default_factory=list)
+    files: np.ndarray
+    labels: np.ndarray
+    part: np.ndarray
+    stamps: np.ndarray
     class_names: tuple[str, ...] = ()
-    stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
-    def files(self) -> list[str]:
-        """Relative paths of all pictures that are used, sorted."""
-        return sorted(file for pairs in self.parts.values() for file, _ in pairs)
+    def rows(self, part) -> np.ndarray:
+        """The positions of a part's pictures, in order of class and path."""
+        rows = np.flatnonzero(self.part == part)
+        return rows[np.argsort(self.labels[rows], kind="stable")]
 
 
 def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_found=False) -> Layout:
@@ -58,10 +64,12 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_f
     if not skip_empty:
         _expect_all_read(listing, where)
     found = from_labels(listing, labels) if labels else from_class_folders(listing, where, skip_empty)
-    layout = Layout(listing.top, *found, stamps=listing.stamps, left_out=listing.left_out)
-    _name_classes(layout, class_names)
-    counts = {part: Counter(name for _, name in pairs) for part, pairs in layout.parts.items()}
-    layout.class_names = tuple(sorted(set().union(*counts.values()), key=natural))
+    names, label_numbers, part, notes = found
+    used = label_numbers >= 0
+    layout = Layout(listing.top, listing.files[used], label_numbers[used], part[used], listing.stamps[used])
+    layout.notes, layout.left_out = notes, listing.left_out
+    _name_classes(layout, names, class_names)
+    counts = {name: _counts(layout, name) for name in PARTS}
     if as_found and layout.class_names:
         layout.notes.extend(_what_a_training_lacks(counts))
     else:
@@ -70,6 +78,12 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_f
     if double := [name for name in layout.class_names if alike[name.casefold()] > 1]:
         layout.notes.append(f"classes that differ in upper and lower case only: {_first(double)}")
     return layout
+
+
+def _counts(layout, part):
+    """The names of the classes of a part, to how many pictures of it there are."""
+    counts = np.bincount(layout.labels[layout.part == part], minlength=len(layout.class_names)).tolist()
+    return {name: count for name, count in zip(layout.class_names, counts, strict=True) if count}
 
 
 def _expect_all_read(listing, where):
@@ -123,8 +137,12 @@ def natural(name):
     ]
 
 
-def _name_classes(layout, class_names):
-    """Give classes their names for people: one Unicode form, what cannot be shown escaped, ids by a file's names."""
+def _name_classes(layout, given, class_names):
+    """Give classes their names for people: one Unicode form, what cannot be shown escaped, ids by a file's names.
+
+    Args:
+        given: the names that the labels of the layout are numbers of.
+    """
     meanings = {}
     if class_names:
         rows, _ = read_table(class_names)
@@ -135,7 +153,8 @@ def _name_classes(layout, class_names):
                     f"Expected one name for each class in '{class_names}'. Received for {shown(name)}: "
                     f"'{shown(meanings[name])}' and '{shown(meaning)}'. Remove one of the rows."
                 )
-    given = {name for pairs in layout.parts.values() for _, name in pairs}
+    there = np.unique(layout.labels)
+    numbers, given = dict(zip(given, range(len(given)), strict=True)), {given[number] for number in there}
     one_form = {name: unicodedata.normalize("NFC", meanings.get(name, name)) for name in given}
     called = {name: shown(text) for name, text in one_form.items()}
     if len(set(called.values())) < len(set(one_form.values())):
@@ -144,10 +163,12 @@ def _name_classes(layout, class_names):
             f"Expected class names that differ where control characters are written out. Received twice: {alike}. "
             "Rename one of the folders."
         )
-    order = {name: natural(name) for name in called.values()}
-    for part, pairs in layout.parts.items():
-        named = [(file, called[name]) for file, name in pairs]
-        layout.parts[part] = sorted(named, key=lambda pair: (order[pair[1]], pair[0]))
+    layout.class_names = tuple(sorted(set(called.values()), key=natural))
+    order = {name: label for label, name in enumerate(layout.class_names)}
+    label_of = np.full(len(numbers), -1)
+    for name, one in called.items():
+        label_of[numbers[name]] = order[one]
+    layout.labels = label_of[layout.labels]
     spelled = {}
     for name, one in called.items():
         spelled.setdefault(one, set()).add(name)

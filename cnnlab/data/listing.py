@@ -3,8 +3,10 @@
 import os
 import re
 import stat
+from array import array
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 
 from cnnlab.data.images import FORMATS
@@ -17,6 +19,7 @@ SYSTEM_FOLDERS = frozenset(
     ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found")
 )
 STORE_FILES = ("mlflow.db", "pyvenv.cfg")  # of a folder that is a tool's, not the data's
+LARGEST = 2**63 - 1  # nanoseconds since 1970; file systems know times before it, and after the year 2262
 UNREAD = "{} that cannot be read ({})"
 # Recognised at their first bytes; the others could be anything.
 BY_CONTENT = tuple(name for name in FORMATS if name not in ("TGA", "ICO", "ICNS", "PCX", "SGI", "SUN", "XBM", "XPM"))
@@ -28,21 +31,28 @@ class Listing:
 
     Attributes:
         top: the folder, absolute.
-        files: relative paths of what claims or is found to be a picture.
-        stamps: path to size in bytes, and times of its content and of its entry in nanoseconds.
-        folders: relative paths of all folders that were looked into.
+        files: `(N,)` relative paths of what claims or is found to be a picture.
+        stamps: `(N, 3) int64`, their sizes in bytes, and times of their content and of their entry in nanoseconds.
+        inside: `(N,) int64`, which of the folders each is in.
+        folders: relative paths of all folders that were looked into, the top as an empty text, sorted.
         left_out: reason to relative paths.
     """
 
     top: str
-    files: list[str] = field(default_factory=list)
-    stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    files: np.ndarray = None
+    stamps: np.ndarray = None
+    inside: np.ndarray = None
     folders: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, reason, path):
         """Count a path as left out."""
         self.left_out.setdefault(reason, []).append(path)
+
+    def numbers(self, folders) -> np.ndarray:
+        """The numbers of some of the folders, by their paths."""
+        wanted = set(folders)
+        return np.array([number for number, folder in enumerate(self.folders) if folder in wanted], np.int64)
 
 
 def list_pictures_below(folder) -> Listing:
@@ -52,12 +62,23 @@ def list_pictures_below(folder) -> Listing:
     """
     listing = Listing(os.path.abspath(folder))
     endings = _endings_read()
-    waiting, entered = [""], set()
+    waiting, entered, files, numbers = [""], set(), [], array("q")
     while waiting:  # not one inside of the other: folders may be thousands deep
-        waiting.extend(_look_into(listing, waiting.pop(), endings, entered))
-    listing.files.sort()
-    listing.folders.sort()
+        waiting.extend(_look_into(listing, waiting.pop(), endings, entered, files, numbers))
+    # A text and numbers in tables for each file, not objects: there may be hundreds of thousands.
+    files, numbers = np.array(files, dtype=object), np.array(numbers, np.int64).reshape(-1, 4)
+    order = np.argsort(files, kind="stable")
+    listing.files, listing.stamps = files[order], numbers[order, 1:]
+    listing.inside, listing.folders = _renumbered(numbers[order, 0], listing.folders)
     return listing
+
+
+def _renumbered(inside, folders):
+    """Sorted folders, and where they are then."""
+    order = sorted(range(len(folders)), key=folders.__getitem__)
+    place = np.empty(len(folders), np.int64)
+    place[order] = np.arange(len(folders))
+    return place[inside], [folders[number] for number in order]
 
 
 def _endings_read():
@@ -65,12 +86,14 @@ def _endings_read():
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS or name == "MPO"}
 
 
-def _look_into(listing, below, endings, entered):
-    """List one folder; its folders that are to be looked into."""
+def _look_into(listing, below, endings, entered, files, numbers):
+    """List one folder: paths to `files`, and the folder's number and the three stamps of each to `numbers`; yields its
+    folders that are to be looked into.
+    """
     here = os.path.join(listing.top, below)
     try:
         with os.scandir(here) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            names = sorted(entry.name for entry in found)
         about = os.stat(here)
     except OSError as error:
         listing.leave_out(UNREAD.format("folders", error.strerror), below)
@@ -81,31 +104,31 @@ def _look_into(listing, below, endings, entered):
         listing.leave_out("circular links", below)
         return
     entered.add(place)
-    if below:
-        listing.folders.append(below)
-    for entry in entries:
-        path = os.path.join(below, entry.name)
+    listing.folders.append(below)
+    for name in names:
+        path, whole = os.path.join(below, name), os.path.join(here, name)
         try:
-            about = entry.stat()
+            about = os.stat(whole)
         except OSError as error:
-            gone = isinstance(error, FileNotFoundError) or entry.is_symlink()
+            gone = isinstance(error, FileNotFoundError) or os.path.islink(whole)
             listing.leave_out("dangling links" if gone else UNREAD.format("files", error.strerror), path)
             continue
         if stat.S_ISDIR(about.st_mode):
-            if reason := _no_data(entry):
-                _count_below(listing, entry, reason)
+            if reason := _no_data(whole, name):
+                _count_below(listing, whole, reason)
             else:
                 yield path
         elif not stat.S_ISREG(about.st_mode):
             listing.leave_out("special files", path)
-        elif entry.name.startswith("."):
+        elif name.startswith("."):
             listing.leave_out("hidden files", path)
-        elif _is_picture(entry.path, endings):
-            listing.files.append(path)
+        elif _is_picture(whole, endings):
+            files.append(path)
             # The last one, too, so that nobody's tool can have set it.
-            listing.stamps[path] = about.st_size, about.st_mtime_ns, about.st_ctime_ns
+            times = (time & LARGEST for time in (about.st_mtime_ns, about.st_ctime_ns))
+            numbers.extend((len(listing.folders) - 1, about.st_size, *times))
         else:
-            listing.leave_out(os.path.splitext(entry.name)[1].lower() or "files without ending", path)
+            listing.leave_out(os.path.splitext(name)[1].lower() or "files without ending", path)
 
 
 def _identity(folder):
@@ -113,19 +136,19 @@ def _identity(folder):
     return about.st_dev, about.st_ino
 
 
-def _no_data(entry):
-    """Why a folder is none of the data's, or an empty text."""
-    if entry.name.startswith("."):
+def _no_data(folder, name):
+    """Why a folder of that name is none of the data's, or an empty text."""
+    if name.startswith("."):
         return "in hidden folders"
-    if entry.name.lower() in SYSTEM_FOLDERS:
-        return f"in folders {entry.name}"
-    if any(os.path.exists(os.path.join(entry.path, name)) for name in STORE_FILES):
-        return f"in {entry.name}, the folder of a tool"
+    if name.lower() in SYSTEM_FOLDERS:
+        return f"in folders {name}"
+    if any(os.path.exists(os.path.join(folder, file)) for file in STORE_FILES):
+        return f"in {name}, the folder of a tool"
     return ""
 
 
-def _count_below(listing, entry, reason):
-    for parent, _, names in os.walk(entry.path):
+def _count_below(listing, folder, reason):
+    for parent, _, names in os.walk(folder):
         for name in names:
             listing.leave_out(reason, os.path.relpath(os.path.join(parent, name), listing.top))
 

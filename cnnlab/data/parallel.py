@@ -49,17 +49,17 @@ class Facts:
     unread: bool = False
 
 
-def decode_files(files, side, fit, grey_range):
+def decode_files(top, files, side, fit, grey_range):
     """Yield `(pixels, facts)` for a few files at a time, in order: bytes of `(n, side, side, 3) uint8`, and `Facts` of
-    each.
+    each. The files' paths are relative to the folder `top`.
     """
     start = time.perf_counter()
     for done, file in enumerate(files):
         spent = time.perf_counter() - start
         if done and spent > PATIENCE and spent / done * (len(files) - done) > WORTH:
-            yield from _decode_in_workers(files[done:], (side, fit, grey_range))
+            yield from _decode_in_workers(top, files[done:], (side, fit, grey_range))
             return
-        pixels, facts = _decode_one(file, side, fit, grey_range)
+        pixels, facts = _decode_one(os.path.join(top, file), side, fit, grey_range)
         yield pixels, [facts]
 
 
@@ -82,10 +82,10 @@ def look_of(image) -> int:
     return int(str(imagehash.dhash(image)), 16)
 
 
-def _decode_in_workers(files, how):
+def _decode_in_workers(top, files, how):
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = min(CHUNK, len(files) // (4 * count) + 1)  # a few photographs are shared out too
-    chunks = [files[i : i + size] for i in range(0, len(files), size)]
+    starts = range(0, len(files), size)
     workers, idle = [], queue.SimpleQueue()
 
     def ask_worker(chunk):
@@ -105,7 +105,7 @@ def _decode_in_workers(files, how):
     # Each thread only waits for a worker. In a session of their own, the workers don't get the terminal's Ctrl-C.
     threads = ThreadPoolExecutor(count)
     try:
-        for _ in range(min(count, len(chunks))):
+        for _ in range(min(count, len(starts))):
             command = [sys.executable, "-c", WORKER, *sys.path]
             pipe = subprocess.PIPE
             # libtiff writes what it thinks of a broken file to stderr; the reason is in what the worker answers.
@@ -114,8 +114,9 @@ def _decode_in_workers(files, how):
             )
             idle.put(workers[-1])
         # A few chunks ahead only: the one who asks may be slower, and memory is bounded by them.
-        waiting, ahead = [], iter(chunks)
-        for chunk in ahead:
+        waiting = []
+        for start in starts:
+            chunk = [os.path.join(top, file) for file in files[start : start + size]]
             waiting.append(threads.submit(ask_worker, chunk))
             if len(waiting) > 2 * count:
                 yield waiting.pop(0).result()

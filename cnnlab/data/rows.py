@@ -19,11 +19,22 @@ class MappedRows:
 
     def __init__(self, sources, stacked=False, digests=None):
         self.sources, self.stacked = sources, stacked
-        self.digests = None if digests is None else digests[sources[0][1]]
+        self.stored_digests = digests
         stored, rows = sources[0]
         self.shape = (len(rows), *((len(sources),) if stacked else ()), *stored.shape[1:])
         self.dtype = stored.dtype
         self.nbytes = len(sources) * len(rows) * stored[:1].nbytes
+
+    @property
+    def digests(self):
+        """`(N,)` sha256 of the rows, `None` where they are not known."""
+        return None if self.stored_digests is None else self.stored_digests[self.sources[0][1]]
+
+    def only(self, index):
+        """Some of the rows, not read."""
+        return MappedRows(
+            [(stored, rows[index]) for stored, rows in self.sources], self.stacked, digests=self.stored_digests
+        )
 
     def __len__(self):
         return len(self.sources[0][1])

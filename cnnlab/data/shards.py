@@ -88,8 +88,8 @@ def decoded(top, files, stamps, side, fit) -> Decoded:
 
     Args:
         top: the folder that the paths are relative to, absolute.
-        files: relative paths.
-        stamps: as in `Listing`.
+        files: `(N,)` relative paths.
+        stamps: `(N, 3) int64`, as in `Listing`.
         side: pixels a side of the squares that they become.
         fit: how, as in `decode_image`.
 
@@ -97,20 +97,43 @@ def decoded(top, files, stamps, side, fit) -> Decoded:
         LabError: there is no room for them, neither on the disk nor in memory.
     """
     what = f"{len(files):,} of {os.path.basename(top)} ({fit})"
-    key = _key(files, stamps, side, fit)
+
+    def fill(made, done, note):
+        _fill(made, done, top, files, side, fit, note)
+
+    def contents():
+        return np.array([_digest(os.path.join(top, file)) for file in files], "S32")
+
+    return found_or_made(_key(files, stamps, side, fit), (len(files), side, side, 3), what, fill, contents)
+
+
+def found_or_made(key, shape, what, fill, contents=None) -> Decoded:
+    """Pictures of the cache, made where they are not there: as one file, or in memory where there is no room for it.
+
+    Args:
+        key: that they are known by.
+        shape: `(N, side, side, 3)`.
+        what: for those who look at the cache.
+        fill: called with a `Decoded`, how many of its rows are there already, and a function to be called with how many
+            there are then, so that a pass that is killed goes on from there.
+        contents: gives `(N,)` sha256 of the files that they were made of, for `$CNNLAB_RECHECK`.
+
+    Raises:
+        LabError: there is no room for them, neither on the disk nor in memory.
+    """
     path = cached.cache_folder("pictures") / f"{key}.npy"
-    size = len(files) * side * side * 3
     cached.bound()  # a wrong one is said before the work, not after it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Of two processes that need them, one decodes and the other waits.
+        # Of two processes that need them, one makes them and the other waits.
         with FileLock(path.with_suffix(".lock")):
-            stored = _load(path, top, files)
+            stored = _load(path, contents)
             if stored is None:
-                stored = _build(path, [os.path.join(top, file) for file in files], side, fit, what)
+                stored = _build(path, shape, fill, what)
                 cached.remove_oldest(keep=path)
             return stored
     except OSError as error:
+        size = math.prod(shape)
         if size > psutil.virtual_memory().available / 2:
             raise LabError(
                 f"Expected {size / 1e9:,.1f} GB for the decoded pictures in '{path.parent}'. Received: {error}. Make "
@@ -121,21 +144,20 @@ def decoded(top, files, stamps, side, fit) -> Decoded:
             "them in memory.",
             file=sys.stderr,
         )
-    paths = [os.path.join(top, file) for file in files]
-    made = Decoded(np.empty((len(paths), side, side, 3), np.uint8), np.zeros(len(paths), KNOWN), {})
-    _fill(made, 0, paths, side, fit, lambda done: None)
+    made = Decoded(np.empty(shape, np.uint8), np.zeros(shape[0], KNOWN), {})
+    fill(made, 0, lambda done: None)
     return made
 
 
 def _key(files, stamps, side, fit):
     """sha256 of the names, sizes and times of the files, and of what decodes them."""
     key = hashlib.sha256(f"{side} {fit} {PIL.__version__} {' '.join(FORMATS)}\n".encode())
-    for file in files:
-        key.update(os.fsencode(f"{file}\0{' '.join(map(str, stamps[file]))}\n"))
+    for file, (size, *times) in zip(files, stamps, strict=True):
+        key.update(os.fsencode(f"{file}\0{size} {times[0]} {times[1]}\n"))
     return key.hexdigest()[:40]
 
 
-def _load(path, top, files):
+def _load(path, contents):
     """What is stored, or `None` where there is nothing, or it is damaged or no longer what the files hold."""
     try:
         about = json.loads(path.with_suffix(".json").read_text())
@@ -158,10 +180,9 @@ def _load(path, top, files):
     if unread:  # what could not be read then may be readable now
         return None
     if os.environ.get(RECHECK_VARIABLE):
-        now = np.array([_digest(os.path.join(top, file)) for file in files], "S32")
-        changed = np.count_nonzero(known["content"] != now)
+        changed = np.count_nonzero(known["content"] != contents()) if contents else 0
         damaged = np.count_nonzero(known["pixels"] != np.array([hashlib.sha256(row).digest() for row in pixels], "S32"))
-        print(f"Rechecked {len(files):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
+        print(f"Rechecked {len(known):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
         if changed or damaged:
             return None
     return Decoded(pixels, known, bad, near)
@@ -175,9 +196,9 @@ def _digest(file):
         return bytes(32)
 
 
-def _build(path, paths, side, fit, what):
-    """Decode the files into `path`, going on where a pass that was killed has ended."""
-    shape, folder = (len(paths), side, side, 3), path.parent / f"{cached.UNFINISHED}{path.stem}"
+def _build(path, shape, fill, what):
+    """Make the pictures in `path`, going on where a pass that was killed has ended."""
+    folder = path.parent / f"{cached.UNFINISHED}{path.stem}"
     fresh, known, notes = folder / path.name, folder / "known.npy", folder / "done.json"
     made, done = _unfinished(fresh, known, notes, shape)
     if not done:
@@ -198,7 +219,7 @@ def _build(path, paths, side, fit, what):
             forget(made.pixels)
             _write(notes, {"done": done, "bad": made.bad, "unread": made.unread})
 
-        _fill(made, done, paths, side, fit, note)
+        fill(made, done, note)
         made.pixels.flush()
         np.savez(folder / "known.npz", known=made.known, near=made.near)
         about = {"shape": shape, "what": what, "bad": made.bad, "unread": made.unread}
@@ -246,12 +267,12 @@ def _unfinished(fresh, known, notes, shape):
         return None, 0
 
 
-def _fill(made, done, paths, side, fit, note):
+def _fill(made, done, top, files, side, fit, note):
     """Decode the files behind those that are done; grey ones of 16 bits then by the range of all of them."""
     console, noted = Console(stderr=True), done
     bar = Progress(console=console, disable=not console.is_terminal)
-    with bar, contextlib.closing(decode_files(paths[done:], side, fit, SIXTEEN_BITS)) as parts:
-        task = bar.add_task(f"Decoding {len(paths):,} pictures", total=len(paths), completed=done)
+    with bar, contextlib.closing(decode_files(top, files[done:], side, fit, SIXTEEN_BITS)) as parts:
+        task = bar.add_task(f"Decoding {len(files):,} pictures", total=len(files), completed=done)
         for part, facts in parts:
             made.put(range(done, done + len(facts)), part, facts)
             done += len(facts)
@@ -260,8 +281,8 @@ def _fill(made, done, paths, side, fit, note):
                 noted = done
             bar.update(task, completed=done)
     if made.grey_range not in (None, SIXTEEN_BITS):
-        left = np.flatnonzero(~np.isnan(made.known["low"])).tolist()
-        for part, facts in decode_files([paths[position] for position in left], side, fit, made.grey_range):
+        left = np.flatnonzero(~np.isnan(made.known["low"]))
+        for part, facts in decode_files(top, files[left], side, fit, made.grey_range):
             made.put(left[: len(facts)], part, facts)
             left = left[len(facts) :]
     made.near = near_pairs(made.pixels, made.looks)

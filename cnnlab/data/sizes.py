@@ -21,7 +21,7 @@ def picture_side(source, fit="crop") -> int:
     if not isinstance(source, Layout):
         return NAMED[source or DEFAULT_DATASET].side
     files = source.files
-    spread = np.unique(np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)) if files else ()
+    spread = np.unique(np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)) if len(files) else ()
     shorter_or_longer = min if fit == "crop" else max
     return max((_side(os.path.join(source.top, files[i]), shorter_or_longer) for i in spread), default=0)
 

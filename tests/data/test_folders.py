@@ -3,7 +3,9 @@
 import errno
 import os
 import shutil
+import tracemalloc
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -465,3 +467,24 @@ def test_wrong_arguments_get_a_sentence(arguments, workplace):
     for name in ("", "x" * 300):
         with pytest.raises(cnnlab.ArgumentError, match="Expected"):
             cnnlab.load_dataset(name)
+
+
+def test_what_is_known_of_a_file_before_it_is_read_is_small(workplace):
+    """Of 200,000 files, half a gigabyte of objects would be as much as all the rest of a training."""
+
+    def kept(count):
+        for number in range(count):
+            path = Path(f"{count}/train/class{number % 4}/a_file_of_some_name_{number:06}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        tracemalloc.start()
+        layout = find_layout(str(count))
+        size, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(layout.files) == count
+        return np.array([size, peak])
+
+    kept(100)  # what a first call keeps for good
+    size, peak = (kept(4000) - kept(1000)) / 3000
+    assert size < 200  # bytes, the path itself being 90
+    assert peak < 400

@@ -33,9 +33,9 @@ def decoding(monkeypatch):
     """How many files each pass over a folder has decoded."""
     counts, original = [], shards.decode_files
 
-    def counted(files, *how):
+    def counted(top, files, *how):
         counts.append(len(files))
-        return original(files, *how)
+        return original(top, files, *how)
 
     monkeypatch.setattr(shards, "decode_files", counted)
     return counts
