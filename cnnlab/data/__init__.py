@@ -18,7 +18,7 @@ class ImagePart:
     """The training, validation or test images.
 
     Attributes:
-        images: `(N, picture_size, picture_size, 3) uint8`.
+        images: `(N, picture_size, picture_size, 3) uint8`, `MappedRows` where they are too large for memory.
         labels: `(N,) int64`.
         digest: sha256 of the class names, the images and the labels.
     """
@@ -169,25 +169,34 @@ def _from_name(name, image_size, val_fraction, limit, seed, as_found):
     from cnnlab.data import folders, named
     from cnnlab.data.duplicates import find_duplicates
     from cnnlab.data.found import Found, describe
+    from cnnlab.data.resized import resized
+    from cnnlab.data.rows import MappedRows
     from cnnlab.data.splits import digest_of, stratified_split
 
-    name, source, class_names, train, test = named.load_named(name, image_size, limit=limit, seed=seed)
+    name, source, class_names, *given = named.load_named(name, limit=limit, seed=seed)
+    images = resized([images for images, _, _ in given], image_size, name)
+    parts = {
+        part: (images, labels) for part, images, (_, labels, _) in zip(("train", "test"), images, given, strict=True)
+    }
     class_names = tuple(class_names)
-    digest = digest_of(class_names, *train[:2], *test[:2])
-    parts, pictures, tables, pairs = {"train": train[:2], "test": test[:2]}, None, {}, ()
+    # By the pixels, wherever they are, so that runs of before they were stored are known to be on the same.
+    digest = digest_of(class_names, *parts["train"], *parts["test"], by_row=False)
+    pictures, tables, pairs = None, {}, ()
     notes = [f"a folder of that name is here too; --dataset ./{name} is the folder"] if named.hides(name) else []
     if as_found:
-        pictures = folders.pictures_of_arrays({"train": train, "test": test}, named.NAMED[name].side)
+        positions = dict(zip(parts, (positions for _, _, positions in given), strict=True))
+        pictures = folders.pictures_of_arrays(parts, positions, named.NAMED[name].side)
         duplicates = find_duplicates(pictures, everywhere=True)
         tables, pairs = {"duplicates.csv": duplicates.table(class_names)}, tuple(duplicates.pairs)
         notes += [duplicates.sentence()] if pairs else []
     elif val_fraction:
         images, labels = parts["train"]
         rest, held_out = stratified_split(labels, float(val_fraction), class_names, seed, "validation split")
-        parts |= {"train": (images[rest], labels[rest]), "val": (images[held_out], labels[held_out])}
+        take = images.only if isinstance(images, MappedRows) else images.__getitem__
+        parts |= {"train": (take(rest), labels[rest]), "val": (take(held_out), labels[held_out])}
     counts = {part: len(labels) for part, (_, labels) in parts.items()}
     found = Found(describe(name, class_names, counts, image_size, notes=notes), tables=tables, duplicates=pairs)
-    return _dataset(name, source, class_names, parts, digest, found, pictures)
+    return _dataset(name, source, class_names, parts, digest, found, pictures, by_row=False)
 
 
 def _from_folder(layout, image_size, val_fraction, limit, seed, how):
@@ -220,11 +229,11 @@ def _from_folder(layout, image_size, val_fraction, limit, seed, how):
     return replace(dataset, fit=how["fit"], grey_range=pictures.stored.grey_range)
 
 
-def _dataset(name, source, class_names, parts, digest, found, pictures=None):
+def _dataset(name, source, class_names, parts, digest, found, pictures=None, by_row=True):
     from cnnlab.data.splits import digest_of
 
     made = {
-        part: ImagePart(images, labels, digest_of(class_names, images, labels))
+        part: ImagePart(images, labels, digest_of(class_names, images, labels, by_row=by_row))
         for part, (images, labels) in parts.items()
     }
     made.setdefault("val", made["test"])

@@ -11,12 +11,13 @@ from cnnlab.data.duplicates import find_duplicates
 from cnnlab.data.layouts import Layout
 from cnnlab.data.looks import near_pairs
 from cnnlab.data.parallel import look_of
-from cnnlab.data.rows import IN_MEMORY, MappedRows
+from cnnlab.data.rows import IN_MEMORY, MappedRows, forget
 from cnnlab.data.shards import KNOWN, Decoded, decoded
 from cnnlab.data.splits import limited_indices, stratified_split
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.names import shown
 
+FORGOTTEN = 1000  # pictures, after which their pages are taken out of the process
 TEST_SHARE = 0.2  # of a folder that has no test set of its own
 
 
@@ -187,21 +188,26 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
     return pictures, notes, left_out, duplicates
 
 
-def pictures_of_arrays(parts, side) -> Pictures:
+def pictures_of_arrays(parts, positions, side) -> Pictures:
     """Pictures that have no files, which are called by their part and their position in it: `train/123`.
 
     Args:
-        parts: name to images `(N, H, H, 3) uint8`, labels `(N,) int64`, and positions `(N,)`.
+        parts: name to images `(N, H, H, 3) uint8`, which `resized` gave, and labels `(N,) int64`.
+        positions: name to `(N,)`, where they are in the whole part.
         side: of the pictures before they were brought to that size.
     """
-    pixels = np.concatenate([images for images, _, _ in parts.values()])
+    given = [images for images, _ in parts.values()]
+    # Rows on the disk are all those of one file, part behind part.
+    pixels = given[0].sources[0][0] if isinstance(given[0], MappedRows) else np.concatenate(given)
     known = np.zeros(len(pixels), KNOWN)
-    known["pixels"] = [hashlib.sha256(image).digest() for image in pixels]
-    known["look"] = [look_of(Image.fromarray(image)) for image in pixels]
+    for i, image in enumerate(pixels):
+        known["pixels"][i], known["look"][i] = hashlib.sha256(image).digest(), look_of(Image.fromarray(image))
+        if i % FORGOTTEN == 0:
+            forget(pixels)
     known["size"], known["low"] = side, np.nan
-    files = [f"{part}/{position}" for part, (_, _, positions) in parts.items() for position in positions]
-    labels = np.concatenate([labels for _, labels, _ in parts.values()])
-    part = np.concatenate([np.full(len(labels), part) for part, (_, labels, _) in parts.items()])
+    files = [f"{part}/{position}" for part, there in positions.items() for position in there]
+    labels = np.concatenate([labels for _, labels in parts.values()])
+    part = np.repeat(list(parts), [len(labels) for _, labels in parts.values()])
     stored = Decoded(pixels, known, {}, near_pairs(pixels, known["look"]))
     return Pictures(np.array(files, dtype=object), labels, part, stored)
 

@@ -73,12 +73,13 @@ def hides(name) -> bool:
     return Path(name).is_dir()
 
 
-def load_named(name, image_size, *, limit=None, seed=0):
+def load_named(name, *, limit=None, seed=0):
     """Download or read a named set.
 
     Returns:
         `(name, source, class_names, train, test)`, both of these `(images, labels, positions)`: images
-        `(N, image_size, image_size, 3) uint8`, labels `(N,) int64`, and where they are in the whole part.
+        `(N, H, W) uint8` or `(N, H, W, 3) uint8` as they come, labels `(N,) int64`, and where they are in the whole
+        part.
 
     Raises:
         ArgumentError: the limit is too small.
@@ -90,7 +91,7 @@ def load_named(name, image_size, *, limit=None, seed=0):
     classes = NAMED[name].classes
     chosen = limited_indices({"train": train[1], "test": test[1]}, classes, limit, seed)
     parts = [
-        (_as_rgb(images[index], image_size), labels[index], index)
+        (images[index], labels[index], index)
         for (images, labels), index in zip((train, test), chosen.values(), strict=True)
     ]
     return name, source, classes, *parts
@@ -136,16 +137,3 @@ def _download(name):
         (test_x, test_y.reshape(-1).astype(np.int64)),
         f"keras.datasets/{name}",
     )
-
-
-def _as_rgb(images, image_size):
-    """`(N, H, W)` or `(N, H, W, 3) uint8` to `(N, image_size, image_size, 3) uint8`."""
-    import numpy as np
-    from PIL import Image
-
-    if images.shape[1:3] != (image_size, image_size):
-        size = (image_size, image_size)
-        images = np.stack([np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BILINEAR)) for i in images])
-    if images.ndim == 3:
-        images = np.repeat(images[..., None], 3, axis=-1)
-    return np.ascontiguousarray(images)
