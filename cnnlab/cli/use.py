@@ -127,17 +127,16 @@ def predict(paths, model, top, file_format):
         )
 
         written = str if file_format == "json" else shown  # JSON has an escape of its own
-        names = [written(file) for file in files]
-        if file_format == "table":  # some characters take two columns of the screen
-            width = max(map(cell_len, names))
-            names = [set_cell_size(name, width) for name in names]
+        # Some characters take two columns of the screen.
+        width = max(cell_len(written(file)) for file in files) if file_format == "table" else 0
 
         def readable():
-            for name, (file, result) in zip(names, classified, strict=True):
+            for file, result in classified:
                 if isinstance(result, LabError):
                     unreadable.append(file)
                     print(f"error: {result}", file=sys.stderr)
                 else:
+                    name = set_cell_size(written(file), width) if width else written(file)
                     yield name, [(written(label), share) for label, share in classifier.top(result, top)]
 
         for text in write_predictions(readable(), file_format, top, width=0):
