@@ -25,7 +25,7 @@ from cnnlab.training.frozen import features_of, split_at_frozen_front
 from cnnlab.training.stages import begin_fine_tuning, stages_of
 
 PREDICT_BATCH = 256  # images; large batches use the cores better
-PREDICT_BYTES = 2**27  # of as many batches of floats as Keras predicts in one call, at most
+PREDICT_BYTES = 2**26  # of as many batches of floats as Keras predicts in one call, at most
 PLATEAU = {"factor": 0.5, "patience": 2}  # epochs
 
 
