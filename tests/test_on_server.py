@@ -118,7 +118,8 @@ def server(postgres, workplace, monkeypatch):
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--backend-store-uri"]
     command += [f"{postgres}lab", "--artifacts-destination", str(workplace / "server-artifacts")]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
-    command += ["--uvicorn-opts", f"--ssl-keyfile {workplace}/key.pem --ssl-certfile {workplace}/cert.pem"]
+    certified = f"--ssl-keyfile {workplace}/key.pem --ssl-certfile {workplace}/cert.pem"
+    command += ["--uvicorn-opts", f"{certified} --timeout-graceful-shutdown 5"]
     with process(*command, until=until, env={**os.environ, **environment}):
         monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(workplace / "cert.pem"))
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN)
