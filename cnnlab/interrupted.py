@@ -101,11 +101,11 @@ def found_to_go_on_with(run_id, recipe, dataset) -> Found:
     )
 
 
-def said_of(run_id, run_name, found, recipe, callbacks) -> str:
+def said_of(run_id, run_name, found, recipe, callbacks, devices) -> str:
     """Say that a run goes on, and what may make a difference; returns the text of the run's tag about that."""
     epochs = f"after epoch {found.epochs} of {recipe.epochs + (recipe.fine_tune or 0)}"
     print(f"{run_name}: going on with run {run_id[:8]} {epochs}.", flush=True)
-    before, now = tracking.tags_of(run_id), environment_tags()
+    before, now = tracking.tags_of(run_id), {**environment_tags(), "devices": devices}
     changes = [
         f"{name.removeprefix('version.')} was {before[name]}, is {now[name]}"
         for name in now

@@ -16,7 +16,7 @@ from cnnlab.models import find_model, own, weights
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.recipe import Recipe, own_arguments
 from cnnlab.tracking import models as stored_models
-from cnnlab.training import build, compute
+from cnnlab.training import build, compute, devices
 
 ENLARGED = 3  # at most as many times, where nobody says how much
 SMALLEST = 32  # pixels a side that pictures are brought to in memory
@@ -49,6 +49,7 @@ def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Pr
     """
     say = (lambda line: None) if quiet else print
     recipes = [_located(recipe) for recipe in recipes]
+    shared = {recipe.batch_size: len(devices.devices_for(recipe.batch_size)) for recipe in recipes}  # or it refuses
     source = _find(recipes[0], as_found)
     if isinstance(source, Layout):
         recipes = [dataclasses.replace(recipe, fit=recipe.fit or "crop") for recipe in recipes]
@@ -76,6 +77,11 @@ def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Pr
         if named and named not in BACKBONES:
             tags = {**tags, "features": weights.features_text(named)}
         prepared.append(Prepared(_precise(dataclasses.replace(recipe, weights=used)), tags))
+    for size, number in shared.items():
+        if number:
+            say(f"Batches of {size} pictures are shared by {number} devices.")
+        elif devices.wanted() == "auto" and (gpus := compute.gpus()) > 1:
+            say(f"Batches of {size} pictures cannot be shared equally by {gpus} GPUs; training on one.")
     for label, features in dict.fromkeys((one.recipe.label, one.tags.get("features")) for one in prepared):
         if features:
             say(f"{label}: features are {features}.")

@@ -15,8 +15,9 @@ from cnnlab.tracking.tags import MODEL_SOURCE, TAG
 # Tags that may explain a difference.
 CIRCUMSTANCES = (
     *("dataset_digest", "weights_sha256", "backbone_sha256", "model_sha256"),
-    *("git_commit", "git_dirty", "batches", "python", "machine", "threads"),
+    *("git_commit", "git_dirty", "batches", "python", "machine", "threads", "devices"),
 )
+ASSUMED = {TAG + "devices": "1"}  # of runs that do not say
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def _largest_difference(then, now):
 def _changes(before, after):
     names = [TAG + name for name in CIRCUMSTANCES]
     names += sorted({tag for run in (before, after) for tag in run.data.tags if tag.startswith(TAG + "version.")})
-    pairs = [(name, before.data.tags.get(name), after.data.tags.get(name)) for name in names]
+    then, now = ({**ASSUMED, **run.data.tags} for run in (before, after))
+    pairs = [(name, then.get(name), now.get(name)) for name in names]
     pairs += [
         (name, before.data.params.get(name), after.data.params.get(name)) for name in ("deterministic", "precision")
     ]

@@ -21,7 +21,7 @@ from cnnlab.tracking import run as tracking
 from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.tracking.tags import MODEL_SOURCE, TRAINING
-from cnnlab.training import compute
+from cnnlab.training import compute, devices
 from cnnlab.training.loop import stages_in_words, train
 
 
@@ -83,11 +83,11 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
     run_name = found.about["run_name"] if found else shown(run_name or f"{recipe.label} on {dataset.name}")
     params = model.count_params()
     tags = {
-        **{"kind": "train", "threads": compute.threads(), TRAINING: about["training"]},
+        **{"kind": "train", "threads": compute.threads(), "devices": devices.count(model), TRAINING: about["training"]},
         **{**data_tags(dataset), **environment_tags(), **file_tags(recipe), **tags},
     }
     if found:
-        tags["resumed"] = interrupted.said_of(resume_run_id, run_name, found, recipe, callbacks)
+        tags["resumed"] = interrupted.said_of(resume_run_id, run_name, found, recipe, callbacks, devices.count(model))
         started -= found.progress["seconds"]
     with tracking.tracked_run(
         tracking.experiment_for(dataset),

@@ -25,6 +25,7 @@ from cnnlab.tracking import run as tracking
 from cnnlab.tracking.delivery import recorded, renamed
 from cnnlab.tracking.places import TRACKING_VARIABLE, local_database, store_uri
 from cnnlab.tracking.provenance import data_tags
+from cnnlab.training import devices
 from tuning import report
 from tuning.finals import train_finalists, train_winner
 from tuning.kerastuner import make_oracle, reading_state, write_json
@@ -62,6 +63,11 @@ def run_search(search, *, name=None, workers=None, on=None, cpus=None, gpus=None
     """
     if on:
         expect_address(on)
+    if (on or (workers or 1) > 1) and (wanted := devices.wanted()) != 1:
+        raise ArgumentError(
+            f"Expected one device for each of several trainings at a time. Received: devices {wanted}. Leave it out, "
+            "or leave out workers and on."
+        )
     with own.pinned([search.recipe.model]):  # all trials are of one source
         check_space(search.space, search.recipe)
         search, dataset, tags = load(search)

@@ -96,6 +96,23 @@ def checkpoint_option(command):
     )(command)
 
 
+def devices_option(command):
+    """Add `--devices`, which is a variable for this process."""
+
+    def set_variable(context, option, value):
+        if value:
+            os.environ["CNNLAB_DEVICES"] = value
+
+    return click.option(
+        "--devices",
+        expose_value=False,
+        callback=set_variable,
+        metavar="auto|N",
+        help="Share every batch between so many GPUs of this machine; auto for all that can share it equally.  "
+        "[default: $CNNLAB_DEVICES, or 1]",
+    )(command)
+
+
 def cluster_options(command):
     """Add `--on`, a Ray cluster, and what each job asks it for."""
 

@@ -10,6 +10,7 @@ import click
 from cnnlab.cli.options import (
     checkpoint_option,
     cluster_options,
+    devices_option,
     expect_on,
     experiment_option,
     option_name,
@@ -58,6 +59,7 @@ def _given(options):
 @click.option("--resume", metavar="RUN_ID", help="Go on with an interrupted run, as it was; without MODEL.")
 @restart_option
 @cluster_options
+@devices_option
 @checkpoint_option
 @experiment_option
 @recheck_option
@@ -93,6 +95,7 @@ def train(model, resume, restart, on, cpus, gpus, **options):
 @click.argument("models", nargs=-1, metavar="[MODEL|RUN_ID]...")
 @click.option("--seeds", type=click.IntRange(1, 100), help="Train each model this often, from --seed upwards.")
 @restart_option
+@devices_option
 @checkpoint_option
 @experiment_option
 @recheck_option
@@ -153,6 +156,7 @@ def compare(models, seeds, restart, **options):
 @cluster_options
 @click.option("--name", help="Of the search; the same name and settings go on.  [default: the model's]")
 @click.option("--restart", is_flag=True, help="Forget an unfinished search of that name.")
+@devices_option
 @checkpoint_option
 @experiment_option
 @recheck_option

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from cnnlab.cli.options import experiment_option, recheck_option, recipe_options, recipes_of
+from cnnlab.cli.options import devices_option, experiment_option, recheck_option, recipe_options, recipes_of
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.job import job
 from cnnlab.names import shown
@@ -207,6 +207,7 @@ def export(model, file_format, output, int8, dataset):
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now.")
 @click.option("--weights", metavar="FILE", help="Where the run's weights file is now.")
 @click.option("--backbone", metavar="FILE", help="Where the run's backbone is now.")
+@devices_option
 def reproduce(run_id, deterministic, dataset, weights, backbone):
     """Repeat the run RUN_ID from its stored recipe, and say which figures are equal.
 

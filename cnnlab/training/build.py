@@ -11,7 +11,7 @@ from cnnlab.models import TRAINING, cnn, find_model, own, transfer
 from cnnlab.models.augment import parse_augment
 from cnnlab.models.layers import image_input
 from cnnlab.signals import signals_held
-from cnnlab.training import compute
+from cnnlab.training import compute, devices
 from cnnlab.training.compiling import compile_for, compile_model
 
 
@@ -30,15 +30,17 @@ def build_model(recipe, dataset):
     if "frozen_precision" in model.arguments:
         arguments["frozen_precision"] = compute.resolve(frozen or precision)
     keras.utils.set_random_seed(recipe.seed)
-    with compute.policy(precision):
+    with compute.policy(precision), devices.built_for(recipe.batch_size):
         if not model.own:
             network = model.factory(dataset.image_shape, len(dataset.class_names), **arguments)
         else:
             network = _call_own(model.factory, recipe, dataset, arguments)
+    devices.expect_shareable(network)
     if model.prepare:
         model.prepare(network, dataset.train.images)
     if not network.compiled:
-        compile_for(network, recipe, len(dataset.train), recipe.epochs)
+        with devices.scope(network):
+            compile_for(network, recipe, len(dataset.train), recipe.epochs)
         return network
     rate = float(network.optimizer.learning_rate)
     same = recipe.learning_rate is not None and math.isclose(recipe.learning_rate, rate, rel_tol=1e-6)

@@ -2,10 +2,12 @@
 
 import keras
 
+from cnnlab.training.compiling import LOOKAHEAD_STEPS
+
 
 class Lookahead(keras.callbacks.Callback):
-    """Takes the weights back, each time Keras gives control, to a mean of where they are and where they were left the
-    time before (arXiv:1907.08610), in the course of the training by more and more, as airbench does (arXiv:2404.00498).
+    """Takes the weights back, every 5 steps, to a mean of where they are and where they were left the time before
+    (arXiv:1907.08610), in the course of the training by more and more, as airbench does (arXiv:2404.00498).
 
     Keras's own average with `ema_overwrite_frequency` has one decay from start to end: a prototype of resnet9 named
     88.2 % of the validation images with it, 89.5 % with this.
@@ -25,6 +27,9 @@ class Lookahead(keras.callbacks.Callback):
         self.slow = [keras.ops.copy(w) for w in self.averaged]
 
     def on_train_batch_end(self, batch, logs=None):
+        # Keras gives control after so many steps, but for a training on several devices, where it does after each.
+        if (batch + 1) % LOOKAHEAD_STEPS and batch + 1 < self.params["steps"]:
+            return
         done = float(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) / self.steps
         decay = self.decay * done**3
         self.slow = [decay * slow + (1 - decay) * w for slow, w in zip(self.slow, self.averaged, strict=True)]

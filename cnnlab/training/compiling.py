@@ -118,14 +118,15 @@ def _schedule(peak, name, warmup, steps, end):
     return schedules.PolynomialDecay(0.0, rising, end_learning_rate=peak) if rising else peak
 
 
-def compile_like(part, model) -> None:
-    """Compile a part of a model, which has its layers, as the model is, with the model's own optimizer."""
-    part.compile(
-        optimizer=model.optimizer,
-        loss=model.loss,
-        metrics=model.get_compile_config()["metrics"],
-        steps_per_execution=model.steps_per_execution,
-    )
+def compile_like(part, model, **changed) -> None:
+    """Compile a part of a model, which has its layers, as the model is, with the model's own optimizer, but for what
+    is `changed`.
+    """
+    given = {
+        **{"optimizer": model.optimizer, "loss": model.loss, "metrics": model.get_compile_config()["metrics"]},
+        "steps_per_execution": model.steps_per_execution,
+    }
+    part.compile(**{**given, **changed})
 
 
 def wants_one_hot(model) -> bool:

@@ -38,16 +38,21 @@ def resolve(precision) -> str:
     return precision
 
 
+def gpus() -> int:
+    """How many GPUs TensorFlow sees."""
+    return len(tf.config.list_physical_devices("GPU"))
+
+
 def has_gpu() -> bool:
     """Whether TensorFlow sees a GPU."""
-    return bool(tf.config.list_physical_devices("GPU"))
+    return gpus() > 0
 
 
 def has_bfloat16() -> bool:
     """Whether bfloat16 is multiplied in hardware: by every GPU TensorFlow sees, or without one by the processor."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
+    found = tf.config.list_physical_devices("GPU")
+    if found:
+        capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in found]
         return all(capability and capability >= (8, 0) for capability in capabilities)
     if platform.system() == "Darwin":
         query = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]

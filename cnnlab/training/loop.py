@@ -17,7 +17,7 @@ from cnnlab.models.augment import alternates, mixes_of, mixing_layers
 from cnnlab.models.layers import single_view
 from cnnlab.results.predictions import Predictions
 from cnnlab.signals import signals_between_batches, signals_held
-from cnnlab.training import compute
+from cnnlab.training import compute, devices
 from cnnlab.training.callbacks import LearningRate, Lookahead
 from cnnlab.training.checkpoint import Checkpoint, Keeper
 from cnnlab.training.compiling import STEPS_PER_EXECUTION, compile_like, wants_one_hot
@@ -99,7 +99,8 @@ def train(
         began = time.perf_counter() - progress.get("stage_seconds", 0)
         if stage.start:
             cut = None  # makes room for the next features
-            begin_fine_tuning(model, stage, recipe, len(dataset.train))
+            with devices.scope(model):
+                begin_fine_tuning(model, stage, recipe, len(dataset.train))
         cut = _cut(model, used, recipe)
         before = cut.trained.get_weights() if stage.start else []
         if stage.start and found:
@@ -158,12 +159,20 @@ def _cut(model, used, recipe):
     view = single_view(model)
     if view is not None:  # several views are for answers; training on one costs as much less
         compile_like(view, model)
-        return _Cut(view, model, images, False)
+        return _shared(_Cut(view, model, images, False), model)
     cut = features_by_part(model, images, recipe)
     if cut is None:
-        return _Cut(model, model, images, False)
+        return _shared(_Cut(model, model, images, False), model)
     head, features = cut
-    return _Cut(head, head, features, True)
+    return _shared(_Cut(head, head, features, True), model)
+
+
+def _shared(cut, model):
+    """What is fitted and what predicts where the model was built for several devices; else as it is."""
+    if devices.count(model) == 1:
+        return cut
+    trained, predicting = devices.share(cut.trained, model), devices.on_one(cut.predicting)
+    return dataclasses.replace(cut, trained=trained, predicting=predicting)
 
 
 def features_by_part(model, images, recipe):
@@ -215,22 +224,30 @@ def _fit(cut, dataset, recipe, planned, epochs, callbacks, recorded, quiet, keep
     mixing, alternating = mixing_layers(recipe.augment, recipe.seed), alternates(recipe.augment)
     weights = class_weights(recipe.class_weights, dataset.train.labels, dataset.class_names)
     keras.utils.set_random_seed(recipe.seed)
-    with signals_between_batches() as between_batches:
+    batches = Batches(
+        cut.inputs["train"],
+        labels["train"],
+        recipe.batch_size,
+        recipe.seed,
+        first,
+        weights,
+        mixing,
+        alternating,
+    )
+    validation = _validation(cut.inputs["val"], labels["val"])
+    if (several := devices.count(model)) > 1:
+        batches = devices.EvenBatches(batches, several)
+        size = max(1, _predict_batch(cut.inputs["val"]) // several) * several
+        val = Batches(cut.inputs["val"], labels["val"], size)
+        validation = {"validation_data": devices.EvenBatches(val, several)}
+        callbacks.append(devices.DrawApart())
+    with signals_between_batches() as between_batches, devices.as_on_one(model):
         return model.fit(
-            Batches(
-                cut.inputs["train"],
-                labels["train"],
-                recipe.batch_size,
-                recipe.seed,
-                first,
-                weights,
-                mixing,
-                alternating,
-            ),
+            batches,
             shuffle=False,  # Keras would shuffle the batches too, by the state that Python's `random` happens to have
             epochs=end,
             initial_epoch=first,
-            **_validation(cut.inputs["val"], labels["val"]),
+            **validation,
             callbacks=[*callbacks, *recorded, between_batches],
             # The moving bar on a terminal, a line an epoch in a file.
             verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
