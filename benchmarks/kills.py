@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 SMALL = "--dataset digits --limit 300 --deterministic".split()
 STAGED = "--weights random --fine-tune 3 --epochs 3 --augment flip --dropout 0.2 --patience 3 --schedule cosine".split()
 KINDS = {
@@ -65,31 +67,51 @@ def started(command, folder):
 
 
 def finish(arguments, folder, kills=0, seconds=0.0):
-    """Run a command to its end, killed so often before, each time within so many seconds of its first epoch."""
+    """Run a command to its end, killed so often before, each time within so many seconds of work from its first epoch;
+    how often it was killed, and the seconds of work of its last process.
+    """
     killed = 0
     while True:
+        began = time.time()
         process = started([sys.executable, "-m", "cnnlab", *arguments], folder)
         if killed < kills:
-            _wait_for_training(process, folder)
-            try:
-                process.wait(random.uniform(0, seconds))
-            except subprocess.TimeoutExpired:
+            _wait_for_training(process, folder, began)
+            if _wait_for_work(process, random.uniform(0, seconds)):
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 killed += 1
                 continue
-        if process.wait():
+        worked = _work_of(process)
+        while process.poll() is None:
+            time.sleep(0.2)
+            worked = _work_of(process) or worked
+        if process.returncode:
             raise SystemExit((folder / "log").read_text()[-3000:])
-        return killed
+        return killed, worked
 
 
-def _wait_for_training(process, folder):
+def _work_of(process):
+    """Seconds of all processors that a process has had: other jobs of the machine change nothing about them."""
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except psutil.Error:  # it has ended
+        return 0.0
+    return times.user + times.system
+
+
+def _wait_for_work(process, seconds):
+    """Until a process has worked so much more; whether it still runs then."""
+    end = _work_of(process) + seconds
+    while process.poll() is None and _work_of(process) < end:
+        time.sleep(0.02)
+    return process.poll() is None
+
+
+def _wait_for_training(process, folder, began):
     """Until the process has opened its run: what is before it has nothing to lose."""
-    began = time.monotonic()
-    while process.poll() is None and time.monotonic() - began < 600:
-        for lock in (folder / "mlruns" / "running").glob("*.lock"):
-            if lock.stat().st_mtime > time.time() - 5:
-                return
+    while process.poll() is None and time.time() - began < 600:
+        if any(lock.stat().st_mtime > began for lock in (folder / "mlruns" / "running").glob("*.lock")):
+            return
         time.sleep(0.05)
 
 
@@ -117,15 +139,13 @@ def main(kills=24):
     for i, (kind, arguments) in enumerate(KINDS.items()):
         share, killed, trainings, resumed, found = kills // len(KINDS) + (i < kills % len(KINDS)), 0, 0, 0, []
         with tempfile.TemporaryDirectory() as whole:
-            began = time.monotonic()
-            finish(arguments, Path(whole))
             # Of the whole command a part is Python's own start.
-            seconds = 0.6 * (time.monotonic() - began)
+            seconds = 0.6 * finish(arguments, Path(whole))[1]
             expected = read(whole)
         while killed < share:
             with tempfile.TemporaryDirectory() as broken:
                 broken = Path(broken)
-                killed += finish(arguments, broken, share - killed, seconds)
+                killed += finish(arguments, broken, share - killed, seconds)[0]
                 found += differences(expected, read(broken))
                 resumed += (broken / "log").read_text().count("going on with run")
                 trainings += 1
