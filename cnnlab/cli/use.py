@@ -13,6 +13,7 @@ from cnnlab.results.names import SCORES
 
 FORMATS = ("table", "csv", "json")  # of predictions
 RUNS = "runs"  # the format of an export that is a store
+EXPORTS = ("onnx", "litert", "saved_model", "keras", RUNS)
 AUDITED_BY = "efficientnetv2b0"
 # Of the recipe, what says which pictures there are and what judges them.
 AUDIT_OPTIONS = ("image_size", "fit", "labels", "class_names", "limit", "split_seed", "backbone", "weights")
@@ -183,6 +184,7 @@ def export(model, file_format, output, int8, dataset):
     below them, or all, with their registered versions, as a folder that is a store of its own. What an earlier export
     wrote there stays, and what is new is added.
     """
+    expect_one_of("format", file_format, EXPORTS)
     if file_format == RUNS:
         if int8 or dataset:
             raise ArgumentError("Expected --int8 and --dataset with a model. Received: --format runs. Leave them out.")
