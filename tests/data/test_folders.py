@@ -244,6 +244,21 @@ def test_labels_of_a_file(workplace):
         load("data", labels="labels.csv")
 
 
+def test_a_table_may_begin_with_the_folder_itself_and_means_one_file_in_any_case(workplace):
+    fill("data", ["a", "b"], 3)
+    rows = [f"data/{name}/{i:04}.png,{'cat' if name == 'a' else 'dog'},train" for name in "ab" for i in range(3)]
+    (workplace / "labels.csv").write_text("\n".join(rows))  # no header: its first row is a picture
+    assert find_layout("data", labels="labels.csv").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    picture(0, 9).save("data/a/x.png")
+    picture(0, 8).save("data/a/X.png")
+    (workplace / "labels.csv").write_text("\n".join([*rows, "a/x.png,cat,train", "a/X.png,dog,train"]))
+    layout = find_layout("data", labels="labels.csv")
+    assert dict(zip(layout.files, layout.labels.tolist(), strict=True))["a/X.png"] == 1
+    (workplace / "labels.csv").write_text("\n".join([*rows, "A/x.PNG,cat,train"]))
+    with pytest.raises(cnnlab.ArgumentError, match=r"which is a/X.png and a/x.png"):
+        find_layout("data", labels="labels.csv")
+
+
 def test_ids_get_their_names(workplace):
     fill("data", ["n02084071", "n02121808"], 6)
     (workplace / "names.csv").write_text("id,name\nn02084071,dog\nn02121808,cat\n")
