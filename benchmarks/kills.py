@@ -47,7 +47,10 @@ for run in runs:
     for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"):
         history = client.get_metric_history(run.info.run_id, metric)
         facts[f"curve {metric}"] = sorted((m.step, m.value) for m in history)
-    for model in run.outputs.model_outputs if run.outputs else ():
+    models = run.outputs.model_outputs if run.outputs and run.info.status == "FINISHED" else ()
+    for model in models:
+        if client.get_logged_model(model.model_id).status != "READY":  # a kill left it half-written
+            continue
         loaded = mlflow.keras.load_model(f"models:/{model.model_id}")
         digest = hashlib.sha256(b"".join(w.tobytes() for w in loaded.get_weights()))
         facts["weights"] = digest.hexdigest()
@@ -116,7 +119,9 @@ def _wait_for_training(process, folder, began):
 
 
 def read(folder):
-    process = subprocess.run([sys.executable, "-c", READ], cwd=folder, check=True, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", READ], cwd=folder, check=False, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(process.stderr[-3000:])
     return process.stdout.splitlines()[-1]
 
 

@@ -10,6 +10,7 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from mlflow.entities import LoggedModelOutput
 
 import cnnlab
 from cnnlab import compare
@@ -124,6 +125,25 @@ def test_a_run_is_gone_on_with_by_its_id(store, recipe, interrupt, monkeypatch, 
     assert steps(store, one.run_id) == [0, 1, 2, 3]
     with pytest.raises(cnnlab.ArgumentError, match=r"Expected an interrupted run\. Received: .* which is FINISHED"):
         compare.resume_run(one.run_id)
+
+
+def test_a_model_that_a_kill_left_half_written_is_not_the_one_that_is_read(store, recipe, monkeypatch):
+    log_model = mlflow.keras.log_model
+
+    def after_a_kill(*args, **kwargs):
+        """As where MLflow was killed between naming a model and writing it, and the run is gone on with."""
+        run_id = mlflow.active_run().info.run_id
+        for _ in range(6):  # they are listed by ids that are random
+            half = store.create_logged_model(store.get_run(run_id).info.experiment_id, "model", run_id)
+            store.log_outputs(run_id, [LoggedModelOutput(half.model_id, step=0)])
+        return log_model(*args, **kwargs)
+
+    monkeypatch.setattr(mlflow.keras, "log_model", after_a_kill)
+    result = compare.train_model(recipe)
+    run = store.get_run(result.run_id)
+    assert len(run.outputs.model_outputs) == 7
+    with opened():
+        assert read.read_result(run).model_uri == result.model_uri
 
 
 def test_a_file_of_the_recipe_is_read_once_for_its_digest(workplace, monkeypatch):

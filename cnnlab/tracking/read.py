@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import mlflow
+from mlflow.entities import LoggedModelStatus
 
 from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.recipe import Recipe
@@ -157,8 +158,17 @@ def read_result(run) -> RunResult:
         train_seconds=metrics["train_seconds"],
         total_seconds=metrics["total_seconds"],
         stage_borders=(int(metrics["stage1_epochs"]),) if "stage1_epochs" in metrics else (),
-        model_uri=f"models:/{run.outputs.model_outputs[0].model_id}",
+        model_uri=f"models:/{_model_of(run)}",
     )
+
+
+def _model_of(run):
+    """The id of a run's model; a kill may have left a half-written one beside it, before the run was gone on with."""
+    ids = [output.model_id for output in run.outputs.model_outputs]
+    if len(ids) == 1:
+        return ids[0]
+    client = mlflow.MlflowClient()
+    return next((one for one in ids if client.get_logged_model(one).status == LoggedModelStatus.READY), ids[0])
 
 
 def was_tested(run) -> bool:
