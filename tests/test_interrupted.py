@@ -206,6 +206,7 @@ def test_a_comparison_goes_on_with_what_is_left(store, recipe, interrupt, monkey
     assert before[finished].info.end_time == after[finished].info.end_time
 
 
+@pytest.mark.long
 def test_a_trial_goes_on(store, recipe, digits, interrupt, monkeypatch, capsys):
     search = type("Search", (), {"objective": "val_accuracy"})
     with opened(), tracked_run("0", "search", params={}, tags={"kind": "search"}) as parent_run_id:

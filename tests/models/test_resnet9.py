@@ -52,6 +52,7 @@ def test_an_answer_is_the_mean_of_a_picture_and_its_mirror_image(digits):
     )
 
 
+@pytest.mark.long
 def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace):
     recipe = cnnlab.Recipe(model="resnet9", **SMALL)
     result = train_model(recipe)

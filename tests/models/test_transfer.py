@@ -37,14 +37,8 @@ def test_every_network_of_keras_has_a_row():
     assert len(networks) >= 38
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mobilenetv2",
-        pytest.param("efficientnetv2b0", marks=pytest.mark.long),
-        pytest.param("resnet50", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnetv2b0", "resnet50"])
 def test_families_train_on_stored_features_and_reload_equally(name, store):
     result = train_model(cnnlab.Recipe(model=name, weights="random", **SMALL))
     [entry] = cached.entries()

@@ -320,7 +320,7 @@ def test_an_interrupted_search_goes_on_in_the_same_run(server, digits):
     assert outbox.entries() == []
 
 
-@pytest.mark.parametrize("by_id", [False, True])
+@pytest.mark.parametrize("by_id", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_an_interrupted_training_goes_on_in_its_run_on_the_server(server, small_cnn, monkeypatch, by_id):
     monkeypatch.setenv("CNNLAB_CHECKPOINT", "0")
     with monkeypatch.context() as patch:

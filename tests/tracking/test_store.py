@@ -32,6 +32,7 @@ def _start(folder, barrier, failures):
         raise
 
 
+@pytest.mark.long
 def test_three_processes_may_make_the_store_at_once(workplace):
     context = multiprocessing.get_context("spawn")
     barrier, failures = context.Barrier(3), context.Queue()
