@@ -17,6 +17,8 @@ from cnnlab.results.lettering import NAME, as_written, fitting
 # Without pyplot: no global state, no display, and nothing to close.
 DPI = 110
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
+LEGEND = 36  # characters of a name in a legend
+MARKERS = "osD^v"  # once the colours are used up
 CAPTION = 24  # characters over an image of a grid
 
 
@@ -69,21 +71,20 @@ def accuracy_by_seconds(points) -> Figure:
     """
     figure = Figure(figsize=(9, 4.5), dpi=DPI, layout="constrained")
     axis = figure.subplots()
+    best_first = dict(sorted(points.items(), key=lambda item: -item[1][1]))
     spread = [max(seconds, 1e-3) for seconds, *_ in points.values()]
-    wide = max(spread) / min(spread) > 8
-    middle = np.sqrt(max(spread) * min(spread)) if wide else (max(spread) + min(spread)) / 2
-    for i, (label, (seconds, accuracy, low, high)) in enumerate(points.items()):
-        colour, left = COLOURS[i % len(COLOURS)], seconds > middle  # its name stands where there is room
-        axis.errorbar(seconds, accuracy, [[accuracy - low], [high - accuracy]], fmt="o", capsize=3, color=colour)
-        place = {"xytext": (-7 if left else 7, 0), "ha": "right" if left else "left", "va": "center"}
-        axis.annotate(fitting(label), (seconds, accuracy), textcoords="offset points", fontsize=8, **place)
-    if wide:
+    for i, (label, (seconds, accuracy, low, high)) in enumerate(best_first.items()):
+        how = {"fmt": MARKERS[i // len(COLOURS) % len(MARKERS)], "color": COLOURS[i % len(COLOURS)], "capsize": 3}
+        axis.errorbar(seconds, accuracy, [[accuracy - low], [high - accuracy]], label=fitting(label, LEGEND), **how)
+    # Beside the points names would lie on each other where several runs come out alike.
+    figure.legend(loc="outside right upper", fontsize=8)
+    if max(spread) / min(spread) > 8:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_locator(NullLocator())
     axis.set(xlabel="training seconds", ylabel="test accuracy")
-    axis.margins(x=0.2)
+    axis.margins(x=0.15)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.grid(alpha=0.3)
     return figure
@@ -217,7 +218,7 @@ def scores_by_hyperparameter(values, scores, objective) -> Figure:
             axis.tick_params(axis="x", which="both", labelsize=7)
         if ticks:
             axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
-            axis.margins(x=0.2)
+            axis.margins(x=0.15)
         axis.grid(alpha=0.3)
     for axis in axes[len(values) :]:
         axis.axis("off")
