@@ -39,9 +39,9 @@ def artifact(store, run_id, path):
 
 
 def test_search_tracks_every_trial_and_tests_only_the_winner(store, capsys):
-    result = run_search(small_search(finalists=2, final_seeds=2))
+    result = run_search(small_search(finalists=2))
     kinds = runs_by_kind(store)
-    assert {kind: len(runs) for kind, runs in kinds.items()} == {"search": 1, "trial": 3, "final": 4, "train": 1}
+    assert {kind: len(runs) for kind, runs in kinds.items()} == {"search": 1, "trial": 3, "final": 2, "train": 1}
     [parent], [winner] = kinds["search"], kinds["train"]
     assert (parent.info.run_id, winner.info.run_id) == (result.parent_run_id, result.winner_run_id)
     for run in (*kinds["trial"], *kinds["final"], winner):
@@ -77,14 +77,16 @@ def test_search_tracks_every_trial_and_tests_only_the_winner(store, capsys):
     assert "3 of 3 done" in lines[2]
 
     # The same again repeats nothing; more trials go on.
-    again = run_search(small_search(finalists=2, final_seeds=2))
+    again = run_search(small_search(finalists=2))
     assert again == result
-    more = run_search(small_search(trials=4, finalists=2, final_seeds=2))
+    more = run_search(small_search(trials=4, finalists=2))
     assert more.parent_run_id == result.parent_run_id
     assert len(runs_by_kind(store)["trial"]) == 4
     # Other settings after the end are a new search.
-    other = run_search(small_search(objective="val_loss", trials=1))
+    finals = len(runs_by_kind(store)["final"])
+    other = run_search(small_search(objective="val_loss", trials=1, final_seeds=2))
     assert other.parent_run_id != result.parent_run_id
+    assert len(runs_by_kind(store)["final"]) - finals == 2
 
 
 @pytest.mark.long
