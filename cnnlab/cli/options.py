@@ -48,69 +48,41 @@ def recipe_options(command, names=None, defaults=None):
     return command
 
 
-def experiment_option(command):
-    """Add `--experiment`, which is MLflow's variable for this process and the workers that it starts."""
+def _variable_option(name, variable, text, **how):
+    """A decorator that adds an option which is a variable for this process and the workers that it starts."""
 
     def set_variable(context, option, value):
         if value:
-            os.environ["MLFLOW_EXPERIMENT_NAME"] = value
+            os.environ[variable] = "1" if value is True else value
 
-    return click.option(
-        "--experiment",
-        expose_value=False,
-        callback=set_variable,
-        help="MLflow's experiment for the runs.  [default: $MLFLOW_EXPERIMENT_NAME, or one for each data set]",
-    )(command)
+    return click.option(name, expose_value=False, callback=set_variable, help=text, **how)
 
 
-def recheck_option(command):
-    """Add `--recheck`, which is a variable for this process and the workers that it starts."""
-
-    def set_variable(context, option, value):
-        if value:
-            os.environ["CNNLAB_RECHECK"] = "1"
-
-    return click.option(
-        "--recheck",
-        is_flag=True,
-        expose_value=False,
-        callback=set_variable,
-        help="Compare the files of a folder with its stored pictures byte by byte; else names, sizes and times tell.",
-    )(command)
-
-
-def checkpoint_option(command):
-    """Add `--checkpoint`, which is a variable for this process and the workers that it starts."""
-
-    def set_variable(context, option, value):
-        if value:
-            os.environ["CNNLAB_CHECKPOINT"] = value
-
-    return click.option(
-        "--checkpoint",
-        expose_value=False,
-        callback=set_variable,
-        metavar="SECONDS|none",
-        help="Keep what an interrupted training goes on from, at the end of an epoch, if as many seconds have passed "
-        "since the last time; 0 for every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
-    )(command)
-
-
-def devices_option(command):
-    """Add `--devices`, which is a variable for this process."""
-
-    def set_variable(context, option, value):
-        if value:
-            os.environ["CNNLAB_DEVICES"] = value
-
-    return click.option(
-        "--devices",
-        expose_value=False,
-        callback=set_variable,
-        metavar="auto|N",
-        help="Share every batch between so many GPUs of this machine; auto for all that can share it equally.  "
-        "[default: $CNNLAB_DEVICES, or 1]",
-    )(command)
+experiment_option = _variable_option(
+    "--experiment",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLflow's experiment for the runs.  [default: $MLFLOW_EXPERIMENT_NAME, or one for each data set]",
+)
+recheck_option = _variable_option(
+    "--recheck",
+    "CNNLAB_RECHECK",
+    "Compare the files of a folder with its stored pictures byte by byte; else names, sizes and times tell.",
+    is_flag=True,
+)
+checkpoint_option = _variable_option(
+    "--checkpoint",
+    "CNNLAB_CHECKPOINT",
+    "Keep what an interrupted training goes on from, at the end of an epoch, if as many seconds have passed "
+    "since the last time; 0 for every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
+    metavar="SECONDS|none",
+)
+devices_option = _variable_option(
+    "--devices",
+    "CNNLAB_DEVICES",
+    "Share every batch between so many GPUs of this machine; auto for all that can share it equally.  "
+    "[default: $CNNLAB_DEVICES, or 1]",
+    metavar="auto|N",
+)
 
 
 def cluster_options(command):
