@@ -46,8 +46,7 @@ def curves(histories, borders=None) -> Figure:
                 )
         axis.set(title=metric.capitalize())
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
-    # By its lines: matplotlib by itself leaves out what a label with an underscore in front is of.
-    axes[0].legend(axes[0].lines, [line.get_label() for line in axes[0].lines], fontsize=8)
+    axes[0].legend(**_all_of(axes[0].lines), fontsize=8)
     if rates:
         axes[2].plot(range(1, len(rates) + 1), rates, marker="o", markersize=3, color="grey")
         axes[2].set(title="Learning rate at the epoch's end")
@@ -60,6 +59,11 @@ def curves(histories, borders=None) -> Figure:
                 colour = COLOURS[i % len(COLOURS)] if len(histories) > 1 else "black"
                 axis.axvline(border + 0.5, color=colour, lw=1, linestyle=":")
     return figure
+
+
+def _all_of(drawn):
+    """A legend of all that was drawn: matplotlib by itself leaves out labels with an underscore in front."""
+    return {"handles": drawn, "labels": [each.get_label() for each in drawn]}
 
 
 @as_written()
@@ -77,7 +81,7 @@ def accuracy_by_seconds(points) -> Figure:
         how = {"fmt": MARKERS[i // len(COLOURS) % len(MARKERS)], "color": COLOURS[i % len(COLOURS)], "capsize": 3}
         axis.errorbar(seconds, accuracy, [[accuracy - low], [high - accuracy]], label=fitting(label, LEGEND), **how)
     # Beside the points names would lie on each other where several runs come out alike.
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(**_all_of(axis.containers), loc="outside right upper", fontsize=8)
     if max(spread) / min(spread) > 8:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
