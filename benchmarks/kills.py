@@ -1,9 +1,9 @@
-"""What kill -9 costs a training: nice -n 10 python benchmarks/kills.py [KILLS]
+"""What kill -9 costs a training: nice -n 10 python benchmarks/kills.py [KILLS [KIND ...]]
 
 Small trainings of each kind run once undisturbed, and then killed at random moments, with a checkpoint after each
 epoch and the same command again, until it ends; and once more in another folder, until there were as many kills as
 asked. Prints, of each kind, the kills, and how many runs, weights, predictions and figures are lost or different in the
-end. KILLS (24) are spread over the kinds; one before the first checkpoint counts.
+end. KILLS (24) are spread over the kinds, all or those named; one before the first checkpoint counts.
 """
 
 import json
@@ -138,11 +138,13 @@ def differences(one, other):
     return found
 
 
-def main(kills=24):
+def main(kills=24, *kinds):
+    kills, kinds = int(kills), kinds or tuple(KINDS)
     random.seed(int(os.environ.get("SEED", "0")))
     total = lost = 0
-    for i, (kind, arguments) in enumerate(KINDS.items()):
-        share, killed, trainings, resumed, found = kills // len(KINDS) + (i < kills % len(KINDS)), 0, 0, 0, []
+    for i, kind in enumerate(kinds):
+        arguments, share = KINDS[kind], kills // len(kinds) + (i < kills % len(kinds))
+        killed, trainings, resumed, found = 0, 0, 0, []
         with tempfile.TemporaryDirectory() as whole:
             # Of the whole command a part is Python's own start.
             seconds = 0.6 * finish(arguments, Path(whole))[1]
@@ -165,4 +167,4 @@ def main(kills=24):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main(*sys.argv[1:]))
