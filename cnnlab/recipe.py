@@ -213,7 +213,11 @@ class Recipe:
     )
     filters: tuple[int, ...] | None = field(None, "Filters of each convolution block.", low=1, high=4096)
     test_views: int | None = field(
-        None, "Views of a picture that an answer is averaged over: 1, or 2 with its mirror image.", low=1, high=2
+        None,
+        "Views of a picture that an answer is averaged over: 1, 2 with its mirror image, or 6 with both moved by a "
+        "pixel to two corners.",
+        low=1,
+        high=6,
     )
     kernel_size: int | None = field(None, "Side of the convolution kernels.", low=1, high=11)
     padding: str | None = field(None, "Padding of the convolutions.", choices=("valid", "same"))

@@ -3,6 +3,7 @@
 from cnnlab.errors import ArgumentError
 
 WHITENED = 5000  # training images that the first layers are computed from
+VIEWS = (1, 2, 6)  # of a picture that an answer is the mean of
 EPSILON = 5e-4  # added to variances, as in airbench
 
 
@@ -27,21 +28,21 @@ def resnet9(
         image_size: pixels a side inside the model, by default the pictures' own.
         filters: filters of each block.
         augment: "none", or names of `cnnlab.models.augment`, separated by commas.
-        test_views: 2 averages the probabilities with those of the mirror image, except while training.
+        test_views: of `mean_of_views`; 1 for none.
 
     Returns:
         A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities. `adapt`
         gives its first layers their weights.
 
     Raises:
-        ArgumentError: the images are too small for that many blocks.
+        ArgumentError: the images are too small for that many blocks, or another number of views.
     """
     import keras
     from keras import layers
 
     from cnnlab.models.layers import image_input, mean_of_views
 
-    check_resnet9(image_size or min(input_shape[:2]), filters=filters)
+    check_resnet9(image_size or min(input_shape[:2]), filters=filters, test_views=test_views)
     images, x = image_input(input_shape, augment, image_size)
     # float32 under any policy, as bfloat16 has not the digits for pixels.
     x = layers.Normalization(name="normalize", dtype="float32")(x)
@@ -61,7 +62,7 @@ def resnet9(
     x = layers.Dense(num_classes, use_bias=False, dtype="float32", name="scores")(x)
     x = layers.Rescaling(1 / 9, dtype="float32", name="temper")(x)
     model = keras.Model(images, layers.Softmax(dtype="float32", name="probabilities")(x), name="resnet9")
-    return mean_of_views(model) if test_views == 2 else model
+    return mean_of_views(model, test_views) if test_views > 1 else model
 
 
 def adapt(model, images) -> None:
@@ -89,6 +90,8 @@ def adapt(model, images) -> None:
     patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))  # (N, H-1, W-1, 3, 2, 2)
     patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 2 * 2 * images.shape[-1])
     variances, components = np.linalg.eigh(patches.T @ patches / len(patches))
+    # The largest first: a first block of fewer filters starts as these and nothing else.
+    variances, components = variances[::-1], components[:, ::-1]
     filters = (components / np.sqrt(np.maximum(variances, 0) + EPSILON)).reshape(2, 2, images.shape[-1], -1)
     whiten.set_weights([np.concatenate([filters, -filters], axis=-1)])
     for layer in model.layers:
@@ -100,8 +103,12 @@ def adapt(model, images) -> None:
             layer.set_weights([kernel])
 
 
-def check_resnet9(side, *, filters, **_) -> None:
-    """Raise `ArgumentError` where images of that many pixels a side are too small for that many blocks."""
+def check_resnet9(side, *, filters, test_views, **_) -> None:
+    """Raise `ArgumentError` where images of that many pixels a side are too small for that many blocks, or where there
+    are no such views.
+    """
+    if test_views not in VIEWS:
+        raise ArgumentError(f"Expected test_views to be 1, 2 or 6. Received: {test_views}.")
     if side - 1 < 2 ** len(filters):
         raise ArgumentError(
             f"Expected images of at least {2 ** len(filters) + 1} pixels a side for {len(filters)} blocks that halve "

@@ -41,15 +41,33 @@ def test_the_first_convolution_whitens_the_training_images(pictures):
 
 def test_an_answer_is_the_mean_of_a_picture_and_its_mirror_image(digits):
     model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", **SMALL), digits)
+    adapt(model, digits.train.images)
     images = digits.test.images[:6]
     one = single_view(model)
     expected = (one.predict(images, verbose=0) + one.predict(images[:, :, ::-1], verbose=0)) / 2
     assert model.predict(images, verbose=0) == pytest.approx(expected, abs=1e-6)
     assert model.predict(images[:, :, ::-1], verbose=0) == pytest.approx(expected, abs=1e-6)
+    assert np.abs(one.predict(images, verbose=0) - expected).max() > 1e-4
     assert single_view(one) is None
     assert cnnlab.build_model(cnnlab.Recipe(model="resnet9", test_views=1, **SMALL), digits).count_params() == (
         model.count_params()
     )
+
+
+def test_six_views_weigh_those_in_place_as_much_as_those_moved(digits):
+    model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", test_views=6, **SMALL), digits)
+    adapt(model, digits.train.images)
+    images = digits.test.images[:6]
+    side = images.shape[1]
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    views = [padded[:, i : i + side, i : i + side] for i in (1, 0, 2)]
+    one = single_view(model)
+    answers = [(one.predict(v, verbose=0) + one.predict(v[:, :, ::-1], verbose=0)) / 2 for v in views]
+    expected = answers[0] / 2 + (answers[1] + answers[2]) / 4
+    assert model.predict(images, verbose=0) == pytest.approx(expected, abs=1e-6)
+    assert np.abs(answers[1] - answers[2]).max() > 1e-4
+    with pytest.raises(cnnlab.ArgumentError, match="to be 1, 2 or 6"):
+        resnet9((32, 32, 3), 10, test_views=4)
 
 
 @pytest.mark.long
