@@ -233,4 +233,5 @@ def main(dataset, limit, weights, epochs, precisions, repeats):
         report(precision, done[precision])
 
 
-main()
+if __name__ == "__main__":
+    main()
