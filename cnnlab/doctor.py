@@ -85,7 +85,7 @@ def _of_local_store(database):
     yield from strays.unknown_files(database, rows, folders)
     yield from strays.found_again(database, rows)
     yield from strays.missing_files(database, rows)
-    yield from strays.orphaned_models(rows)
+    yield from strays.useless_models(rows)
     statuses = {run.run_id: run.status for run in rows.runs.values() if run.stage == "active"}
     yield from strays.stray_checkpoints(database.parent, statuses.get)
     yield from strays.held_by_deleted(database, rows)

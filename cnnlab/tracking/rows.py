@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mlflow.entities import LoggedModelStatus
+
 from cnnlab.tracking.database import readable
 from cnnlab.tracking.inside_mlflow import full_places
 from cnnlab.tracking.places import BESIDE, artifacts_folder
@@ -45,6 +47,12 @@ class LoggedModel:
     place: str
     run_id: str | None
     experiment_id: int
+    status: int
+
+    @property
+    def is_whole(self):
+        """Whether its files were all written: a kill may come before."""
+        return self.status == LoggedModelStatus.READY.to_int()
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ def read_rows(database) -> Rows:
             "SELECT run_uuid, name, status, lifecycle_stage, artifact_uri, experiment_id FROM runs"
         ).fetchall()
         models = connection.execute(
-            "SELECT model_id, lifecycle_stage, artifact_location, source_run_id, experiment_id FROM logged_models"
+            "SELECT model_id, lifecycle_stage, artifact_location, source_run_id, experiment_id, status "
+            "FROM logged_models"
         ).fetchall()
         versions = connection.execute(
             "SELECT name, version, run_id, source, storage_location FROM model_versions WHERE "

@@ -117,7 +117,7 @@ def _missing(run, rows, database):
     folder = folder_of(run.place, database)
     if folder is None:
         return
-    models = [model for model in rows.models.values() if model.run_id == run.run_id]
+    models = [model for model in rows.models.values() if model.run_id == run.run_id and model.is_whole]
     if not listed(folder):
         yield "all artifacts"
     elif models:  # what reads a run with a model back wants these
@@ -144,20 +144,22 @@ def _note_missing(missing):
                 client.delete_tag(run.run_id, MISSING)
 
 
-def orphaned_models(rows) -> list[Finding]:
-    """Logged models whose run is gone, which `mlflow gc` leaves behind, unless a registered version needs them."""
-    orphans = [
-        model
-        for model in rows.models.values()
-        if model.stage == "active" and model.run_id and model.run_id not in rows.runs
-        if not rows.needed_by(model_id=model.model_id)
-    ]
-    if not orphans:
-        return []
-    what = f"{counted(len(orphans), 'model')} of runs that are gone, which no registered version needs"
-    items = (f"{model.model_id} of run {model.run_id[:8]}" for model in orphans)
-    remedy = "mark as deleted, for 'cnnlab gc' to free"
-    return [Finding(what, remedy, lines(items), functools.partial(_to_bin, orphans), in_database=True)]
+def useless_models(rows) -> list[Finding]:
+    """Logged models whose run is gone, which `mlflow gc` leaves behind, and such as a kill left half-written; unless a
+    registered version needs them.
+    """
+    models = [m for m in rows.models.values() if m.stage == "active" and m.run_id]
+    models = [m for m in models if not rows.needed_by(model_id=m.model_id)]
+    orphans = [m for m in models if m.run_id not in rows.runs]
+    ended = {run.run_id for run in rows.runs.values() if run.is_ours and run.status != "RUNNING"}
+    partial = [m for m in models if m.run_id in ended and not m.is_whole]
+    found, remedy = [], "mark as deleted, for 'cnnlab gc' to free"
+    for some, why in ((orphans, "of runs that are gone"), (partial, "half-written when their runs were stopped")):
+        if some:
+            what = f"{counted(len(some), 'model')} {why}, which no registered version needs"
+            items = (f"{model.model_id} of run {model.run_id[:8]}" for model in some)
+            found.append(Finding(what, remedy, lines(items), functools.partial(_to_bin, some), in_database=True))
+    return found
 
 
 def _to_bin(models):
@@ -173,7 +175,7 @@ def held_by_deleted(database, rows) -> list[Finding]:
     models = [model for model in rows.models.values() if model.stage == "deleted" or model.run_id in gone]
     if not runs and not models:
         return []
-    folders = [folder for one in (*runs, *models) if (folder := folder_of(one.place, database))]
+    folders = [folder for one in (*runs, *models) if (folder := folder_of(one.place, database)) and folder.exists()]
     size = in_mb(sum(map(size_of, folders)))
     what = f"{counted(len(runs), 'deleted run')} and {counted(len(models), 'deleted model')} hold {size}"
     return [Finding(what, "'cnnlab gc' frees them, 'mlflow runs restore' brings a run back", is_fault=False)]

@@ -247,6 +247,7 @@ def log_model(client, run_id):
     folder = HOME / "artifacts/models" / model.model_id / "artifacts"
     folder.mkdir(parents=True)
     (folder / "model.keras").write_bytes(b"12345")
+    client.finalize_logged_model(model.model_id, "READY")
     return model.model_id
 
 
@@ -284,6 +285,21 @@ def test_gc_frees_a_deleted_experiment_and_the_model_of_a_run_that_is_gone(lab):
     garbage = garbage_of.collect(free=True)
     assert (garbage.runs, garbage.models, len(garbage.experiments)) == ([], [model_id], 1)
     assert client.get_experiment_by_name("cnnlab-digits") is None
+
+
+def test_a_model_that_a_kill_left_half_written(lab, digits):
+    client, _ = lab
+    whole, half, live = finished(digits), finished(digits), finished(digits)
+    place = client.get_run(half).info.experiment_id
+    kept = log_model(client, whole)
+    for name in ("recipe.json", "predictions.npz"):
+        client.log_text(whole, "", name)
+    left = [client.create_logged_model(place, "model", source_run_id=run_id) for run_id in (whole, half)]
+    client.create_logged_model(place, "model", source_run_id=live)
+    client.update_run(live, "RUNNING")  # still writing, for all that can be known
+    expect("2 models half-written", remains=["0 deleted runs and 2 deleted models hold"])
+    assert set(garbage_of.collect(free=True).models) == {model.model_id for model in left}
+    assert client.get_logged_model(kept).model_id == kept
 
 
 def test_damaged_states_of_searches(lab):
