@@ -3,6 +3,8 @@
 Twice is as good as once: what is there already is left as it is, and what was cut short goes on.
 """
 
+import contextlib
+import itertools
 import socket
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -52,7 +54,7 @@ def export_runs(run_ids=(), output=None):
             raise ArgumentError(f"Expected another folder than the store's own. Received: '{folder}'.")
         chosen = _chosen(source, run_ids)
         with store.opened_at(sqlite_uri(database)):
-            yield from _copied(source, sqlite_uri(database), chosen, bool(run_ids), moves_aliases=True)
+            yield from _copied(source, sqlite_uri(database), chosen, source, bool(run_ids), moves_aliases=True)
     yield f"It is in '{folder}', for 'cnnlab import {folder.name}' in another place."
 
 
@@ -78,20 +80,23 @@ def import_runs(place, run_ids=(), *, moves_aliases=False):
         else:
             expect_reachable(place)
             source = place
-        yield from _copied(source, target, _chosen(source, run_ids), bool(run_ids), moves_aliases)
+        # A database is read from a copy of it, whose place is nobody's business.
+        known_as = str(database or place)
+        yield from _copied(source, target, _chosen(source, run_ids), known_as, bool(run_ids), moves_aliases)
     for pattern, what in STAYS.items():
         if database and (files := list(database.parent.glob(pattern))):
             yield f"not carried: {counted(len(files), *what)}, which go on in '{masked(place)}' only"
 
 
-def _copied(source, target, chosen, some, moves_aliases):
-    """Copy the chosen runs and their versions."""
+def _copied(source, target, chosen, known_as, some, moves_aliases):
+    """Copy the chosen runs and their versions from `source`, which people know as `known_as`."""
+    place = masked(known_as)
     folder = local_folder(target)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "import.lock"):  # two at once would make everything twice
         there = _there(target, chosen)
         known = [{"run": here, "there": copy.info.run_id} for here, copy in there.items() if not _is_deleted(copy)]
-        rest = f"{socket.gethostname()}: {masked(source)}"
+        rest = f"{socket.gethostname()}: {place}"
         transfer = Transfer(source, target, known, lambda **fact: None, rest=rest)
         copied, present, left, failures = Counter(), Counter(), set(), 0
         for run in chosen:
@@ -122,6 +127,8 @@ def _copied(source, target, chosen, some, moves_aliases):
                 failures += 1
                 yield f"not copied: the registered models. Received: {masked(in_short(error))}."
         yield from (f"not carried: {sentence}" for sentence in transfer.lost)
+        if not some and (kinds := _of_other_kinds(source)):
+            yield f"not carried: {', '.join(kinds)}, which are in '{place}' only"
         for what, counts in (("already there", present), ("copied", copied)):
             if counts:
                 yield f"{what}: {_in_words(counts)}"
@@ -132,6 +139,24 @@ def _copied(source, target, chosen, some, moves_aliases):
                 f"Expected to copy everything. Received: {counted(failures, 'failure')}, see above. Correct it, and "
                 "repeat the command: it goes on."
             )
+
+
+def _of_other_kinds(source):
+    """What a store holds that is neither a run nor a registered model, and so is not copied, in words."""
+    client = mlflow.MlflowClient(source)
+    ids = all_experiments(client)
+    models = every(client.search_logged_models, experiment_ids=ids) if ids else ()
+    found = {
+        "models without a run": (model for model in models if not model.source_run_id),
+        "traces": every(client.search_traces, locations=ids, include_spans=False) if ids else (),
+        "prompts": every(client.search_prompts),
+        "webhooks": every(client.list_webhooks),
+    }
+    kinds = []
+    for kind, things in found.items():
+        with contextlib.suppress(mlflow.MlflowException):  # a server that has no such thing
+            kinds += [kind for _ in itertools.islice(things, 1)]
+    return kinds
 
 
 def _in_words(counts):

@@ -108,6 +108,24 @@ def test_a_copy_is_equal_and_the_second_changes_nothing(original, workplace):
     assert promotion.rollback("digits")[1].number == 1
 
 
+def test_what_is_neither_a_run_nor_a_version_is_named(original, workplace, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(original[0] / "mlruns", other / "mlruns")
+    with store.opened_at(uri_of(other)):
+        client = mlflow.MlflowClient()
+        place = client.search_experiments()[0].experiment_id
+        client.create_logged_model(place, "of_no_run")
+        client.end_trace(client.start_trace("a trace", experiment_id=place).trace_id)
+        mlflow.flush_trace_async_logging()
+        client.register_prompt("a_prompt", "Name {{x}}.")
+    kinds = "models without a run, traces, prompts"
+    lines = list(exchange.import_runs(str(other)))
+    assert [line for line in lines if line.startswith("not carried: ")] == [
+        f"not carried: {kinds}, which are in '{other / 'mlruns' / 'mlflow.db'}' only"
+    ]
+    assert not [line for line in exchange.import_runs(str(other), [original[1]]) if "traces" in line]
+
+
 def test_by_way_of_a_folder_and_a_server_and_back(original, workplace, tmp_path_factory, store_template, monkeypatch):
     folder, _, ids, _ = original
     with working_in(folder):
