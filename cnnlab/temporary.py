@@ -68,6 +68,6 @@ def listed(folder) -> list[Path]:
 
 
 def size_of(path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
+    """Bytes of a file, or of all files in a folder; none where there is neither."""
+    files = path.rglob("*") if path.is_dir() else [path] * os.path.lexists(path)
     return sum(file.lstat().st_size for file in files if not file.is_dir() or file.is_symlink())

@@ -175,7 +175,7 @@ def held_by_deleted(database, rows) -> list[Finding]:
     models = [model for model in rows.models.values() if model.stage == "deleted" or model.run_id in gone]
     if not runs and not models:
         return []
-    folders = [folder for one in (*runs, *models) if (folder := folder_of(one.place, database)) and folder.exists()]
+    folders = [folder for one in (*runs, *models) if (folder := folder_of(one.place, database))]
     size = in_mb(sum(map(size_of, folders)))
     what = f"{counted(len(runs), 'deleted run')} and {counted(len(models), 'deleted model')} hold {size}"
     return [Finding(what, "'cnnlab gc' frees them, 'mlflow runs restore' brings a run back", is_fault=False)]
