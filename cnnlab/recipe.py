@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cnnlab.errors import ArgumentError, reading
 from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
-from cnnlab.models import COMMON, MODELS, Range, find_model, own
+from cnnlab.models import COMMON, MODELS, TRAINING, Range, find_model, own
 from cnnlab.models.augment import parse_augment
 from cnnlab.names import shown
 
@@ -255,6 +255,9 @@ class Recipe:
         for name, default in self._dependent_defaults(model).items():
             if not self.said(name):
                 object.__setattr__(self, name, unsaid(default))
+        for name in self._given_way():
+            if isinstance(getattr(self, name), Unsaid):
+                object.__setattr__(self, name, None if TRAINING[name] is None else unsaid(TRAINING[name]))
         if self.arguments and not model.own:
             if not replaced:
                 raise ArgumentError(
@@ -286,6 +289,17 @@ class Recipe:
             )
             defaults |= {"fine_tune_from": "top", "fine_tune_learning_rate": rate / 10}
         return defaults
+
+    def _given_way(self):
+        """Fields whose value for the model does not go with what was asked for."""
+        if self.optimizer != "sgd":
+            yield from ("momentum", "offset_rate")
+        if self.schedule == "plateau":
+            yield "warmup"
+        if self.ema:
+            yield "lookahead"
+        if self.layer_decay not in (None, 1):
+            yield "offset_rate"
 
     @property
     def label(self) -> str:

@@ -276,6 +276,17 @@ def test_what_does_not_go_together_is_said():
             cnnlab.Recipe(**fields)
 
 
+@pytest.mark.parametrize("model", ["cnn", "resnet9", "vgg16"])
+def test_what_is_asked_for_wins_over_the_models_defaults(model):
+    adam = cnnlab.Recipe(model=model, optimizer="adam")
+    assert (adam.momentum, adam.offset_rate) == (None, 1.0)
+    assert cnnlab.Recipe(model=model, optimizer="adamw", offset_rate=8.0).offset_rate == 8.0
+    assert dataclasses.replace(adam, optimizer="sgd").momentum == cnnlab.Recipe(model=model, optimizer="sgd").momentum
+    assert cnnlab.Recipe(model=model, schedule="plateau").warmup is None
+    assert cnnlab.Recipe(model=model, ema=0.9).lookahead == 0.0
+    assert cnnlab.Recipe(model=model, fine_tune=1, layer_decay=0.5).offset_rate == 1.0
+
+
 def test_defaults_follow_the_optimizer_and_the_schedule():
     assert (cnnlab.Recipe(optimizer="sgd").learning_rate, cnnlab.Recipe(optimizer="sgd").momentum) == (0.01, 0.9)
     assert cnnlab.Recipe(optimizer="adamw").weight_decay == 0.004
