@@ -71,8 +71,8 @@ def expect_to_combine(recipe):
             value = getattr(recipe, name)
             expect(not value, f"no {name} with schedule plateau, which sets one learning rate", value, "Leave one out.")
     expect(
-        recipe.momentum is None or recipe.optimizer in ("sgd", None),
-        "no momentum with another optimizer than sgd",
+        recipe.momentum is None or recipe.optimizer in ("sgd", "muon", None),
+        "no momentum with another optimizer than sgd and muon",
         f"momentum {recipe.momentum} with {recipe.optimizer}",
         "Leave one out.",
     )

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from cnnlab.errors import ArgumentError, reading
 from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
-from cnnlab.models import COMMON, MODELS, TRAINING, Range, find_model, own
+from cnnlab.models import COMMON, MODELS, OF_OPTIMIZERS, TRAINING, Range, find_model, own
 from cnnlab.models.augment import parse_augment
 from cnnlab.names import shown
 
 PRECISIONS = ("float32", "mixed_bfloat16", "auto")
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 SCHEDULES = ("constant", "cosine", "one-cycle", "plateau")
-ADAMW_DECAY = 0.004  # Keras's default of AdamW and Muon
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Recipe:
     batch_size: int | None = field(None, "Images per optimizer step.", low=1, high=65_536, space=(32, 64, 128, 256))
     optimizer: str | None = field(
         None,
-        "Of the weights; sgd has Nesterov momentum, muon orthogonalises dense layers only, as Keras's does.",
+        "Of the weights; muon is AdamW for the last layer and whatever is no convolution or dense layer.",
         choices=OPTIMIZERS,
         space=OPTIMIZERS,
     )
@@ -84,7 +83,12 @@ class Recipe:
         None, "The optimizer's, at its highest.", above=0, high=10, space=Range(1e-4, 1e-2, log=True)
     )
     momentum: float | None = field(
-        None, "Nesterov momentum of sgd.", low=0, high=0.999, unsaid="0.9 with sgd", space=Range(0.8, 0.95)
+        None,
+        "Nesterov momentum of sgd and muon.",
+        low=0,
+        high=0.999,
+        unsaid="0.9 with sgd, 0.95 with muon",
+        space=Range(0.8, 0.95),
     )
     weight_decay: float | None = field(
         None, "Decoupled weight decay.", low=0, high=1, space=Range(1e-5, 1e-1, log=True)
@@ -252,12 +256,12 @@ class Recipe:
         for name, default in defaults.items():
             if getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
                 object.__setattr__(self, name, unsaid(default))
+        for name in self._given_way(model):
+            if isinstance(getattr(self, name), Unsaid):
+                object.__setattr__(self, name, None if TRAINING[name] is None else unsaid(TRAINING[name]))
         for name, default in self._dependent_defaults(model).items():
             if not self.said(name):
                 object.__setattr__(self, name, unsaid(default))
-        for name in self._given_way():
-            if isinstance(getattr(self, name), Unsaid):
-                object.__setattr__(self, name, None if TRAINING[name] is None else unsaid(TRAINING[name]))
         if self.arguments and not model.own:
             if not replaced:
                 raise ArgumentError(
@@ -275,12 +279,8 @@ class Recipe:
     def _dependent_defaults(self, model):
         """Defaults that depend on what other fields hold."""
         defaults = {}
-        if self.optimizer in model.rates:
-            defaults["learning_rate"] = model.rates[self.optimizer]
-        if self.optimizer in ("adamw", "muon") and not self.weight_decay:
-            defaults["weight_decay"] = ADAMW_DECAY
-        if self.optimizer == "sgd":
-            defaults["momentum"] = model.defaults.get("momentum") or 0.9
+        if self.optimizer and self.optimizer != model.defaults.get("optimizer"):
+            defaults |= {**OF_OPTIMIZERS.get(self.optimizer, {}), **model.of_optimizers.get(self.optimizer, {})}
         if self.schedule == "one-cycle":
             defaults["warmup"] = model.defaults.get("warmup") or 0.3
         if self.fine_tune:
@@ -290,9 +290,9 @@ class Recipe:
             defaults |= {"fine_tune_from": "top", "fine_tune_learning_rate": rate / 10}
         return defaults
 
-    def _given_way(self):
+    def _given_way(self, model):
         """Fields whose value for the model does not go with what was asked for."""
-        if self.optimizer != "sgd":
+        if self.optimizer != model.defaults.get("optimizer"):
             yield from ("momentum", "offset_rate")
         if self.schedule == "plateau":
             yield "warmup"

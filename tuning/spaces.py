@@ -17,7 +17,7 @@ DEPENDENT = {
         ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"),
         lambda values, base: values.get("fine_tune", base.fine_tune),
     ),
-    "momentum": lambda values, base: values.get("optimizer", base.optimizer) == "sgd",
+    "momentum": lambda values, base: values.get("optimizer", base.optimizer) in ("sgd", "muon"),
     "warmup": lambda values, base: values.get("schedule", base.schedule) != "plateau",
 }
 LENGTHS = {"blocks": "filters"}  # what says how many numbers a field has
@@ -38,8 +38,20 @@ def narrowed_space(recipe, given, options) -> dict:
     }
     said = {pair.partition("=")[0] for pair in recipe.arguments}
     further = {name: values for name, values in further.items() if name not in said}
-    space = narrowed(fixed(model.space, given), options, recipe, further)
+    space = narrowed(fixed(_with_optimizer(model, recipe.optimizer), given), options, recipe, further)
     check_space(space, recipe)
+    return space
+
+
+def _with_optimizer(model, optimizer) -> dict:
+    """The model's space, its ranges around the values that go with the optimizer."""
+    space = dict(model.space)
+    for name, value in model.of_optimizers.get(optimizer, {}).items():
+        if name in ("learning_rate", "weight_decay") and isinstance(space.get(name), Range):
+            low, high = (
+                float(f"{end * value / model.defaults[name]:.2g}") for end in (space[name].low, space[name].high)
+            )
+            space[name] = dataclasses.replace(space[name], low=low, high=high)
     return space
 
 

@@ -36,7 +36,7 @@ class Model:
         defaults: of fields of the recipe that are not the factory's, or that it has other defaults for.
         check: `(side, **arguments)`, raises `ArgumentError` where the model cannot be built for images of that size.
         space: what a search varies, hyperparameter to a tuple of choices or a `Range`.
-        rates: the learning rate by optimizer, where that is not `defaults`'s.
+        of_optimizers: optimizer to what `defaults` would be with that one.
         prepare: `(model, images)`, called once with the model that was built and the training images.
         own: whether it is a function of the user's, whose further arguments are given as `arguments`.
     """
@@ -45,7 +45,7 @@ class Model:
     check: Callable = lambda side, **arguments: None
     defaults: Mapping = field(default_factory=dict)
     space: Mapping = field(default_factory=dict)
-    rates: Mapping = field(default_factory=dict)
+    of_optimizers: Mapping = field(default_factory=dict)
     prepare: Callable | None = None
     own: bool = False
 
@@ -73,13 +73,19 @@ TRAINING = {
     **{"schedule": "constant", "warmup": None, "label_smoothing": 0.0, "ema": 0.0, "lookahead": 0.0, "clip_norm": None},
     "offset_rate": 1.0,
 }
+# Of an optimizer that is not the model's own, where the model's row has no others; decay and momentum are Keras's.
+OF_OPTIMIZERS = {
+    "adamw": {"weight_decay": 0.004},
+    "sgd": {"momentum": 0.9},
+    "muon": {"weight_decay": 0.004, "momentum": 0.95},
+}
 # Found on 17 flowers at 224 pixels and CIFAR-10 at 96, 979 and 45,000 images, with an EfficientNet-Lite0 of ImageNet.
 HEAD = {**TRAINING, "learning_rate": 2e-3, "schedule": "cosine", "dense_units": 256, "dropout": 0.2}
 FROZEN = {
     **{"frozen_precision": "auto", "feature_dtype": "auto"},
     **{"fine_tune": 0, "fine_tune_from": None, "fine_tune_learning_rate": None, "layer_decay": None},
 }
-HEAD_RATES = {"sgd": 2e-2}
+HEAD_OPTIMIZERS = {"sgd": {"learning_rate": 2e-2}}
 RATES = {"learning_rate": Range(1e-4, 1e-2, log=True)}
 HEAD_SPACE = {
     **RATES,
@@ -108,7 +114,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
                 "augment": ("none", "flip", "full"),
                 "batch_size": (32, 64, 128),
             },
-            rates={"sgd": 1e-2},
+            of_optimizers={"sgd": {"learning_rate": 1e-2}},
         ),
         "resnet9": Model(
             resnet9,
@@ -128,7 +134,11 @@ MODELS: Mapping[str, Model] = MappingProxyType(
                 "lookahead": (0.0, 0.77, 0.9),
                 "batch_size": (256, 512),
             },
-            rates={"adam": 2e-3, "adamw": 2e-3, "muon": 2e-3},
+            of_optimizers={
+                "adam": {"learning_rate": 2e-3},
+                "adamw": {"learning_rate": 2e-3, "weight_decay": 0.009},
+                "muon": {"learning_rate": 0.02, "momentum": 0.9, "weight_decay": 0.15},
+            },
             prepare=adapt,
         ),
         # The seed's VGG16: Flatten and a dense layer, at the pictures' usual 32 pixels.
@@ -147,17 +157,17 @@ MODELS: Mapping[str, Model] = MappingProxyType(
                 "preprocessing": ("vgg16", "scale"),
                 "train_blocks": (0, 1),
             },
-            rates={"sgd": 1e-3},
+            of_optimizers={"sgd": {"learning_rate": 1e-3}},
         ),
         # Any backbone: --backbone says which.
-        "transfer": Model(transfer, check_transfer, {**HEAD, **FROZEN}, HEAD_SPACE, HEAD_RATES),
+        "transfer": Model(transfer, check_transfer, {**HEAD, **FROZEN}, HEAD_SPACE, HEAD_OPTIMIZERS),
         **{
             name: Model(
                 partial(transfer, backbone=name),
                 partial(check_transfer, backbone=name),
                 {**HEAD, **FROZEN},
                 HEAD_SPACE,
-                HEAD_RATES,
+                HEAD_OPTIMIZERS,
             )
             for name in BACKBONES
             if name != "vgg16"
@@ -175,7 +185,9 @@ def find_model(name) -> Model:
     if own.is_own(name):
         # Its optimizer is its own where it compiles itself, so that a default of ours would say what is not so.
         defaults = {**dict.fromkeys(TRAINING), "image_size": 32, "feature_dtype": "auto"}
-        return Model(own.load(name), defaults=defaults, space=RATES, rates={"sgd": 1e-2}, own=True)
+        return Model(
+            own.load(name), defaults=defaults, space=RATES, of_optimizers={"sgd": {"learning_rate": 1e-2}}, own=True
+        )
     if name not in MODELS:
         usual = ("cnn", "resnet9", "vgg16", "transfer")
         near = [*usual, *sorted(set(MODELS) - set(usual))]

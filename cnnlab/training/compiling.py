@@ -4,12 +4,13 @@ import math
 
 import keras
 
-from cnnlab.models import TRAINING
+from cnnlab.models import OF_OPTIMIZERS, TRAINING
 from cnnlab.models.augment import mixes_of
 
 ONE_CYCLE_START = 25  # how many times lower one-cycle starts, as in fastai and PyTorch
 LOOKAHEAD_STEPS = 5  # as in the paper and airbench
 LOOKAHEAD_END = 0.07  # share of its peak that the rate falls to with lookahead, which does the rest, as in airbench
+HEAD_DECAY = OF_OPTIMIZERS["adamw"]["weight_decay"]  # highest of a last layer's beside muon's own, which is larger
 STEPS_PER_EXECUTION = 16  # steps between returns to Python: a dense head trains 1.8 times as fast, results are equal
 
 
@@ -57,7 +58,7 @@ def compile_model(
             restarts), or "one-cycle" for a rise from a 25th and then the same (arXiv:1708.07120, of the rate alone).
         steps: of the whole training, for the schedule.
         optimizer: "adam", "adamw", "sgd" or "muon".
-        momentum: Nesterov's, of sgd.
+        momentum: Nesterov's, of sgd and muon.
         warmup: share of the steps in which the rate rises.
         label_smoothing: share of each label that is spread over all classes; it is part of the loss, `val_loss` too.
         ema: decay of the average of the weights that is kept, 0 for none.
@@ -85,8 +86,12 @@ def compile_model(
             case "sgd":
                 one = keras.optimizers.SGD(rate, momentum or 0.0, nesterov=bool(momentum), name="sgd", **common)
             case "muon":
-                head = {"exclude_layers": ["probabilities"], "adam_weight_decay": decay or None}
-                one = keras.optimizers.Muon(rate, name="muon", **head, **common)
+                head = {
+                    "exclude_layers": ["probabilities", "scores"],
+                    "adam_weight_decay": min(decay, HEAD_DECAY) or None,
+                }
+                one = keras.optimizers.Muon(rate, name="muon", momentum=float(momentum or 0), **head, **common)
+                _orthogonalise_convolutions(one)
         one.exclude_from_weight_decay(var_names=spared)
         return one
 
@@ -106,6 +111,26 @@ def compile_model(
         metrics=["accuracy"],
         steps_per_execution=LOOKAHEAD_STEPS if lookahead else STEPS_PER_EXECUTION,
     )
+
+
+def _orthogonalise_convolutions(muon):
+    """Let Keras's Muon treat a convolution's kernel as the matrix of what goes into each filter, as its author does
+    (https://kellerjordan.github.io/posts/muon); Keras leaves it to AdamW.
+
+    Done to the object, since a saved model names the class of its optimizer, which Keras alone must find.
+    """
+    of_keras = muon.update_step
+
+    def update_step(gradient, variable, learning_rate):
+        if len(variable.shape) != 4 or variable.shape[-1] == 1:  # a depthwise one has no matrix
+            return of_keras(gradient, variable, learning_rate)
+        past = muon.momentums[muon._get_variable_index(variable)]
+        muon.assign_add(past, gradient + past * (muon.momentum - 1))
+        ahead = keras.ops.reshape(gradient + past * muon.momentum, (-1, variable.shape[-1]))
+        step = muon.lr_adjust(learning_rate * muon.zeropower_via_newtonschulz5(ahead, muon.ns_steps))
+        muon.assign_sub(variable, keras.ops.reshape(step, variable.shape))
+
+    muon.update_step = update_step
 
 
 def _schedule(peak, name, warmup, steps, end):

@@ -268,12 +268,38 @@ def test_what_does_not_go_together_is_said():
             "Expected offset_rate or layer_decay",
         ),
         ({"ema": 0.9, "lookahead": 0.8}, "Expected ema or lookahead"),
-        ({"optimizer": "adam", "momentum": 0.9}, "no momentum with another optimizer than sgd"),
+        ({"optimizer": "adam", "momentum": 0.9}, "no momentum with another optimizer than sgd and muon"),
         ({"model": "vgg16", "fine_tune_from": "all"}, "fine_tune, a number of epochs, with fine_tune_from"),
         ({"model": "vgg16", "fine_tune": 1, "layer_decay": 0.5, "schedule": "plateau"}, "no layer_decay with schedule"),
     ):
         with pytest.raises(cnnlab.ArgumentError, match=message):
             cnnlab.Recipe(**fields)
+
+
+def test_muon_takes_steps_of_convolutions_that_are_near_to_orthogonal():
+    images = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(6, 3, use_bias=False)(images)
+    x = keras.layers.DepthwiseConv2D(3, use_bias=False)(x)
+    x = keras.layers.Flatten()(x)
+    model = keras.Model(images, keras.layers.Dense(3, activation="softmax", name="probabilities")(x))
+    compile_model(model, 0.01, optimizer="muon")
+    before = [weight.numpy() for weight in model.trainable_variables]
+    rng = np.random.default_rng(0)
+    model.fit(rng.normal(size=(32, 8, 8, 4)), rng.integers(0, 3, 32), batch_size=32, verbose=0)
+    steps = [was - weight.numpy() for was, weight in zip(before, model.trainable_variables, strict=True)]
+    lengths = np.linalg.svd(steps[0].reshape(36, 6), compute_uv=False) / (0.01 * 0.2 * 36**0.5)
+    assert (lengths.min(), lengths.max()) == pytest.approx((0.95, 0.95), abs=0.35)  # as near as five iterations come
+    # AdamW's first step is the rate, whatever the gradient.
+    for step in steps[1:3]:
+        assert np.abs(step) == pytest.approx(np.full(step.shape, 0.01), rel=0.05)
+
+
+def test_defaults_of_another_optimizer_are_its_own():
+    muon = cnnlab.Recipe(model="resnet9", optimizer="muon")
+    assert (muon.learning_rate, muon.momentum, muon.weight_decay, muon.offset_rate) == (0.02, 0.9, 0.15, 1.0)
+    assert cnnlab.Recipe(optimizer="muon", momentum=0.5).momentum == 0.5
+    assert cnnlab.Recipe(optimizer="muon").momentum == 0.95
+    assert dataclasses.replace(muon, optimizer="sgd") == cnnlab.Recipe(model="resnet9", optimizer="sgd")
 
 
 @pytest.mark.parametrize("model", ["cnn", "resnet9", "vgg16"])

@@ -37,6 +37,14 @@ def test_a_name_alone_adds_a_field_with_its_usual_values():
         narrowed_space(recipe, ["ema"], ["ema"])
 
 
+def test_ranges_go_with_the_optimizer():
+    own, muon = (narrowed_space(cnnlab.Recipe(model="resnet9", optimizer=name), [], []) for name in ("sgd", "muon"))
+    assert own["learning_rate"] == Range(0.2, 2.0, log=True)
+    assert muon["learning_rate"] == Range(0.0053, 0.053, log=True)
+    assert muon["weight_decay"] == Range(0.033, 0.5, log=True)
+    assert narrowed_space(cnnlab.Recipe(optimizer="sgd"), [], [])["learning_rate"] == Range(3e-3, 3e-2, log=True)
+
+
 def test_what_depends_on_another_value_is_left_out_without_it():
     base = cnnlab.Recipe(model="vgg16", fine_tune=1)
     assert recipe_of({"fine_tune": 0, "fine_tune_from": "all", "layer_decay": 0.5}, base).fine_tune_from is None
