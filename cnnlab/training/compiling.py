@@ -4,13 +4,12 @@ import math
 
 import keras
 
-from cnnlab.models import OF_OPTIMIZERS, TRAINING
+from cnnlab.models import TRAINING
 from cnnlab.models.augment import mixes_of
 
 ONE_CYCLE_START = 25  # how many times lower one-cycle starts, as in fastai and PyTorch
 LOOKAHEAD_STEPS = 5  # as in the paper and airbench
 LOOKAHEAD_END = 0.07  # share of its peak that the rate falls to with lookahead, which does the rest, as in airbench
-HEAD_DECAY = OF_OPTIMIZERS["adamw"]["weight_decay"]  # highest of a last layer's beside muon's own, which is larger
 STEPS_PER_EXECUTION = 16  # steps between returns to Python: a dense head trains 1.8 times as fast, results are equal
 
 
@@ -82,14 +81,12 @@ def compile_model(
             case "adam":
                 return keras.optimizers.Adam(rate, name="adam", **common)
             case "adamw":
-                one = keras.optimizers.AdamW(rate, name="adamw", **common)
+                one = keras.optimizers.AdamW(rate, name="adamw", **{**common, "weight_decay": decay})
             case "sgd":
                 one = keras.optimizers.SGD(rate, momentum or 0.0, nesterov=bool(momentum), name="sgd", **common)
             case "muon":
-                head = {
-                    "exclude_layers": ["probabilities", "scores"],
-                    "adam_weight_decay": min(decay, HEAD_DECAY) or None,
-                }
+                # For Keras convolutions are AdamW's, so that its decay must be theirs.
+                head = {"exclude_layers": ["probabilities", "scores"], "adam_weight_decay": decay or None}
                 one = keras.optimizers.Muon(rate, name="muon", momentum=float(momentum or 0), **head, **common)
                 _orthogonalise_convolutions(one)
         one.exclude_from_weight_decay(var_names=spared)

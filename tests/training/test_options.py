@@ -294,6 +294,21 @@ def test_muon_takes_steps_of_convolutions_that_are_near_to_orthogonal():
         assert np.abs(step) == pytest.approx(np.full(step.shape, 0.01), rel=0.05)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
+def test_every_optimizer_decays_convolutions(optimizer):
+    images = keras.Input((4, 4, 1))
+    x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3)(images))
+    model = keras.Model(images, keras.layers.Dense(2, activation="softmax")(x))
+    kernels = []
+    for decay in (0.0, 0.5):
+        compile_model(model, 0.01, optimizer=optimizer, weight_decay=decay)
+        model.set_weights([np.ones(weight.shape, "float32") for weight in model.weights])
+        model.fit(np.zeros((4, 4, 4, 1)), np.array([0, 1, 0, 1]), verbose=0)  # no gradient in the convolution
+        kernels.append(model.trainable_variables[0].numpy())
+    assert kernels[0] == pytest.approx(np.ones((3, 3, 1, 2)))
+    assert kernels[1] == pytest.approx(np.full((3, 3, 1, 2), 1 - 0.01 * 0.5))
+
+
 def test_defaults_of_another_optimizer_are_its_own():
     muon = cnnlab.Recipe(model="resnet9", optimizer="muon")
     assert (muon.learning_rate, muon.momentum, muon.weight_decay, muon.offset_rate) == (0.02, 0.9, 0.15, 1.0)
