@@ -5,6 +5,8 @@ from dataclasses import field as dataclass_field
 
 from cnnlab.errors import ArgumentError, expect_one_of
 
+WITH_MOMENTUM = ("sgd", "muon")  # optimizers that take one
+
 
 def field(default, help, *, low=None, above=None, high=None, choices=None, unsaid=None, space=None):
     """A field with its help text, bounds (`low` inclusive, `above` exclusive), what `None` means, in words, and what a
@@ -71,8 +73,8 @@ def expect_to_combine(recipe):
             value = getattr(recipe, name)
             expect(not value, f"no {name} with schedule plateau, which sets one learning rate", value, "Leave one out.")
     expect(
-        recipe.momentum is None or recipe.optimizer in ("sgd", "muon", None),
-        "no momentum with another optimizer than sgd and muon",
+        recipe.momentum is None or recipe.optimizer in (*WITH_MOMENTUM, None),
+        f"no momentum with another optimizer than {' and '.join(WITH_MOMENTUM)}",
         f"momentum {recipe.momentum} with {recipe.optimizer}",
         "Leave one out.",
     )

@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 from cnnlab.errors import ArgumentError, expect_one_of
+from cnnlab.fields import WITH_MOMENTUM
 from cnnlab.models import TRAINING, Range, find_model
 from cnnlab.recipe import Recipe, applies, own_arguments
 
@@ -17,7 +18,7 @@ DEPENDENT = {
         ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"),
         lambda values, base: values.get("fine_tune", base.fine_tune),
     ),
-    "momentum": lambda values, base: values.get("optimizer", base.optimizer) in ("sgd", "muon"),
+    "momentum": lambda values, base: values.get("optimizer", base.optimizer) in WITH_MOMENTUM,
     "warmup": lambda values, base: values.get("schedule", base.schedule) != "plateau",
 }
 LENGTHS = {"blocks": "filters"}  # what says how many numbers a field has
@@ -47,10 +48,10 @@ def _with_optimizer(model, optimizer) -> dict:
     """The model's space, its ranges around the values that go with the optimizer."""
     space = dict(model.space)
     for name, value in model.of_optimizers.get(optimizer, {}).items():
-        if name in ("learning_rate", "weight_decay") and isinstance(space.get(name), Range):
-            low, high = (
-                float(f"{end * value / model.defaults[name]:.2g}") for end in (space[name].low, space[name].high)
-            )
+        if isinstance(space.get(name), Range):
+            # A function of the user's has no defaults of its own.
+            factor = value / (model.defaults[name] or TRAINING[name])
+            low, high = (float(f"{end * factor:.2g}") for end in (space[name].low, space[name].high))
             space[name] = dataclasses.replace(space[name], low=low, high=high)
     return space
 

@@ -45,6 +45,12 @@ def test_ranges_go_with_the_optimizer():
     assert narrowed_space(cnnlab.Recipe(optimizer="sgd"), [], [])["learning_rate"] == Range(3e-3, 3e-2, log=True)
 
 
+def test_a_function_of_the_users_has_ranges_with_any_optimizer(tmp_path):
+    (tmp_path / "nets.py").write_text("def net(input_shape, num_classes, units=8):\n    ...\n")
+    recipe = cnnlab.Recipe(model=f"{tmp_path / 'nets.py'}:net", optimizer="sgd")
+    assert narrowed_space(recipe, [], [])["learning_rate"] == Range(1e-3, 1e-1, log=True)
+
+
 def test_what_depends_on_another_value_is_left_out_without_it():
     base = cnnlab.Recipe(model="vgg16", fine_tune=1)
     assert recipe_of({"fine_tune": 0, "fine_tune_from": "all", "layer_decay": 0.5}, base).fine_tune_from is None
