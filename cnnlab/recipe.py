@@ -256,12 +256,9 @@ class Recipe:
         for name, default in defaults.items():
             if getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
                 object.__setattr__(self, name, unsaid(default))
-        for name in self._given_way(model):
-            if isinstance(getattr(self, name), Unsaid):
-                object.__setattr__(self, name, None if TRAINING[name] is None else unsaid(TRAINING[name]))
         for name, default in self._dependent_defaults(model).items():
             if not self.said(name):
-                object.__setattr__(self, name, unsaid(default))
+                object.__setattr__(self, name, None if default is None else unsaid(default))
         if self.arguments and not model.own:
             if not replaced:
                 raise ArgumentError(
@@ -278,7 +275,7 @@ class Recipe:
 
     def _dependent_defaults(self, model):
         """Defaults that depend on what other fields hold."""
-        defaults = {}
+        defaults = {name: TRAINING[name] for name in self._given_way(model) if getattr(self, name) is not None}
         if self.optimizer and self.optimizer != model.defaults.get("optimizer"):
             defaults |= {**OF_OPTIMIZERS.get(self.optimizer, {}), **model.of_optimizers.get(self.optimizer, {})}
         if self.schedule == "one-cycle":
