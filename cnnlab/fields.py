@@ -90,6 +90,25 @@ def expect_to_combine(recipe):
         f"offset_rate {recipe.offset_rate} and layer_decay {recipe.layer_decay}",
         "Set one to 1.",
     )
+    expect(
+        not (recipe.small_first and recipe.epochs == 1),
+        "2 epochs or more with small_first, as the last one sees whole pictures",
+        recipe.epochs,
+        "Leave small_first out.",
+    )
+    expect(
+        not (recipe.small_first and recipe.ema),
+        "ema or small_first, as Keras keeps averages within one fit only",
+        f"ema {recipe.ema} and small_first {recipe.small_first}",
+        "Set one to 0.",
+    )
+    sizes = {recipe.picture_size, recipe.image_size} - {None}
+    expect(
+        not recipe.small_first or len(sizes) < 2,
+        "pictures in memory of the size that the model sees with small_first, as crops that it resizes save no time",
+        f"picture_size {recipe.picture_size} and image_size {recipe.image_size}",
+        "Make them equal.",
+    )
     if not recipe.fine_tune:
         for name in ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"):
             value = getattr(recipe, name)

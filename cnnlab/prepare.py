@@ -13,6 +13,7 @@ from cnnlab.data.named import NAMED
 from cnnlab.data.sizes import picture_side
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import find_model, own, weights
+from cnnlab.models.augment import small_side
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.recipe import Recipe, own_arguments
 from cnnlab.tracking import models as stored_models
@@ -60,7 +61,8 @@ def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Pr
     in_memory = int(max(recipe.picture_size or _picture_size(recipe, side) for recipe in recipes))
     recipes = [_with_pictures(recipe, in_memory) for recipe in recipes]
     for recipe in recipes:
-        find_model(recipe.model).check(recipe.image_size, **recipe.factory_arguments())
+        smallest = small_side(recipe.image_size) if recipe.small_first else recipe.image_size
+        find_model(recipe.model).check(smallest, **recipe.factory_arguments())
     dataset = load_for(recipes[0], source, as_found)
     say("\n".join(dataset.found.lines))
     for label in sorted(shrunk if isinstance(source, Layout) and side() > FROM_SCRATCH else ()):

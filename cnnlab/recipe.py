@@ -127,6 +127,14 @@ class Recipe:
         "(crop:0.06).",
         space=("none", "flip", "flip+crop", "flip+crop+cutout", "full"),
     )
+    small_first: float | None = field(
+        None,
+        "Share of the epochs, the first ones, that see random crops of 25/32 of the pictures' side, which take about "
+        "two thirds of the time.",
+        low=0,
+        high=0.9,
+        space=(0.0, 0.4, 0.6),
+    )
     ema: float | None = field(
         None,
         "Decay of the average of the weights that is validated and kept; 0 for none, 0.99 is usual.",

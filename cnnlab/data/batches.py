@@ -22,12 +22,15 @@ class Batches(keras.utils.PyDataset):
         mixing: Keras layers that take `{"images", "labels"}`; each batch goes through one of them, at random.
         alternating: a half of the rows, images drawn by the seed, is mirrored in every second epoch, the rest in the
             others.
+        side: pixels a side of random crops that are taken of images, `None` for whole ones.
     """
 
-    def __init__(self, rows, labels, batch_size, seed=None, epoch=0, weights=None, mixing=(), alternating=False):
+    def __init__(
+        self, rows, labels, batch_size, seed=None, epoch=0, weights=None, mixing=(), alternating=False, side=None
+    ):
         super().__init__()
         self.rows, self.labels, self.batch_size = rows, labels, batch_size
-        self.weights, self.mixing = weights, mixing
+        self.weights, self.mixing, self.side = weights, mixing, side
         self.seed, self.epoch = seed, epoch
         self.drawn = np.random.default_rng(seed).permutation(len(rows)) % 2 == 0 if alternating else None
         self.set_order()
@@ -50,6 +53,8 @@ class Batches(keras.utils.PyDataset):
         if self.drawn is not None:
             mirrored = self.drawn[index] ^ (self.epoch % 2 == 1)
             x = np.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
+        if self.side:
+            x = _crops(x, self.side, np.random.default_rng((self.seed, self.epoch, i, self.side)))
         if self.mixing:
             # Of the batch's own number: Keras asks for the first ones once more, to see what they look like.
             generator = np.random.default_rng((self.seed, self.epoch, i))
@@ -59,6 +64,13 @@ class Batches(keras.utils.PyDataset):
             x = np.rint(np.asarray(mixed["images"])).astype("uint8")
             y = np.asarray(mixed["labels"])
         return (x, y) if self.weights is None else (x, y, sample_weights(self.weights, y))
+
+
+def _crops(images, side, generator):
+    """A square of each image, anywhere in it: `(N, H, W, 3)` to `(N, side, side, 3)`."""
+    top, left = (generator.integers(length - side + 1, size=len(images)) for length in images.shape[1:3])
+    squares = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))
+    return np.moveaxis(squares[np.arange(len(images)), top, left], 1, -1)  # from (N, 3, side, side)
 
 
 def sample_weights(weights, labels):

@@ -123,7 +123,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
                 **{**TRAINING, "image_size": 32, "epochs": 14, "batch_size": 512, "precision": "auto"},
                 **{"optimizer": "sgd", "learning_rate": 0.75, "momentum": 0.85, "weight_decay": 0.009},
                 **{"schedule": "one-cycle", "warmup": 0.25, "label_smoothing": 0.2, "augment": "altflip+crop:0.0625"},
-                **{"lookahead": 0.77, "offset_rate": 64.0},
+                **{"lookahead": 0.77, "offset_rate": 64.0, "small_first": 0.0},
             },
             {
                 "learning_rate": Range(0.2, 2.0, log=True),

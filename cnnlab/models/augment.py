@@ -27,6 +27,7 @@ MIXES = {
 ALTERNATING = {"altflip": (None, None, "a mirror image in every second epoch, half of the pictures at a time")}
 LAYERS = {**GEOMETRY, **PIXELS}
 KINDS = {**ALTERNATING, **LAYERS, **MIXES}
+SMALL = 25 / 32  # of a picture's side, with small_first
 PRESETS = {"none": (), "full": ("flip", "shift", "rotate", "zoom")}
 
 
@@ -60,6 +61,11 @@ def alternates(augment) -> bool:
     within any two epochs, where a coin shows half of the pictures one way twice.
     """
     return "altflip" in parse_augment(augment)
+
+
+def small_side(side) -> int:
+    """Pixels a side of the crops that a training with `small_first` begins with."""
+    return round(SMALL * side)
 
 
 def augmented(x, augment):

@@ -13,7 +13,7 @@ import numpy as np
 from cnnlab.data.batches import Batches
 from cnnlab.data.class_weights import class_weights
 from cnnlab.errors import LabError
-from cnnlab.models.augment import alternates, mixes_of, mixing_layers
+from cnnlab.models.augment import alternates, mixes_of, mixing_layers, small_side
 from cnnlab.models.layers import single_view
 from cnnlab.results.predictions import Predictions
 from cnnlab.signals import signals_between_batches, signals_held
@@ -22,7 +22,7 @@ from cnnlab.training.callbacks import LearningRate, Lookahead
 from cnnlab.training.checkpoint import Checkpoint, Keeper
 from cnnlab.training.compiling import STEPS_PER_EXECUTION, compile_like, wants_one_hot
 from cnnlab.training.frozen import features_of, split_at_frozen_front
-from cnnlab.training.stages import begin_fine_tuning, stages_of
+from cnnlab.training.stages import begin_fine_tuning, for_crops, stages_of
 
 PREDICT_BATCH = 256  # images; large batches use the cores better
 PREDICT_BYTES = 2**26  # of as many batches of floats as Keras predicts in one call, at most
@@ -101,10 +101,10 @@ def train(
             cut = None  # makes room for the next features
             with devices.scope(model):
                 begin_fine_tuning(model, stage, recipe, len(dataset.train))
-        cut = _cut(model, used, recipe)
-        before = cut.trained.get_weights() if stage.start else []
-        if stage.start and found:
-            before = found.arrays["before"]
+        cut = _cut(model, used, recipe, stage)
+        before = []
+        if results:
+            before = found.arrays["before"] if found else cut.trained.get_weights()
         done = sum(result.epochs for result in results)
         epochs = len(history.get("loss", ())), done + stage.epochs
         if progress.get("stopped"):  # by patience; what follows the last epoch is still to be done
@@ -112,11 +112,11 @@ def train(
         ended = [dataclasses.asdict(result) for result in results]
         keeper = Keeper(checkpoint, history, ended, before, (started, began)) if checkpoint else None
         with recorded() as more:
-            fitted = _fit(cut, dataset, recipe, stage.epochs, epochs, callbacks, more, quiet, keeper)
+            fitted = _fit(cut, dataset, recipe, stage, epochs, callbacks, more, quiet, keeper)
         history = {name: history.get(name, []) + fitted.get(name, []) for name in {**history, **fitted}}
         found, progress = None, {}
         diverged = not np.isfinite(history["loss"][done:]).all()
-        if diverged and not stage.start:
+        if diverged and not results:
             if checkpoint:
                 checkpoint.remove()
             raise LabError(
@@ -154,12 +154,13 @@ class _Cut:
     stored: bool
 
 
-def _cut(model, used, recipe):
+def _cut(model, used, recipe, stage):
     images = {name: part.images for name, part in used.items()}
-    view = single_view(model)
-    if view is not None:  # several views are for answers; training on one costs as much less
-        compile_like(view, model)
-        return _shared(_Cut(view, model, images, False), model)
+    view = single_view(model) or model  # several views are for answers; training on one costs as much less
+    trained = for_crops(view) if stage.small else view
+    if trained is not model:
+        compile_like(trained, model)
+        return _shared(_Cut(trained, model, images, False), model)
     cut = features_by_part(model, images, recipe)
     if cut is None:
         return _shared(_Cut(model, model, images, False), model)
@@ -187,7 +188,7 @@ def features_by_part(model, images, recipe):
         `None` where the images are trained on: nothing is frozen, or the features cannot be kept.
     """
     # What is done to the batches needs pictures.
-    in_batches = mixes_of(recipe.augment) or alternates(recipe.augment)
+    in_batches = mixes_of(recipe.augment) or alternates(recipe.augment) or recipe.small_first
     split = None if in_batches else split_at_frozen_front(model)
     if split is None:
         return None
@@ -196,13 +197,13 @@ def features_by_part(model, images, recipe):
     return None if features is None else (split.head, dict(zip(images, features, strict=True)))
 
 
-def _fit(cut, dataset, recipe, planned, epochs, callbacks, recorded, quiet, keeper):
-    """The history of one `fit`, of a stage planned for so many epochs: from the first of two epochs to the second."""
+def _fit(cut, dataset, recipe, stage, epochs, callbacks, recorded, quiet, keeper):
+    """The history of one `fit`, of a stage: from the first of two epochs to the second."""
     model, (first, end) = cut.trained, epochs
     ours = []
     if recipe.lookahead:
         # The first, so that all others see the weights that a step of it leaves.
-        ours.append(Lookahead(recipe.lookahead, planned * math.ceil(len(dataset.train) / recipe.batch_size)))
+        ours.append(Lookahead(recipe.lookahead, stage.scheduled * math.ceil(len(dataset.train) / recipe.batch_size)))
     callbacks = [*ours, keras.callbacks.TerminateOnNaN(), *callbacks]
     choosing = []
     if recipe.ema:
@@ -233,6 +234,7 @@ def _fit(cut, dataset, recipe, planned, epochs, callbacks, recorded, quiet, keep
         weights,
         mixing,
         alternating,
+        small_side(dataset.image_shape[0]) if stage.small else None,
     )
     validation = _validation(cut.inputs["val"], labels["val"])
     if (several := devices.count(model)) > 1:

@@ -1,4 +1,4 @@
-"""The stages of a training: the head first, then upper layers of the backbone too."""
+"""The stages of a training: the head first, then upper layers of the backbone too; or small pictures first."""
 
 import re
 from dataclasses import dataclass
@@ -11,23 +11,53 @@ from cnnlab.training.compiling import compile_for
 
 @dataclass(frozen=True)
 class Stage:
-    """One `fit` of a training: its `name` for people, `epochs`, the `learning_rate` at its highest, and `start`, the
-    recipe's `fine_tune_from`, or `None` where nothing is unfrozen.
+    """One `fit` of a training.
+
+    Attributes:
+        name: for people.
+        epochs: of it.
+        scheduled: epochs that its schedules of the learning rate and the lookahead are over.
+        learning_rate: at its highest.
+        start: the recipe's `fine_tune_from`, or `None` where nothing is unfrozen.
+        small: whether it is on crops.
     """
 
     name: str
     epochs: int
+    scheduled: int
     learning_rate: float | None
     start: str | None = None
+    small: bool = False
 
 
 def stages_of(recipe) -> list[Stage]:
-    """One stage for an ordinary training, two where a backbone is fine-tuned."""
-    first = Stage("head" if recipe.fine_tune else "training", recipe.epochs, recipe.learning_rate)
+    """One stage for an ordinary training, two where a backbone is fine-tuned or the pictures are small at first."""
+    epochs, rate = recipe.epochs, recipe.learning_rate
+    if recipe.small_first:
+        small = min(max(1, round(recipe.small_first * epochs)), epochs - 1)
+        return [
+            Stage("small pictures", small, epochs, rate, small=True),
+            Stage("whole pictures", epochs - small, epochs, rate),
+        ]
     if not recipe.fine_tune:
-        return [first]
-    name = f"fine-tuning from {recipe.fine_tune_from}"
-    return [first, Stage(name, recipe.fine_tune, recipe.fine_tune_learning_rate, recipe.fine_tune_from)]
+        return [Stage("training", epochs, epochs, rate)]
+    name, more = f"fine-tuning from {recipe.fine_tune_from}", recipe.fine_tune
+    return [
+        Stage("head", epochs, epochs, rate),
+        Stage(name, more, more, recipe.fine_tune_learning_rate, recipe.fine_tune_from),
+    ]
+
+
+def for_crops(model):
+    """The same layers, but for the augmentation's own crop, behind an input of pictures of any size, `(N, H, W, 3)
+    uint8`; not compiled.
+    """
+    images = keras.Input((None, None, model.input_shape[-1]), dtype="uint8", name="images")
+
+    def same(layer):
+        return keras.layers.Identity(name="random_crop") if layer.name == "random_crop" else layer
+
+    return keras.models.clone_model(model, input_tensors=images, clone_function=same)
 
 
 def begin_fine_tuning(model, stage, recipe, images) -> None:

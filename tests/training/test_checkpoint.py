@@ -29,6 +29,11 @@ RECIPES = {
         {"model": "resnet9", "filters": (4,), "epochs": 2, "learning_rate": 0.1, "augment": "altflip", **SMALL},
         (1,),
     ),
+    "small pictures first": (
+        {"model": "resnet9", "filters": (4,), "epochs": 4, "learning_rate": 0.1, "augment": "altflip+crop", **SMALL}
+        | {"small_first": 0.5, "batch_size": 64},
+        (1, 2, 3),
+    ),
     "stages": (
         {"model": "transfer", "backbone": "mine.keras", "pooling": "flatten", "learning_rate": 0.01, "dense_units": 0}
         | {"epochs": 2, "fine_tune": 2, "augment": "flip", "dropout": 0.2, "patience": 1, **SMALL},

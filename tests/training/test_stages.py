@@ -1,6 +1,7 @@
 """pytest tests/training/test_stages.py"""
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import cnnlab
 from cnnlab import cached, reproduce
 from cnnlab.compare import train_model
+from cnnlab.data.batches import Batches
 from cnnlab.models.graft import layers_from
 from cnnlab.models.transfer import check_transfer
 from cnnlab.models.weights import read_network
@@ -134,3 +136,43 @@ def test_normalisation_stays_as_it_was_and_lower_stages_learn_slower(digits, wor
     }
     assert rate["probabilities"] == pytest.approx(0.001)
     assert (rate["block_16_project"], rate["block_7_project"]) == (pytest.approx(0.0005), pytest.approx(0.00025))
+
+
+def test_small_pictures_first_is_one_training_of_all_its_epochs(digits, monkeypatch):
+    fields = {"model": "resnet9", "filters": (8,), "epochs": 5, "batch_size": 32, "augment": "altflip+crop"}
+    recipe = cnnlab.Recipe(**fields, small_first=0.6, dataset="digits", limit=150, precision="float32")
+    sizes, made = [], Batches.__getitem__
+
+    def seen(self, i):
+        batch = made(self, i)
+        sizes.append(batch[0].shape[1:])
+        return batch
+
+    monkeypatch.setattr(Batches, "__getitem__", seen)
+    model = cnnlab.build_model(recipe, digits)
+    trained = loop.train(model, digits, recipe, quiet=True)
+    side = digits.image_shape[0]
+    small = round(side * 25 / 32)
+    assert list(dict.fromkeys(sizes)) == [(small, small, 3), (side, side, 3)]
+    assert [(stage.name, stage.epochs) for stage in trained.stages] == [("small pictures", 3), ("whole pictures", 2)]
+    steps = math.ceil(len(digits.train) / 32)
+    assert int(model.optimizer.iterations) == 5 * steps
+    # The schedule is one over both: it ends where that of a training on whole pictures does.
+    whole = dataclasses.replace(recipe, small_first=0.0)
+    rates = loop.train(cnnlab.build_model(whole, digits), digits, whole, quiet=True).history["learning_rate"]
+    assert trained.history["learning_rate"] == pytest.approx(rates)
+    assert len(trained.history["val_accuracy"]) == 5
+
+
+def test_crops_are_squares_of_their_pictures_each_at_a_place_of_its_own():
+    pixels = np.arange(64 * 12 * 12, dtype="uint16").reshape(64, 12, 12, 1)  # each says where it is
+    batches = Batches(pixels, np.zeros(64), 64, seed=3, side=9)
+    crops, first = batches[0][0], np.sort(batches.order[:64])
+    assert (crops.shape, crops.dtype) == ((64, 9, 9, 1), pixels.dtype)
+    top, left = np.divmod(crops[:, 0, 0, 0] - first * 144, 12)
+    assert set(top) == set(left) == {0, 1, 2, 3}
+    for crop, picture, y, x in zip(crops, pixels[first], top, left, strict=True):
+        np.testing.assert_array_equal(crop, picture[y : y + 9, x : x + 9])
+    np.testing.assert_array_equal(batches[0][0], crops)
+    batches.on_epoch_end()
+    assert (batches[0][0][:, 0, 0, 0] % 144 != crops[:, 0, 0, 0] % 144).any()
