@@ -18,6 +18,7 @@ DEPENDENT = {
         ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"),
         lambda values, base: values.get("fine_tune", base.fine_tune),
     ),
+    **dict.fromkeys(("lookahead", "small_first"), lambda values, base: not values.get("ema", base.ema)),
     "momentum": lambda values, base: values.get("optimizer", base.optimizer) in WITH_MOMENTUM,
     "warmup": lambda values, base: values.get("schedule", base.schedule) != "plateau",
 }
@@ -127,6 +128,8 @@ def recipe_of(values, base) -> Recipe:
             changes[field] = tuple(values[f"{field}_{i}"] for i in range(1, values[length] + 1))
     if "tuner/epochs" in values:  # hyperband; trained from the start, so that the recipe alone repeats the trial
         changes["epochs"] = values["tuner/epochs"]
+    if changes.get("epochs", base.epochs) == 1 and changes.get("small_first", base.small_first):
+        changes["small_first"] = 0.0  # a single epoch sees whole pictures
     return _changed(base, changes)
 
 

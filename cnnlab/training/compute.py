@@ -96,6 +96,23 @@ def threads() -> int:
 
 
 @contextmanager
+def untuned_datasets():
+    """Data sets that Keras iterates over inside are not tuned by TensorFlow while they run.
+
+    The end of an epoch waits for the tuning thread, which misses that it is told to end now and then, most often where
+    all cores are busy: it sleeps on for as long as the epoch took, a minute at most (TensorFlow 2.21).
+    """
+    plain = tf.data.Dataset.__iter__
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    tf.data.Dataset.__iter__ = lambda dataset: plain(dataset.with_options(options))
+    try:
+        yield
+    finally:
+        tf.data.Dataset.__iter__ = plain
+
+
+@contextmanager
 def freed_models():
     """Free what Keras and TensorFlow keep of the models made inside; without it each training leaves 10 MB behind."""
     # Every traced training step registers gradients of its own here, and they hold on to its graphs (TensorFlow 2.21).

@@ -243,7 +243,7 @@ def _fit(cut, dataset, recipe, stage, epochs, callbacks, recorded, quiet, keeper
         val = Batches(cut.inputs["val"], labels["val"], size)
         validation = {"validation_data": devices.EvenBatches(val, several)}
         callbacks.append(devices.DrawApart())
-    with signals_between_batches() as between_batches, devices.as_on_one(model):
+    with signals_between_batches() as between_batches, devices.as_on_one(model), compute.untuned_datasets():
         return model.fit(
             batches,
             shuffle=False,  # Keras would shuffle the batches too, by the state that Python's `random` happens to have
@@ -271,7 +271,7 @@ def stages_in_words(results, dataset):
 def _predict(cut, name, part):
     data = _in_order(cut.inputs[name], part.labels, _predict_batch(cut.inputs[name]))
     data.pop("y", None)
-    with signals_between_batches() as between_batches:
+    with signals_between_batches() as between_batches, compute.untuned_datasets():
         probabilities = cut.predicting.predict(**data, callbacks=[between_batches], verbose=0)  # (N, C) float32
     return Predictions(probabilities, part.labels, part.digest)
 

@@ -57,6 +57,14 @@ def test_what_depends_on_another_value_is_left_out_without_it():
     assert recipe_of({"fine_tune": 3, "fine_tune_from": "all"}, base).fine_tune_from == "all"
     assert recipe_of({"optimizer": "adam", "momentum": 0.8}, base).momentum is None
     assert recipe_of({"optimizer": "sgd", "momentum": 0.8}, base).momentum == 0.8
+    base = cnnlab.Recipe(model="resnet9")
+    averaged = recipe_of({"ema": 0.99, "lookahead": 0.9, "small_first": 0.6}, base)
+    assert (averaged.lookahead, averaged.small_first) == (0.0, 0.0)
+    ahead = recipe_of({"ema": 0.0, "lookahead": 0.9, "small_first": 0.6}, base)
+    assert (ahead.lookahead, ahead.small_first) == (0.9, 0.6)
+    first = dataclasses.replace(base, small_first=0.6)
+    assert recipe_of({"tuner/epochs": 1}, first).small_first == 0.0
+    assert recipe_of({"tuner/epochs": 2}, first).small_first == 0.6
 
 
 @pytest.mark.parametrize(
