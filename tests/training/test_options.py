@@ -7,6 +7,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import cnnlab
 from cnnlab.compare import train_model
@@ -342,3 +343,17 @@ def test_defaults_follow_the_optimizer_and_the_schedule():
     tuned = cnnlab.Recipe(model="vgg16", fine_tune=2)
     assert (tuned.fine_tune_from, tuned.fine_tune_learning_rate) == ("top", pytest.approx(1e-5))
     assert dataclasses.replace(tuned, learning_rate=1e-2).fine_tune_learning_rate == pytest.approx(1e-3)
+
+
+def test_no_data_set_of_a_training_is_tuned(small_cnn, digits, monkeypatch, workplace):
+    tuned, plain = [], tf.data.Dataset.__iter__
+
+    def seen(dataset):
+        tuned.append(dataset.options().autotune.enabled)
+        return plain(dataset)
+
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", seen)
+    recipe = dataclasses.replace(small_cnn, epochs=2)
+    loop.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
+    assert tuned == [False] * 6  # of each epoch the pictures and the validation; two predictions
+    assert tf.data.Dataset.__iter__ is seen
