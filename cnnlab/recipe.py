@@ -231,6 +231,12 @@ class Recipe:
         low=1,
         high=6,
     )
+    members: int | None = field(
+        None,
+        "Networks of different first weights that are trained together and whose answers are averaged.",
+        low=1,
+        high=10,
+    )
     kernel_size: int | None = field(None, "Side of the convolution kernels.", low=1, high=11)
     padding: str | None = field(None, "Padding of the convolutions.", choices=("valid", "same"))
     arguments: tuple[str, ...] = field((), "name=value of a function of your own.")

@@ -22,15 +22,26 @@ class Batches(keras.utils.PyDataset):
         mixing: Keras layers that take `{"images", "labels"}`; each batch goes through one of them, at random.
         alternating: a half of the rows, images drawn by the seed, is mirrored in every second epoch, the rest in the
             others.
+        copies: how often each batch has its labels, one copy behind the other.
         side: pixels a side of random crops that are taken of images, `None` for whole ones.
     """
 
     def __init__(
-        self, rows, labels, batch_size, seed=None, epoch=0, weights=None, mixing=(), alternating=False, side=None
+        self,
+        rows,
+        labels,
+        batch_size,
+        seed=None,
+        epoch=0,
+        weights=None,
+        mixing=(),
+        alternating=False,
+        side=None,
+        copies=1,
     ):
         super().__init__()
         self.rows, self.labels, self.batch_size = rows, labels, batch_size
-        self.weights, self.mixing, self.side = weights, mixing, side
+        self.weights, self.mixing, self.side, self.copies = weights, mixing, side, copies
         self.seed, self.epoch = seed, epoch
         self.drawn = np.random.default_rng(seed).permutation(len(rows)) % 2 == 0 if alternating else None
         self.set_order()
@@ -63,6 +74,7 @@ class Batches(keras.utils.PyDataset):
             mixed = layer({"images": x.astype("float32"), "labels": y}, training=True)
             x = np.rint(np.asarray(mixed["images"])).astype("uint8")
             y = np.asarray(mixed["labels"])
+        y = np.concatenate([y] * self.copies)
         return (x, y) if self.weights is None else (x, y, sample_weights(self.weights, y))
 
 

@@ -5,7 +5,7 @@ from keras import layers
 
 from cnnlab.models.augment import augmented
 
-MEAN_OF_VIEWS = "mean_of_views"
+MEAN_OF_VIEWS, MEAN_OF_MEMBERS = "mean_of_views", "mean_of_members"
 POOLINGS = {
     "flatten": lambda: layers.Flatten(name="flatten"),
     "average": lambda: layers.GlobalAveragePooling2D(name="average_pool"),
@@ -77,8 +77,28 @@ def _mean(model, views, name=None):
     return layers.Average(dtype="float32", name=name)(answers)
 
 
-def single_view(model):
-    """The model inside of one by `mean_of_views`, which is what is trained; `None` for others."""
-    if getattr(model, "layers", None) and model.layers[-1].name == MEAN_OF_VIEWS:
-        return next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    return None
+def mean_of_members(models, name):
+    """A model that averages the probabilities of several models of one shape, which are inside."""
+    images = keras.Input(models[0].input_shape[1:], dtype="uint8", name="images")
+    answers = [model(images) for model in models]
+    return keras.Model(images, layers.Average(dtype="float32", name=MEAN_OF_MEMBERS)(answers), name=name)
+
+
+def side_by_side(models):
+    """A model of several ones' probabilities, one's rows behind the other's: `(N, H, W, 3)` to `(models * N, C)`.
+
+    With labels repeated as often, its loss is the mean of theirs. A mean over so many rows has a part of the gradients
+    that each model would have alone; they are made whole again, so that each learns as it would alone.
+    """
+    images = keras.Input(models[0].input_shape[1:], dtype="uint8", name="images")
+    answers = keras.ops.concatenate([model(images) for model in models], axis=0)
+    answers = len(models) * answers - keras.ops.stop_gradient((len(models) - 1) * answers)
+    return keras.Model(images, answers, name="side_by_side")
+
+
+def networks_of(model) -> list:
+    """What is trained of a model: the members inside of one by `mean_of_views` or `mean_of_members`, or the model."""
+    if getattr(model, "layers", None) and model.layers[-1].name in (MEAN_OF_VIEWS, MEAN_OF_MEMBERS):
+        inside = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+        return [network for one in inside for network in networks_of(one)]
+    return [model]

@@ -15,6 +15,7 @@ def resnet9(
     filters=(64, 128, 256),
     augment="altflip+crop:0.0625",
     test_views=2,
+    members=1,
 ):
     """Whitening 2x2 convolution, then two 3x3 convolutions with BatchNormalization and SiLU per entry of `filters`.
 
@@ -29,6 +30,7 @@ def resnet9(
         filters: filters of each block.
         augment: "none", or names of `cnnlab.models.augment`, separated by commas.
         test_views: of `mean_of_views`; 1 for none.
+        members: networks of different first weights, whose answers are averaged.
 
     Returns:
         A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities. `adapt`
@@ -37,12 +39,23 @@ def resnet9(
     Raises:
         ArgumentError: the images are too small for that many blocks, or another number of views.
     """
+    from cnnlab.models.layers import mean_of_members, mean_of_views
+
+    check_resnet9(image_size or min(input_shape[:2]), filters=filters, test_views=test_views)
+    given = (input_shape, num_classes, image_size, filters, augment)
+    if members == 1:
+        model = _network(*given, name="resnet9")
+    else:
+        model = mean_of_members([_network(*given, name=f"member{i}") for i in range(1, members + 1)], "resnet9")
+    return mean_of_views(model, test_views) if test_views > 1 else model
+
+
+def _network(input_shape, num_classes, image_size, filters, augment, name):
     import keras
     from keras import layers
 
-    from cnnlab.models.layers import image_input, mean_of_views
+    from cnnlab.models.layers import image_input
 
-    check_resnet9(image_size or min(input_shape[:2]), filters=filters, test_views=test_views)
     images, x = image_input(input_shape, augment, image_size)
     # float32 under any policy, as bfloat16 has not the digits for pixels.
     x = layers.Normalization(name="normalize", dtype="float32")(x)
@@ -52,8 +65,8 @@ def resnet9(
     for i, count in enumerate(filters, start=1):
         for part in ("a", "b"):
             start = keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
-            name = f"conv{i}{part}"
-            x = layers.Conv2D(count, 3, padding="same", use_bias=False, kernel_initializer=start, name=name)(x)
+            given = {"padding": "same", "use_bias": False, "kernel_initializer": start}
+            x = layers.Conv2D(count, 3, name=f"conv{i}{part}", **given)(x)
             if part == "a":
                 x = layers.MaxPooling2D(2, name=f"pool{i}")(x)
             x = layers.BatchNormalization(momentum=0.6, epsilon=1e-5, scale=False, name=f"norm{i}{part}")(x)
@@ -61,8 +74,7 @@ def resnet9(
     x = layers.GlobalMaxPooling2D(name="max_pool")(x)
     x = layers.Dense(num_classes, use_bias=False, dtype="float32", name="scores")(x)
     x = layers.Rescaling(1 / 9, dtype="float32", name="temper")(x)
-    model = keras.Model(images, layers.Softmax(dtype="float32", name="probabilities")(x), name="resnet9")
-    return mean_of_views(model, test_views) if test_views > 1 else model
+    return keras.Model(images, layers.Softmax(dtype="float32", name="probabilities")(x), name=name)
 
 
 def adapt(model, images) -> None:
@@ -75,14 +87,17 @@ def adapt(model, images) -> None:
         model: as `resnet9` gives it.
         images: `(N, H, W, 3) uint8`; the first 5,000 are looked at.
     """
+    from cnnlab.models.layers import networks_of
+
+    for network in networks_of(model):
+        _adapt(network, images[:WHITENED].astype("float32"))
+
+
+def _adapt(model, images):
     import keras
     import numpy as np
 
-    from cnnlab.models.layers import single_view
-
-    model = single_view(model) or model
     normalize, whiten = model.get_layer("normalize"), model.get_layer("whiten")
-    images = images[:WHITENED].astype("float32")
     normalize.adapt(images)
     if "resize" in [layer.name for layer in model.layers]:
         images = keras.ops.convert_to_numpy(model.get_layer("resize")(images))

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cnnlab.models.layers import networks_of
 from cnnlab.results import plots
 from cnnlab.results.predictions import confident_mistakes
 
@@ -41,9 +42,24 @@ def heat_maker(model):
     Returns:
         A function of images, `(N, H, W, 3) uint8`, and classes, `(N,)` integers that each is explained for, which
         gives `(N, h, w) float32`, 0 to 1 for each image, in the size of the features, or `None` where no gradient
-        reaches them; `None` where the model has no features with places before its answer.
+        reaches them; `None` where the model has no features with places before its answer. Of several members the
+        mean of their maps.
     """
-    model = _inner(model)
+    makers = [_maker(_inner(network)) for network in networks_of(model)]
+    if None in makers:
+        return None
+    if len(makers) == 1:
+        return makers[0]
+
+    def mean(images, classes):
+        heats = [make(images, classes) for make in makers]
+        return None if any(heat is None for heat in heats) else np.mean(heats, axis=0)
+
+    return mean
+
+
+def _maker(model):
+    """`heat_maker` of one network."""
     last = _last_spatial(model)
     if last is None:
         return None
@@ -65,7 +81,7 @@ def heat_maker(model):
 
 
 def _inner(model):
-    """The model within one that only augments its images or averages its views."""
+    """The model within one that only augments its images."""
     outer = [layer for layer in model.layers if layer.weights]
     if len(outer) == 1 and isinstance(outer[0], keras.Model):
         return _inner(outer[0])

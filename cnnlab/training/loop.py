@@ -14,7 +14,7 @@ from cnnlab.data.batches import Batches
 from cnnlab.data.class_weights import class_weights
 from cnnlab.errors import LabError
 from cnnlab.models.augment import alternates, mixes_of, mixing_layers, small_side
-from cnnlab.models.layers import single_view
+from cnnlab.models.layers import networks_of, side_by_side
 from cnnlab.results.predictions import Predictions
 from cnnlab.signals import signals_between_batches, signals_held
 from cnnlab.training import compute, devices
@@ -146,21 +146,26 @@ def train(
 
 @dataclass(frozen=True)
 class _Cut:
-    """What is fitted of a model, what predicts, and the inputs of both by part; `stored` where they are features."""
+    """What is fitted of a model, what predicts, and the inputs of both by part; `stored` where they are features;
+    `networks` that are side by side in the first.
+    """
 
     trained: keras.Model
     predicting: keras.Model
     inputs: dict
     stored: bool
+    networks: int = 1
 
 
 def _cut(model, used, recipe, stage):
     images = {name: part.images for name, part in used.items()}
-    view = single_view(model) or model  # several views are for answers; training on one costs as much less
-    trained = for_crops(view) if stage.small else view
+    networks = networks_of(model)  # several views are for answers; training on one costs as much less
+    if stage.small:
+        networks = [for_crops(network) for network in networks]
+    trained = networks[0] if len(networks) == 1 else side_by_side(networks)
     if trained is not model:
         compile_like(trained, model)
-        return _shared(_Cut(trained, model, images, False), model)
+        return _shared(_Cut(trained, model, images, False, len(networks)), model)
     cut = features_by_part(model, images, recipe)
     if cut is None:
         return _shared(_Cut(model, model, images, False), model)
@@ -235,8 +240,9 @@ def _fit(cut, dataset, recipe, stage, epochs, callbacks, recorded, quiet, keeper
         mixing,
         alternating,
         small_side(dataset.image_shape[0]) if stage.small else None,
+        cut.networks,
     )
-    validation = _validation(cut.inputs["val"], labels["val"])
+    validation = _validation(cut.inputs["val"], labels["val"], cut.networks)
     if (several := devices.count(model)) > 1:
         batches = devices.EvenBatches(batches, several)
         size = max(1, _predict_batch(cut.inputs["val"]) // several) * several
@@ -283,9 +289,9 @@ def _in_order(x, labels, batch_size):
     return {"x": Batches(x, labels, batch_size)}
 
 
-def _validation(x, labels):
+def _validation(x, labels, copies):
     batch = _predict_batch(x)
-    data = _in_order(x, labels, batch)
+    data = {"x": Batches(x, labels, batch, copies=copies)} if copies > 1 else _in_order(x, labels, batch)
     if "y" not in data:
         return {"validation_data": data["x"]}
     return {"validation_data": (data["x"], data["y"]), "validation_batch_size": batch}

@@ -9,7 +9,7 @@ import pytest
 from cnnlab.errors import LabError
 from cnnlab.models import formats
 from cnnlab.models.inference import MatrixResizing, inference_model, is_rounded
-from cnnlab.models.layers import single_view
+from cnnlab.models.layers import networks_of
 from cnnlab.models.resnet9 import adapt, resnet9
 from cnnlab.training.compute import policy
 
@@ -24,12 +24,14 @@ def images():
 
 @pytest.fixture(scope="module")
 def model():
-    """Normalization, augmentation, a bicubic resize, BatchNormalization that was trained, GELU, and a second view."""
+    """Normalization, augmentation, a bicubic resize, BatchNormalization that was trained, SiLU, a second view
+    and a second member.
+    """
     keras.utils.set_random_seed(0)
-    model = resnet9((32, 32, 3), 3, image_size=40, filters=(6,), augment="flip+crop+color")
+    model = resnet9((32, 32, 3), 3, image_size=40, filters=(6,), augment="flip+crop+color", members=2)
     random = np.random.default_rng(0)
     adapt(model, np.random.default_rng(1).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
-    for layer in single_view(model).layers:
+    for layer in (layer for network in networks_of(model) for layer in network.layers):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([w + random.uniform(0, 0.5, w.shape) for w in layer.get_weights()])
     return model

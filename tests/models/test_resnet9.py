@@ -10,9 +10,11 @@ import pytest
 import cnnlab
 from cnnlab import reproduce
 from cnnlab.compare import train_model
-from cnnlab.models.layers import single_view
+from cnnlab.models.layers import networks_of
 from cnnlab.models.resnet9 import adapt, resnet9
+from cnnlab.results.gradcam import grad_cam
 from cnnlab.training.frozen import split_at_frozen_front
+from cnnlab.training.loop import train
 
 SMALL = {"dataset": "digits", "limit": 150, "epochs": 2, "filters": (8, 8, 8), "batch_size": 32, "precision": "float32"}
 
@@ -43,12 +45,12 @@ def test_an_answer_is_the_mean_of_a_picture_and_its_mirror_image(digits):
     model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", **SMALL), digits)
     adapt(model, digits.train.images)
     images = digits.test.images[:6]
-    one = single_view(model)
+    [one] = networks_of(model)
     expected = (one.predict(images, verbose=0) + one.predict(images[:, :, ::-1], verbose=0)) / 2
     assert model.predict(images, verbose=0) == pytest.approx(expected, abs=1e-6)
     assert model.predict(images[:, :, ::-1], verbose=0) == pytest.approx(expected, abs=1e-6)
     assert np.abs(one.predict(images, verbose=0) - expected).max() > 1e-4
-    assert single_view(one) is None
+    assert networks_of(one) == [one]
     assert cnnlab.build_model(cnnlab.Recipe(model="resnet9", test_views=1, **SMALL), digits).count_params() == (
         model.count_params()
     )
@@ -61,7 +63,7 @@ def test_six_views_weigh_those_in_place_as_much_as_those_moved(digits):
     side = images.shape[1]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     views = [padded[:, i : i + side, i : i + side] for i in (1, 0, 2)]
-    one = single_view(model)
+    [one] = networks_of(model)
     answers = [(one.predict(v, verbose=0) + one.predict(v[:, :, ::-1], verbose=0)) / 2 for v in views]
     expected = answers[0] / 2 + (answers[1] + answers[2]) / 4
     assert model.predict(images, verbose=0) == pytest.approx(expected, abs=1e-6)
@@ -70,9 +72,44 @@ def test_six_views_weigh_those_in_place_as_much_as_those_moved(digits):
         resnet9((32, 32, 3), 10, test_views=4)
 
 
-@pytest.mark.long
-def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace):
-    recipe = cnnlab.Recipe(model="resnet9", **SMALL)
+def test_an_answer_is_the_mean_of_all_members(digits):
+    model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", members=3, test_views=2, **SMALL), digits)
+    networks, images = networks_of(model), digits.test.images[:6]
+    views = [network.predict(view, verbose=0) for network in networks for view in (images, images[:, :, ::-1])]
+    assert model.predict(images, verbose=0) == pytest.approx(np.mean(views, axis=0), abs=1e-6)
+    assert np.abs(views[0] - views[2]).max() > 1e-4
+    one = cnnlab.build_model(cnnlab.Recipe(model="resnet9", **SMALL), digits)
+    assert model.count_params() == 3 * one.count_params()
+    whitening = [network.get_layer("whiten").get_weights()[0] for network in networks]
+    assert np.abs(whitening).max() > 1e-3
+    assert (whitening[0] == whitening[1]).all()
+    heat = grad_cam(model, images, digits.test.labels[:6])
+    alone = [grad_cam(network, images, digits.test.labels[:6]) for network in networks]
+    assert heat == pytest.approx(np.mean(alone, axis=0))
+
+
+def test_a_member_learns_as_it_would_alone(digits):
+    fields = {**SMALL, "filters": (4,), "learning_rate": 0.1, "augment": "altflip", "test_views": 1}
+    recipe = cnnlab.Recipe(model="resnet9", members=2, **fields)
+    model = cnnlab.build_model(recipe, digits)
+    networks = networks_of(model)
+    first = [network.get_weights() for network in networks]
+    trained = train(model, digits, recipe, quiet=True)
+    recipe, scores = cnnlab.Recipe(model="resnet9", **fields), []
+    for network, weights in zip(networks, first, strict=True):
+        alone = cnnlab.build_model(recipe, digits)
+        alone.set_weights(weights)
+        scores.append(train(alone, digits, recipe, quiet=True).history)
+        for mine, its in zip(network.get_weights(), alone.get_weights(), strict=True):
+            assert mine == pytest.approx(its, abs=2e-3, rel=1e-3)
+        assert np.abs(weights[-1] - network.get_weights()[-1]).max() > 0.01  # half of that would show
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        assert trained.history[name] == pytest.approx(np.mean([score[name] for score in scores], axis=0), abs=2e-2)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace, members):
+    recipe = cnnlab.Recipe(model="resnet9", members=members, **SMALL)
     result = train_model(recipe)
     dataset = cnnlab.load_dataset("digits", limit=150)
     assert mlflow.pyfunc.load_model(result.model_uri).predict(dataset.test.images) == pytest.approx(

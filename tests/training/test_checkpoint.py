@@ -29,8 +29,16 @@ RECIPES = {
         {"model": "resnet9", "filters": (4,), "epochs": 2, "learning_rate": 0.1, "augment": "altflip", **SMALL},
         (1,),
     ),
-    "small pictures first": (
-        {"model": "resnet9", "filters": (4,), "epochs": 4, "learning_rate": 0.1, "augment": "altflip+crop", **SMALL}
+    "small pictures first, two members": (
+        {
+            "model": "resnet9",
+            "filters": (4,),
+            "members": 2,
+            "epochs": 4,
+            "learning_rate": 0.1,
+            "augment": "altflip+crop",
+            **SMALL,
+        }
         | {"small_first": 0.5, "batch_size": 64},
         (1, 2, 3),
     ),
