@@ -89,8 +89,9 @@ def adapt(model, images) -> None:
     """
     from cnnlab.models.layers import networks_of
 
+    images = images[:WHITENED].astype("float32")
     for network in networks_of(model):
-        _adapt(network, images[:WHITENED].astype("float32"))
+        _adapt(network, images)
 
 
 def _adapt(model, images):

@@ -48,8 +48,6 @@ def heat_maker(model):
     makers = [_maker(_inner(network)) for network in networks_of(model)]
     if None in makers:
         return None
-    if len(makers) == 1:
-        return makers[0]
 
     def mean(images, classes):
         heats = [make(images, classes) for make in makers]

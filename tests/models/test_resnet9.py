@@ -13,6 +13,7 @@ from cnnlab.compare import train_model
 from cnnlab.models.layers import networks_of
 from cnnlab.models.resnet9 import adapt, resnet9
 from cnnlab.results.gradcam import grad_cam
+from cnnlab.training import devices
 from cnnlab.training.frozen import split_at_frozen_front
 from cnnlab.training.loop import train
 
@@ -72,7 +73,7 @@ def test_six_views_weigh_those_in_place_as_much_as_those_moved(digits):
         resnet9((32, 32, 3), 10, test_views=4)
 
 
-def test_an_answer_is_the_mean_of_all_members(digits):
+def test_an_answer_is_the_mean_of_all_members(digits, monkeypatch):
     model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", members=3, test_views=2, **SMALL), digits)
     networks, images = networks_of(model), digits.test.images[:6]
     views = [network.predict(view, verbose=0) for network in networks for view in (images, images[:, :, ::-1])]
@@ -86,6 +87,10 @@ def test_an_answer_is_the_mean_of_all_members(digits):
     heat = grad_cam(model, images, digits.test.labels[:6])
     alone = [grad_cam(network, images, digits.test.labels[:6]) for network in networks]
     assert heat == pytest.approx(np.mean(alone, axis=0))
+    monkeypatch.setattr(devices, "count", lambda model: 2)
+    with pytest.raises(cnnlab.ArgumentError, match="3 members side by side"):
+        devices.expect_shareable(model)
+    assert devices.expect_shareable(one) is None
 
 
 def test_a_member_learns_as_it_would_alone(digits):
