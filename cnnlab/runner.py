@@ -11,6 +11,7 @@ from cnnlab import interrupted
 from cnnlab.errors import ArgumentError
 from cnnlab.models import own
 from cnnlab.models.augment import augmented_samples, parse_augment
+from cnnlab.models.files import save_model
 from cnnlab.names import markdown, shown
 from cnnlab.results import plots
 from cnnlab.results.gradcam import looked_at
@@ -113,7 +114,8 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
 
         def save(folder):
             facts = {"metrics": metrics, "history": trained.history}
-            logged.write_results(folder, figures, texts, {**files, "model.keras": model.save}, **facts)
+            everything = {**files, "model.keras": lambda path: save_model(model, path)}
+            logged.write_results(folder, figures, texts, everything, **facts)
 
         model_uri = None
         with away.results_kept(run_id, save) if tested else contextlib.nullcontext():

@@ -5,6 +5,7 @@ else, whatever is not a class of Keras at all, names and sizes of an archive tha
 HDF5 file, and layers of a size that the file has no weights for.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -67,12 +68,43 @@ def load_model(path) -> keras.Model:
                 size = archive.getinfo(WEIGHTS).compress_size
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError) as error:
             raise RefusedFileError(f"its archive cannot be read ({first_line(error)})") from error
+        _forget_compilation(config)
         check_config(config)
         stored = check_hdf5(weights, size)
-        whole = {**config, "compile_config": None}
-        model = built(lambda: keras.saving.deserialize_keras_object(whole, safe_mode=True), stored)
+        model = built(lambda: keras.saving.deserialize_keras_object(config, safe_mode=True), stored)
         model.load_weights(str(weights))
     return model
+
+
+@contextlib.contextmanager
+def uncompiled(model):
+    """Let a model be saved without its optimizer, loss and metrics inside; afterwards it is compiled as it was.
+
+    An answer needs none of them, and they may name classes that a reader does not have. An optimizer's variables make
+    a file up to three times as large.
+    """
+    parts = [part for part in (model, *_models_in(model)) if part.compiled]
+    before = [(part, part.optimizer) for part in parts]
+    try:
+        for part in parts:
+            part.compiled, part.optimizer = False, None
+        yield
+    finally:
+        for part, optimizer in before:
+            part.compiled, part.optimizer = True, optimizer
+
+
+def save_model(model, path) -> None:
+    """Save a model as a `.keras` file, not compiled."""
+    with uncompiled(model):
+        model.save(path)
+
+
+def _models_in(model):
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield layer
+            yield from _models_in(layer)
 
 
 def built(build, stored, keep=True):
@@ -138,6 +170,22 @@ def _parsed(text):
     if not isinstance(config, dict) or "class_name" not in config:
         raise RefusedFileError("its configuration is none of a model")
     return config
+
+
+def _forget_compilation(config):
+    """Take the optimizer, the loss and the metrics out of the configurations of a model and of those within it.
+
+    They are not wanted, so that Keras is not given them, and files with any optimizer can be read.
+    """
+    left = [config]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            if "class_name" in node:
+                node.pop("compile_config", None)
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
 
 
 def check_config(config) -> None:

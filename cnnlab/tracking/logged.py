@@ -68,26 +68,31 @@ def log_model_texts(model_uri, texts, files=()) -> None:
 def log_model(model, dataset) -> str:
     """Log the whole model on the active run, raw images in and probabilities out; return its `models:/m-...` URI.
 
+    It is logged without its optimizer, loss and metrics.
+
     With it go the names of its classes, and how a picture became the images that it was trained on.
 
     Requirements are given, not inferred: inferring imports TensorFlow in a subprocess, for 7 to 9 seconds.
     """
+    from cnnlab.models import files  # in here, as what only reads the store takes no Keras
+
     # Unnamed: named specs break pyfunc for models with one unnamed input.
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("uint8"), (-1, *dataset.image_shape))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, len(dataset.class_names)))]),
     )
-    logged = mlflow.keras.log_model(
-        model,
-        name="model",
-        signature=signature,
-        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")],
-        metadata={
-            "class_names": list(dataset.class_names),
-            "fit": dataset.fit,
-            "grey_range": dataset.grey_range and list(dataset.grey_range),
-        },
-    )
+    with files.uncompiled(model):
+        logged = mlflow.keras.log_model(
+            model,
+            name="model",
+            signature=signature,
+            pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")],
+            metadata={
+                "class_names": list(dataset.class_names),
+                "fit": dataset.fit,
+                "grey_range": dataset.grey_range and list(dataset.grey_range),
+            },
+        )
     return logged.model_uri
 
 

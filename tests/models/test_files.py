@@ -15,6 +15,7 @@ import pytest
 import cnnlab
 from cnnlab import temporary
 from cnnlab.models import files, weights
+from cnnlab.training.compiling import compile_model
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,54 @@ def test_configurations_of_anything_but_a_network_are_refused(reason, good, work
     keras.layers.Dense(1).build((1, 1))
     with keras.StatelessScope():
         pass
+
+
+def test_how_a_model_was_compiled_is_neither_looked_at_nor_opened(good, workplace):
+    """Neither of the model, nor of one within it; here with the optimizer that resnet9 trains with, and with code."""
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    outer = keras.Model(images, keras.layers.Average()([good[0](images), good[0](images)]))
+    for model in (good[0], outer):
+        compile_model(model, 0.1, optimizer="sgd", offset_rate=64.0)
+    outer.save("compiled.keras")
+    evil = {"optimizer": {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"}}
+    file = changed("compiled.keras", "evil.keras", lambda tree: tree.update(compile_config=evil))
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
+    for name in ("compiled.keras", file):
+        loaded = files.load_model(name)
+        assert loaded.predict_on_batch(pixels) == pytest.approx(outer.predict_on_batch(pixels), abs=1e-6)
+        assert not any(part.compiled for part in (loaded, *files._models_in(loaded)))
+    with zipfile.ZipFile("compiled.keras") as archive:
+        assert archive.read(files.CONFIG).decode().count("OptimizerMap") == 2
+
+
+def test_a_model_is_saved_without_how_it_was_compiled_and_stays_compiled(good, workplace):
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    outer = keras.Model(images, good[0](images))
+    optimizers = []
+    for model in (good[0], outer):
+        compile_model(model, 0.1, optimizer="adam", offset_rate=64.0)
+        model.optimizer.build(model.trainable_variables)
+        optimizers.append(model.optimizer)
+    outer.save("whole.keras")
+    files.save_model(outer, "bare.keras")
+
+    def interrupted():
+        with files.uncompiled(outer):
+            assert not outer.compiled
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [outer.compiled, good[0].compiled] == [True, True]
+    assert [good[0].optimizer, outer.optimizer] == optimizers
+    with zipfile.ZipFile("bare.keras") as archive:
+        assert b"Optimizer" not in archive.read(files.CONFIG)
+        with archive.open(files.WEIGHTS) as weights_of, h5py.File(weights_of, "r") as opened:
+            assert not [name for name in opened if "optimizer" in name]
+    assert os.path.getsize("bare.keras") < os.path.getsize("whole.keras")
+    loaded = keras.models.load_model("bare.keras")
+    assert not loaded.compiled
+    assert all((a == b).all() for a, b in zip(loaded.get_weights(), outer.get_weights(), strict=True))
 
 
 def link(name, target):
