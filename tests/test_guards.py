@@ -1,6 +1,11 @@
 """What earlier versions gave and wrote still holds: pytest tests/test_guards.py
 
 `fixtures/` says how both files were made. A change that means to change numbers records them anew and says so.
+
+Losses recorded on one machine are compared on another, which rounds otherwise: they hold to five times the widest
+difference that was seen between machines (`spread` in `seeded_runs.json`). That is 0.0007 % to 2.3 % of a loss. Another
+seed and twice the learning rate change each of the seven trainings by more, another order of the batches five of them.
+Accuracies are not compared: one picture of 15 on the other side of the edge between two classes is more than that.
 """
 
 import json
@@ -17,19 +22,10 @@ import cnnlab
 from cnnlab import predict, reproduce
 from cnnlab.compare import compare_runs, train_model
 from cnnlab.tracking import promotion, read, registry
-from cnnlab.tracking.provenance import environment_tags
 from cnnlab.tracking.store import open_store
-from cnnlab.training import compute
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SEEDED = json.loads((FIXTURES / "seeded_runs.json").read_text())
-
-
-def expected(value):
-    """To the last digit where the machine and the versions are those of the recording, else nearly."""
-    tags = {**environment_tags(), "threads": compute.threads()}
-    same = all(str(tags[key]) == made for key, made in SEEDED["made_with"].items())
-    return pytest.approx(value, rel=1e-12 if same else 0.05, abs=0 if same else 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +38,21 @@ def weights_file(tmp_path_factory):
     path.unlink()
 
 
-@pytest.mark.parametrize("name", SEEDED["runs"])
-def test_seeded_trainings_give_the_recorded_numbers(name, store, weights_file):
-    recorded = SEEDED["runs"][name]
+@pytest.mark.parametrize("name", SEEDED)
+def test_seeded_trainings_give_the_recorded_losses(name, store, weights_file):
+    recorded = SEEDED[name]
     recipe = dict(recorded["recipe"])
     if recipe["weights"] == "vgg16.weights.h5":
         recipe["weights"] = weights_file
     result = train_model(cnnlab.Recipe.from_json(json.dumps(recipe)))
-    assert result.history.keys() == {*recorded["history"], "learning_rate"}
+    assert result.history.keys() == {*recorded["history"], "accuracy", "val_accuracy"}
+    assert len(result.history["val_accuracy"]) == len(recorded["history"]["val_loss"])
+    tolerance = 5 * recorded["spread"]
     for metric, values in recorded["history"].items():
-        assert result.history[metric] == expected(values), metric
-    scores = (result.test_accuracy, result.test_loss, result.validation.loss)
-    assert scores == expected((recorded["test_accuracy"], recorded["test_loss"], recorded["val_loss"]))
+        rel = 1e-6 if metric == "learning_rate" else tolerance
+        assert result.history[metric] == pytest.approx(values, rel=rel), metric
+    assert result.test_loss == pytest.approx(recorded["test_loss"], rel=tolerance)
+    assert result.validation.loss == pytest.approx(recorded["val_loss"], rel=tolerance)
 
 
 @pytest.fixture
