@@ -26,7 +26,7 @@ SAMPLING = 0.25  # seconds between two looks at the memory
 # In one process, as a user's own loop would.
 TEN_RECIPES = """
 import sys
-from cnnlab.job import job
+from cnnlab.utils.startup import job
 with job():
     import cnnlab
     options = dict(option.split("=", 1) for option in sys.argv[1:])

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from cnnlab.training.compute import untuned_datasets
+from cnnlab.training.runtime import untuned_datasets
 
 WAIT = 0.02  # seconds; freeing the iterator alone takes less than a thousandth
 

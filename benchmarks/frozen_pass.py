@@ -13,12 +13,12 @@ import time
 import numpy as np
 
 import cnnlab
-from cnnlab.job import job, load_tensorflow
-from cnnlab.on_ray import ray_workers
-from cnnlab.prepare import build_model, prepare
-from cnnlab.spread import helped_by
-from cnnlab.training import cache
-from cnnlab.training.frozen import split_at_frozen_front
+from cnnlab.resolve import build_model, prepare
+from cnnlab.training import frozen_features
+from cnnlab.training.frozen_layers import split_at_frozen_front
+from cnnlab.utils.ray_workers import ray_workers
+from cnnlab.utils.startup import job, load_tensorflow
+from cnnlab.utils.worker_pool import helped_by
 
 
 class Front:
@@ -42,7 +42,7 @@ def with_ray_data(front, images, workers):
     mapped = ray.data.range(len(images)).map_batches(
         Front,
         fn_constructor_args=(ray.put(pickle.dumps(front)), ray.put(images)),
-        batch_size=cache._batch_size(front),
+        batch_size=frozen_features._batch_size(front),
         concurrency=workers,
         num_cpus=0.5,  # else they take all of them, and its tasks that make the numbers wait for ever
     )
@@ -68,7 +68,7 @@ def main():
         rows = np.arange(len(images))
 
         def ours():
-            return cache._fill(
+            return frozen_features._fill(
                 np.empty((len(images), *front.output_shape[1:]), np.float32), front, [images], rows, False
             )
 

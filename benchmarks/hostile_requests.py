@@ -371,12 +371,12 @@ def attack(port, pid, count, say=print):
 def serve_digits(folder):
     """A small model, trained and served there: `(process, port)`."""
     import cnnlab
-    from cnnlab.tracking import promotion, registry
+    from cnnlab.tracking import model_registry, promotion
 
     os.chdir(folder)
     recipe = cnnlab.Recipe(model="cnn", dataset="digits", filters=(8,), dense_units=8, epochs=1, limit=150)
     result = cnnlab.compare_models([recipe]).results[0]
-    promotion.promote(registry.register(result.run_id)[0])
+    promotion.promote(model_registry.register(result.run_id)[0])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -33,7 +33,7 @@ KINDS = {
 READ = """
 import hashlib, json, sys
 import mlflow, numpy as np
-from cnnlab.tracking.store import open_store
+from cnnlab.tracking.mlflow_store import open_store
 open_store()
 client = mlflow.MlflowClient()
 runs = client.search_runs([e.experiment_id for e in client.search_experiments()])

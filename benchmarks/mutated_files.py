@@ -125,7 +125,7 @@ def pictures():
 
 
 def open_picture(folder):
-    from cnnlab.data.images import decode_image
+    from cnnlab.data.decoding import decode_image
 
     assert decode_image(Path(folder, "picture").read_bytes(), 32).shape == (32, 32, 3)
 
@@ -151,7 +151,7 @@ def models():
 
 
 def open_model(folder):
-    from cnnlab.models.weights import read_network
+    from cnnlab.models.pretrained import read_network
 
     read_network(str(Path(folder, "model.keras")), None, None)
 
@@ -178,7 +178,7 @@ def weights():
 
 def open_weights(folder, cached=[]):  # noqa: B006
     from cnnlab.models.backbones import BACKBONES
-    from cnnlab.models.weights import _load_weights
+    from cnnlab.models.pretrained import _load_weights
 
     cached = cached or cached.append(network()) or cached
     [file] = Path(folder).iterdir()
@@ -188,7 +188,7 @@ def open_weights(folder, cached=[]):  # noqa: B006
 def predictions():
     import numpy as np
 
-    from cnnlab.results.predictions import Predictions, save_predictions
+    from cnnlab.evaluation.predictions import Predictions, save_predictions
 
     shares = np.random.default_rng(0).dirichlet(np.ones(3), 50).astype("float32")
     part = Predictions(shares, np.arange(50) % 3, "0" * 64)
@@ -196,7 +196,7 @@ def predictions():
 
 
 def open_predictions(folder):
-    from cnnlab.results.predictions import load_predictions
+    from cnnlab.evaluation.predictions import load_predictions
 
     _, parts = load_predictions(str(Path(folder, "predictions.npz")))
     assert parts["test"].scores
@@ -219,15 +219,15 @@ def the_images():
 def _features(folder):
     import numpy as np
 
-    from cnnlab import cached
-    from cnnlab.training.cache import load_or_compute
+    from cnnlab.training.frozen_features import load_or_compute
+    from cnnlab.utils import user_cache
 
     with _cache(folder):
         known = np.array([str(i) for i in range(20)], "S32")
         with contextlib.redirect_stderr(io.StringIO()):
             made = load_or_compute(_features.front, [the_images()], np.arange(20), known)
         assert made.shape == (20, 3)
-        cached.entries()
+        user_cache.entries()
 
 
 @contextlib.contextmanager
@@ -256,15 +256,15 @@ def _made(write):
 
 
 def _shards(folder):
-    from cnnlab import cached
-    from cnnlab.data.shards import decoded
+    from cnnlab.data.decoded_cache import decoded
+    from cnnlab.utils import user_cache
 
     with _cache(folder):
         with contextlib.redirect_stderr(io.StringIO()):
             made = decoded(_shards.pictures, ["a.png", "b.png"], {"a.png": (1, 1), "b.png": (2, 2)}, 8, "crop")
         assert made.pixels.shape == (2, 8, 8, 3)
         assert made.sizes.shape == (2, 2)
-        cached.entries()
+        user_cache.entries()
 
 
 def shards():
@@ -285,7 +285,7 @@ def recipes():
 
 def open_recipe(folder):
     import cnnlab
-    from cnnlab.tracking.read import text_of
+    from cnnlab.tracking.run_queries import text_of
 
     recipe = cnnlab.Recipe.from_json(text_of(Path(folder, "recipe.json")))
     assert recipe.params()
@@ -293,9 +293,10 @@ def open_recipe(folder):
 
 
 def _search():
+    from cnnlab.tuning.search_settings import Search
+
     import cnnlab
-    from cnnlab.models import Range
-    from tuning.settings import Search
+    from cnnlab.models.model_table import Range
 
     space = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": (0.0, 0.2)}
     return Search(cnnlab.Recipe(model="cnn", dataset="digits", limit=100), space, trials=4)
@@ -311,7 +312,7 @@ def searches():
 
 
 def _oracle(folder):
-    from tuning.kerastuner import make_oracle, write_json
+    from cnnlab.tuning.oracles import make_oracle, write_json
 
     search, at = _search(), Path(folder, "search")
     at.mkdir(parents=True, exist_ok=True)
@@ -321,7 +322,7 @@ def _oracle(folder):
 
 
 def open_search(folder):
-    from tuning.search import _prepare
+    from cnnlab.tuning.search import _prepare
 
     _prepare(Path(folder, "search"), "x", {"model": "cnn"}, restart=False)
     oracle = _oracle(folder)
@@ -334,9 +335,9 @@ def databases():
         with contextlib.chdir(folder):
             import mlflow
 
-            from cnnlab.tracking import store
+            from cnnlab.tracking import mlflow_store
 
-            with store.opened():
+            with mlflow_store.opened():
                 client = mlflow.MlflowClient()
                 for i in range(3):
                     experiment = client.create_experiment(f"cnnlab-{i}", "mlflow-artifacts:/x")
@@ -368,12 +369,12 @@ def _forget_engines():
 
 def open_database(folder):
     from cnnlab.errors import LabError
-    from cnnlab.tracking import read, registry, store
+    from cnnlab.tracking import mlflow_store, model_registry, run_queries
 
-    with contextlib.chdir(folder), store.opened():
-        registry.list_versions()
+    with contextlib.chdir(folder), mlflow_store.opened():
+        model_registry.list_versions()
         with contextlib.suppress(LabError):
-            read.best_run()
+            run_queries.best_run()
     _forget_engines()
 
 
@@ -386,7 +387,7 @@ OPENED = dict(zip(KINDS, (*OPENED, open_recipe, open_search, open_database), str
 
 def outcome(kind, folder):
     """What a command would end with: "read", "sentence", or the error that nobody turned into one."""
-    from cnnlab.cli.failures import sentence
+    from cnnlab.cli.library_errors import sentence
     from cnnlab.errors import LabError
 
     try:

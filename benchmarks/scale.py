@@ -24,7 +24,7 @@ import json, resource, sys, threading, time
 import keras
 import cnnlab
 from cnnlab import prepare
-from cnnlab.training.loop import train
+from cnnlab.training.trainer import train
 
 def anonymous():
     with open("/proc/self/status") as status:

@@ -12,16 +12,17 @@ from importlib import import_module
 
 _EXPORTS = {
     "ArgumentError": "errors",
-    "ImageDataset": "data",
+    "ImageDataset": "data.dataset",
     "LabError": "errors",
     "Recipe": "recipe",
-    "RunResult": "results.result",
+    "RunResult": "evaluation.run_result",
     "build_cnn": "training.build",
-    "build_model": "prepare",
+    "build_model": "resolve",
     "build_vgg16": "training.build",
     "compare_models": "compare",
-    "fit_and_evaluate": "runner",
-    "load_dataset": "data",
+    "fit_and_evaluate": "train",
+    "load_dataset": "data.dataset",
+    "train_model": "train",
 }
 __all__ = list(_EXPORTS)
 

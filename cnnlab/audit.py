@@ -11,17 +11,17 @@ import keras
 import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.names import markdown, shown
-from cnnlab.prepare import build_model, prepare
-from cnnlab.results import auditing
-from cnnlab.results.audit_page import audit_page
-from cnnlab.results.suspects import check_labels, compact, strangeness
-from cnnlab.signals import signals_held
-from cnnlab.tracking import logged, store
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking.delivery import recorded, renamed
+from cnnlab.evaluation import audit_report
+from cnnlab.evaluation.audit_page import audit_page
+from cnnlab.evaluation.label_issues import check_labels, compact, strangeness
+from cnnlab.resolve import build_model, prepare
+from cnnlab.tracking import mlflow_store, run_logging
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
-from cnnlab.training.frozen import Split, features_of
+from cnnlab.training.frozen_layers import Split, features_of
+from cnnlab.utils.signals import signals_held
+from cnnlab.utils.text import markdown, shown
 
 PARAMS = ("backbone", "weights", "image_size", "picture_size", "fit", "limit", "split_seed")
 
@@ -55,15 +55,15 @@ def audit(recipe, folder=None) -> Audit:
     name = Path(recipe.dataset).resolve().name if os.path.isdir(recipe.dataset) else recipe.dataset
     folder = Path(folder or f"audit-{name or 'root'}").resolve()
     _expect_ours(folder)
-    store.expect_usable_store(writes=False)
+    mlflow_store.expect_usable_store(writes=False)
     recipe = dataclasses.replace(recipe, skip_bad=True, drop_duplicates=False, dense_units=0, dropout=0.0)
     dataset, [prepared] = prepare([recipe], as_found=True)
     found = _findings(dataset, prepared)
-    texts = {auditing.REPORT: audit_page(found), **auditing.tables(found)}
+    texts = {audit_report.REPORT: audit_page(found), **audit_report.tables(found)}
     _write(folder, texts)
     with recorded(writes=False) as ids:
-        run_id = None if store.is_read_only() else _record(dataset, prepared, found, texts, started)
-    return Audit(auditing.sentences(found), folder, renamed(run_id, ids))
+        run_id = None if mlflow_store.is_read_only() else _record(dataset, prepared, found, texts, started)
+    return Audit(audit_report.sentences(found), folder, renamed(run_id, ids))
 
 
 def _findings(dataset, prepared):
@@ -77,7 +77,7 @@ def _findings(dataset, prepared):
     if prepared.recipe.weights == "random":
         weak = "the network has random weights, not pre-trained ones. Name --weights or --backbone for a better one."
         print(f"warning: the label check is weak: {weak}", file=sys.stderr)
-    return auditing.Findings(
+    return audit_report.Findings(
         **{"name": dataset.name, "class_names": dataset.class_names, "lines": dataset.found.lines},
         **{"files": pictures.files, "labels": pictures.labels, "part": pictures.part, "sizes": pictures.stored.sizes},
         **{"bad": pictures.stored.bad, "left_out": dataset.found.left_out, "pairs": dataset.found.duplicates},
@@ -116,9 +116,9 @@ def _expect_ours(folder):
     if not folder.exists():
         return
     there = sorted(os.listdir(folder)) if folder.is_dir() else [folder.name]
-    report = folder / auditing.REPORT
-    ours = report.is_file() and auditing.MARK in report.read_text(encoding="utf-8", errors="replace")[:2000]
-    if others := [name for name in there if not (ours and name in auditing.FILES)]:
+    report = folder / audit_report.REPORT
+    ours = report.is_file() and audit_report.MARK in report.read_text(encoding="utf-8", errors="replace")[:2000]
+    if others := [name for name in there if not (ours and name in audit_report.FILES)]:
         raise ArgumentError(
             f"Expected a new folder for the report, or one with an earlier report only. Received: '{folder}', which "
             f"holds {others[0]}. Name another one with --out."
@@ -130,7 +130,7 @@ def _write(folder, texts):
     fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
-        logged.write_results(fresh, {}, texts)
+        run_logging.write_results(fresh, {}, texts)
         _expect_ours(folder)  # again: the pass may have taken long
         with signals_held():
             if folder.exists():
@@ -154,13 +154,15 @@ def _record(dataset, prepared, found, texts, started):
         f"audit {shown(dataset.name)}",
         params=params,
         tags={
-            **{"kind": "audit", "figure": auditing.REPORT, **data_tags(dataset), "validation": None},
+            **{"kind": "audit", "figure": audit_report.REPORT, **data_tags(dataset), "validation": None},
             **{**environment_tags(), **file_tags(recipe), **prepared.tags},
         },
         description=f"What is twice, strange or likely mislabelled in **{markdown(dataset.name)}**.",
     ) as run_id:
-        logged.log_dataset(dataset)
+        run_logging.log_dataset(dataset)
         seconds = round(time.perf_counter() - started, 1)
-        logged.log_results({**auditing.metrics(found), "total_seconds": seconds}, auditing.figures(found), texts)
-        tracking.describe_run("\n".join(f"- {markdown(line.strip())}" for line in auditing.sentences(found)))
+        run_logging.log_results(
+            {**audit_report.metrics(found), "total_seconds": seconds}, audit_report.figures(found), texts
+        )
+        tracking.describe_run("\n".join(f"- {markdown(line.strip())}" for line in audit_report.sentences(found)))
     return run_id

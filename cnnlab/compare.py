@@ -5,20 +5,18 @@ import sys
 from dataclasses import dataclass
 
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.interrupted import found_of, interrupted_run, training_key
-from cnnlab.models import own
-from cnnlab.names import markdown, shown
-from cnnlab.prepare import build_model, load_for, prepare
-from cnnlab.recipe import Recipe
-from cnnlab.results import report
-from cnnlab.results.result import RunResult
-from cnnlab.runner import fit_and_evaluate
-from cnnlab.tracking import checkpoints, logged, outbox, read, store
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking.delivery import recorded, renamed
-from cnnlab.tracking.places import is_server
+from cnnlab.evaluation import comparison_report
+from cnnlab.evaluation.run_result import RunResult
+from cnnlab.models import custom_model
+from cnnlab.resolve import load_for, prepare
+from cnnlab.resume import training_key
+from cnnlab.tracking import checkpoint_files, mlflow_store, run_logging, run_queries
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags
-from cnnlab.tracking.tags import TRAINING, our_tags
+from cnnlab.tracking.tag_names import TRAINING, our_tags
+from cnnlab.train import train_prepared
+from cnnlab.utils.text import markdown, shown
 
 
 @dataclass(frozen=True)
@@ -32,53 +30,6 @@ class Comparison:
     verdicts: list[str]
 
 
-def train_model(recipe, restart=False) -> RunResult:
-    """Load the data, build the model and run it, as one recipe says, or go on with an equal run that was interrupted.
-
-    Args:
-        restart: at the beginning in any case.
-    """
-    checkpoints.seconds_between()  # a wrong number is said before any work
-    store.expect_usable_store()
-    with own.pinned([recipe.model]):
-        dataset, [prepared] = prepare([recipe])
-        with recorded(goes_on=f"train-{training_key(prepared.recipe, dataset)[:12]}") as ids:
-            checkpoints.sweep()
-            result = _trained(prepared, dataset, tracking.outer_run_id(), restart)
-    return renamed(result, ids)
-
-
-def _trained(prepared, dataset, parent_run_id, restart):
-    """`fit_and_evaluate`, in the run of an equal training that was interrupted where there is one."""
-    model, resumed = build_model(prepared.recipe, dataset), None  # it may refuse, before anything is in the store
-    if not restart:
-        place = tracking.experiment_for(dataset), parent_run_id
-        resumed = interrupted_run(prepared.recipe, dataset, *place, kind="train", reproduces=None)
-    given = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
-    return fit_and_evaluate(model, dataset, prepared.recipe, **given)
-
-
-def resume_run(run_id) -> RunResult:
-    """Go on with a run that was interrupted.
-
-    Args:
-        run_id: whole or its first characters.
-
-    Raises:
-        ArgumentError: there is no such run, it is none of a single model, it is finished, or its data or files changed.
-        LabError: it has no checkpoint, a damaged one, or another process works on it.
-    """
-    again, run_id = (outbox.recorded_run(run_id) if is_server(store.address()) else None) or (None, run_id)
-    with recorded(directly=again is None, again=again) as ids:
-        run = read.find_interrupted_run(run_id)
-        recipe = Recipe.from_json(found_of(run.info.run_id).about["recipe"])
-        with own.pinned([recipe.model]):
-            dataset, [prepared] = prepare([recipe])
-            model = build_model(prepared.recipe, dataset)
-            result = fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run.info.run_id)
-    return renamed(result, ids)
-
-
 def compare_models(recipes, restart=False) -> Comparison:
     """Train each recipe on the same data as children of one parent run that carries the comparison.
 
@@ -90,9 +41,9 @@ def compare_models(recipes, restart=False) -> Comparison:
     """
     if len(set(recipes)) < len(recipes):
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
-    checkpoints.seconds_between()  # a wrong number is said before any work
-    store.expect_usable_store()
-    with own.pinned([recipe.model for recipe in recipes]):
+    checkpoint_files.seconds_between()  # a wrong number is said before any work
+    mlflow_store.expect_usable_store()
+    with custom_model.pinned([recipe.model for recipe in recipes]):
         return _compare_models(recipes, restart)
 
 
@@ -101,7 +52,7 @@ def _compare_models(recipes, restart):
     keys = "".join(training_key(one.recipe, dataset) for one in prepared)
     key = hashlib.sha256(keys.encode()).hexdigest()[:32]
     with recorded(goes_on=f"compare-{key[:12]}") as ids:
-        checkpoints.sweep()
+        checkpoint_files.sweep()
         comparison = _compare_prepared(recipes, dataset, prepared, key, restart)
     return renamed(comparison, ids)
 
@@ -109,28 +60,28 @@ def _compare_models(recipes, restart):
 def _compare_prepared(recipes, dataset, prepared, key, restart):
     names = " and ".join(dict.fromkeys(recipe.label for recipe in recipes))
     experiment_id = tracking.experiment_for(dataset)
-    resumed = None if restart else read.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
+    resumed = None if restart else run_queries.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
     if resumed:
         print(f"Going on with comparison {resumed[:8]}, which was interrupted.", flush=True)
     with tracking.tracked_run(
         experiment_id,
         f"compare {names}",
         params={},
-        tags={"kind": "compare", "figure": report.CURVES, TRAINING: key, **data_tags(dataset)},
+        tags={"kind": "compare", "figure": comparison_report.CURVES, TRAINING: key, **data_tags(dataset)},
         description=f"{markdown(names)} on the same **{markdown(dataset.name)}** images; the runs below it are the "
         "models.",
         resumed_run_id=resumed,
     ) as parent_run_id:
         # Built one at a time: several models in memory are not needed.
-        before = read.children_of(parent_run_id, experiment_id) if resumed else []
+        before = run_queries.children_of(parent_run_id, experiment_id) if resumed else []
         results = [
             _trained_already(one, dataset, before, experiment_id, parent_run_id)
-            or _trained(one, dataset, parent_run_id, restart)
+            or train_prepared(one, dataset, parent_run_id, restart)
             for one in prepared
         ]
-        verdicts, figures, texts = report.comparison(results, dataset.test.images)
-        logged.log_results({}, figures, texts)
-        tracking.describe_run(texts[report.VERDICTS])
+        verdicts, figures, texts = comparison_report.comparison(results, dataset.test.images)
+        run_logging.log_results({}, figures, texts)
+        tracking.describe_run(texts[comparison_report.VERDICTS])
     return Comparison(parent_run_id, results, verdicts)
 
 
@@ -143,10 +94,10 @@ def _trained_already(prepared, dataset, before, experiment_id, parent_run_id):
         if run["tags"].get(TRAINING) != key:
             continue
         if run["status"] == "FINISHED":
-            result = read.read_result(read.find_finished_run(run["run_id"]))
+            result = run_queries.read_result(run_queries.find_finished_run(run["run_id"]))
             print(f"{result.name}: trained already, as run {result.run_id[:8]}.", flush=True)
             return result
-        if run["run_id"] not in checkpoints.interrupted_runs(experiment_id, parent_run_id):
+        if run["run_id"] not in checkpoint_files.interrupted_runs(experiment_id, parent_run_id):
             tracking.delete_run(run["run_id"])
     return None
 
@@ -161,15 +112,15 @@ def compare_runs(run_ids) -> Comparison:
         ArgumentError: a run is unknown or unfinished, or they were tested on different images.
         LabError: a run's predictions are gone.
     """
-    with store.opened(writes=False):
+    with mlflow_store.opened(writes=False):
         return _compare_runs(run_ids)
 
 
 def _compare_runs(run_ids):
-    found = {run.info.run_id: run for run in map(read.find_finished_run, run_ids)}
+    found = {run.info.run_id: run for run in map(run_queries.find_finished_run, run_ids)}
     if len(found) < 2:
         raise ArgumentError("Expected at least two different runs to compare. Received one. Name another.")
-    results = [read.read_result(run) for run in found.values()]
+    results = [run_queries.read_result(run) for run in found.values()]
     for r in results[1:]:
         if r.test.digest != results[0].test.digest:
             raise ArgumentError(
@@ -178,8 +129,8 @@ def _compare_runs(run_ids):
                 f"{len(r.test.labels):,} others of {r.dataset_name}. Train them with the same dataset, "
                 "picture_size, limit and split_seed."
             )
-    verdicts, figures, texts = report.comparison(results, _test_images(results[0]))
-    if store.is_read_only():
+    verdicts, figures, texts = comparison_report.comparison(results, _test_images(results[0]))
+    if mlflow_store.is_read_only():
         return Comparison(None, results, verdicts)
     with recorded(experiment_id=next(iter(found.values())).info.experiment_id) as ids:
         comparison = _record_comparison(found, results, verdicts, figures, texts)
@@ -194,11 +145,11 @@ def _record_comparison(found, results, verdicts, figures, texts):
         tracking.experiment_here(first.info.experiment_id),
         f"compare {names}",
         params={},
-        tags={"kind": "compare", "figure": report.CURVES, "runs": ",".join(found), **data},
+        tags={"kind": "compare", "figure": comparison_report.CURVES, "runs": ",".join(found), **data},
         description=f"The stored runs {names}, on their stored predictions.",
     ) as run_id:
-        logged.log_results({}, figures, texts)
-        tracking.describe_run(texts[report.VERDICTS])
+        run_logging.log_results({}, figures, texts)
+        tracking.describe_run(texts[comparison_report.VERDICTS])
     return Comparison(run_id, results, verdicts)
 
 

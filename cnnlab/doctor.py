@@ -4,14 +4,15 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cnnlab import cached
 from cnnlab.errors import LabError
-from cnnlab.temporary import leftover_folders, remove, size_of
-from cnnlab.tracking import checks, store, strays
-from cnnlab.tracking.database import backup, state_of
-from cnnlab.tracking.findings import Finding, counted, in_mb, lines
-from cnnlab.tracking.places import local_database, local_folder
-from cnnlab.tracking.rows import read_rows
+from cnnlab.tracking import mlflow_store
+from cnnlab.tracking.maintenance import orphans, store_checks
+from cnnlab.tracking.maintenance.findings import Finding, counted, in_mb, lines
+from cnnlab.tracking.maintenance.sqlite_files import backup, state_of
+from cnnlab.tracking.maintenance.stored_rows import read_rows
+from cnnlab.tracking.store_location import local_database, local_folder
+from cnnlab.utils import user_cache
+from cnnlab.utils.temporary_folders import leftover_folders, remove, size_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def examine(fix=False, further=()) -> Iterator[Examined]:
     Raises:
         LabError: the store is one in memory.
     """
-    uri = store.address()
+    uri = mlflow_store.address()
     database = local_database(uri)
     backed_up = functools.cache(lambda: f"; the database as it was is '{backup(database)}'" if database else "")
     for finding in _findings(uri, database, further):
@@ -60,16 +61,16 @@ def _findings(uri, database, further):
         yield from _of_local_store(database)
     else:
         try:
-            yield from checks.server_findings(uri)
-            yield from strays.stray_checkpoints(home, checks.statuses(uri))
+            yield from store_checks.server_findings(uri)
+            yield from orphans.stray_checkpoints(home, store_checks.statuses(uri))
         except LabError as error:
             yield Finding(f"{error}", "look again when it answers; what is on this machine is looked at")
-    for check in (strays.undelivered, cache_leftovers, temporary_leftovers, *further):
+    for check in (orphans.undelivered, cache_leftovers, temporary_leftovers, *further):
         yield from check()
 
 
 def _of_local_store(database):
-    faults = checks.database_findings(database)
+    faults = store_checks.database_findings(database)
     yield from faults
     if not database.exists():
         return
@@ -77,26 +78,26 @@ def _of_local_store(database):
         what = "runs, artifacts and models were not looked at"
         yield Finding(what, "look again when the database is well", is_fault=False)
         return
-    yield from strays.unfinished_databases(database)
-    yield from checks.place_findings(database, read_rows(database))
-    folders = strays.artifact_folders(database)
-    rows = checks.with_present_places(database, read_rows(database))
-    yield from checks.run_findings(database, rows)
-    yield from strays.unknown_files(database, rows, folders)
-    yield from strays.found_again(database, rows)
-    yield from strays.missing_files(database, rows)
-    yield from strays.useless_models(rows)
+    yield from orphans.unfinished_databases(database)
+    yield from store_checks.place_findings(database, read_rows(database))
+    folders = orphans.artifact_folders(database)
+    rows = store_checks.with_present_places(database, read_rows(database))
+    yield from store_checks.run_findings(database, rows)
+    yield from orphans.unknown_files(database, rows, folders)
+    yield from orphans.found_again(database, rows)
+    yield from orphans.missing_files(database, rows)
+    yield from orphans.useless_models(rows)
     statuses = {run.run_id: run.status for run in rows.runs.values() if run.stage == "active"}
-    yield from strays.stray_checkpoints(database.parent, statuses.get)
-    yield from strays.held_by_deleted(database, rows)
+    yield from orphans.stray_checkpoints(database.parent, statuses.get)
+    yield from orphans.held_by_deleted(database, rows)
 
 
 def cache_leftovers() -> list[Finding]:
     """What a process that was killed has left in the cache."""
-    paths = cached.leftovers()
+    paths = user_cache.leftovers()
     if not paths:
         return []
-    what = f"{counted(len(paths), 'unfinished or incomplete file')} in the cache '{cached.cache_folder()}'"
+    what = f"{counted(len(paths), 'unfinished or incomplete file')} in the cache '{user_cache.cache_folder()}'"
     size = in_mb(sum(map(size_of, paths)))
     return [Finding(f"{what} ({size})", "remove", lines(paths), functools.partial(remove, paths))]
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from contextlib import contextmanager
 
-from cnnlab.names import shortened, shown
+from cnnlab.utils.text import shortened, shown
 
 MOST_SAID, MOST_SENTENCE = 500, 2000  # characters of another's error, some of which hold a whole file, and of ours
 

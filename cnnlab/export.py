@@ -12,13 +12,13 @@ import keras
 import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
-from cnnlab.models import formats
-from cnnlab.models.inference import inference_model, is_rounded
-from cnnlab.names import shown
+from cnnlab.models import export_formats
+from cnnlab.models.inference_graph import inference_model, is_rounded
 from cnnlab.predict import load_classifier
-from cnnlab.prepare import load_for
-from cnnlab.tracking import models as stored_models
-from cnnlab.tracking import read, registry, store
+from cnnlab.resolve import load_for
+from cnnlab.tracking import logged_models as stored_models
+from cnnlab.tracking import mlflow_store, model_registry, run_queries
+from cnnlab.utils.text import shown
 
 BATCH = 64  # pictures
 TOLERANCE = 1e-4  # of a probability, between Keras and another runtime on the same machine
@@ -73,15 +73,15 @@ def export(model=None, file_format="onnx", output=None, *, int8=False, dataset=N
         ArgumentError: the path is taken, or int8 of another format than LiteRT.
         LabError: the model or a package cannot be had, it does not convert, or the file answers otherwise.
     """
-    expect_one_of("format", file_format, formats.ENDINGS)
+    expect_one_of("format", file_format, export_formats.ENDINGS)
     if int8 and file_format != "litert":
         raise ArgumentError(f"Expected --int8 with --format litert. Received: {file_format}. Leave one out.")
     _expect_free(output)
-    formats.expect_packages(file_format)
-    with store.opened(writes=False):
+    export_formats.expect_packages(file_format)
+    with mlflow_store.opened(writes=False):
         classifier = load_classifier(model)
         uri, run_id = stored_models.origin(classifier.uri)
-        path = Path(output or _default_name(uri, run_id) + "-int8" * int8 + formats.ENDINGS[file_format])
+        path = Path(output or _default_name(uri, run_id) + "-int8" * int8 + export_formats.ENDINGS[file_format])
         _expect_free(path)
         pictures, recipe = _pictures_of(run_id, classifier, dataset)
     if int8 and pictures.training is None:
@@ -106,8 +106,8 @@ def export(model=None, file_format="onnx", output=None, *, int8=False, dataset=N
         some = np.random.default_rng(0).permutation(len(pictures.training))[:CALIBRATION]
         calibration = np.asarray(pictures.training[np.sort(some)])
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        fresh = Path(folder, f"model{formats.ENDINGS[file_format]}")
-        formats.write_model(classifier.model, fresh, file_format, about, calibration)
+        fresh = Path(folder, f"model{export_formats.ENDINGS[file_format]}")
+        export_formats.write_model(classifier.model, fresh, file_format, about, calibration)
         exported = _checked(path, fresh, file_format, classifier, pictures, recipe, int8)
         os.rename(fresh, path)
     return exported
@@ -126,7 +126,7 @@ def _expect_free(path):
 def _default_name(uri, run_id):
     name, _, number = uri.removeprefix("models:/").rpartition("/")
     if uri.startswith("models:/") and name:
-        return f"{registry.legal_name(name)}-v{number}"
+        return f"{model_registry.legal_name(name)}-v{number}"
     return f"run-{run_id[:8]}" if run_id else re.sub(r"\W+", "-", shown(uri)).strip("-")
 
 
@@ -136,8 +136,8 @@ def _pictures_of(run_id, classifier, dataset):
     try:
         if run_id is None:
             raise LabError("it was logged outside of a run.")
-        run = read.find_finished_run(run_id)
-        recipe, stored = read.read_recipe(run), read.read_predictions(run)[1]["test"]
+        run = run_queries.find_finished_run(run_id)
+        recipe, stored = run_queries.read_recipe(run), run_queries.read_predictions(run)[1]["test"]
         data = load_for(dataclasses.replace(recipe, dataset=dataset or recipe.dataset))
         if data.image_shape[0] != classifier.image_size or data.class_names != classifier.class_names:
             raise LabError(f"'{data.name}' has other classes or sizes.")
@@ -172,7 +172,7 @@ def _checked(path, fresh, file_format, classifier, pictures, recipe, int8):
     """What a written model answers beside Keras and the run; raises `LabError` where it is something else."""
     rounded = is_rounded(classifier.model)
     reference = inference_model(classifier.model) if rounded else classifier.model
-    run = formats.open_model(fresh, file_format)
+    run = export_formats.open_model(fresh, file_format)
     here, there = [], []
     for start in range(0, len(pictures.images), BATCH):
         images = np.asarray(pictures.images[start : start + BATCH])

@@ -3,12 +3,12 @@
 import time
 from dataclasses import dataclass
 
-from cnnlab import cached
 from cnnlab.errors import ArgumentError
-from cnnlab.models import own
-from cnnlab.prepare import build_model, prepare
-from cnnlab.tracking import store
-from cnnlab.training.loop import features_by_part
+from cnnlab.models import custom_model
+from cnnlab.resolve import build_model, prepare
+from cnnlab.tracking import mlflow_store
+from cnnlab.training.trainer import features_by_part
+from cnnlab.utils import user_cache
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ def store_features(recipe, parts=("train", "val", "test")) -> Stored:
         ArgumentError: the recipe's model is not cut behind its frozen layers, so nothing is stored for it.
         LabError: data or weights cannot be had, or the features cannot be stored.
     """
-    store.expect_usable_store(writes=False)
-    with own.pinned([recipe.model]), store.opened(writes=False):
+    mlflow_store.expect_usable_store(writes=False)
+    with custom_model.pinned([recipe.model]), mlflow_store.opened(writes=False):
         dataset, [prepared] = prepare([recipe])
         model = build_model(prepared.recipe, dataset)
     images = {part: getattr(dataset, part).images for part in parts}
-    before = {entry["key"] for entry in cached.entries()}
+    before = {entry["key"] for entry in user_cache.entries()}
     started = time.perf_counter()
     if features_by_part(model, images, prepared.recipe) is None:
         raise ArgumentError(
@@ -44,5 +44,5 @@ def store_features(recipe, parts=("train", "val", "test")) -> Stored:
             "none that are worth storing. Use another backbone, or leave --augment and --train-blocks out."
         )
     seconds = time.perf_counter() - started
-    new = [entry for entry in cached.entries() if entry["key"] not in before]
+    new = [entry for entry in user_cache.entries() if entry["key"] not in before]
     return Stored(new, sum(map(len, images.values())), seconds)

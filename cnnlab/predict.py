@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlab.data.images import SIXTEEN_BITS, decode_image
-from cnnlab.data.listing import in_words, list_pictures_below
-from cnnlab.downloads import URLS, fetch
+from cnnlab.data.decoding import SIXTEEN_BITS, decode_image
+from cnnlab.data.folder_scan import in_words, list_pictures_below
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.names import csv_line, shown
-from cnnlab.signals import signals_held
-from cnnlab.tracking import models as stored_models
-from cnnlab.tracking import read, registry, store
+from cnnlab.tracking import logged_models as stored_models
+from cnnlab.tracking import mlflow_store, model_registry, run_queries
+from cnnlab.utils.downloads import URLS, fetch
+from cnnlab.utils.signals import signals_held
+from cnnlab.utils.text import csv_line, shown
 
 BATCH = 256  # pictures in memory at a time
 MOST_BYTES = 2**28  # of a picture at a URL
@@ -62,7 +62,7 @@ def load_classifier(model=None) -> Classifier:
     Raises:
         LabError: the registry is empty, has no such model or alias, or the model does not carry its class names.
     """
-    with store.opened(writes=False):
+    with mlflow_store.opened(writes=False):
         uri = stored_models.pinned(_uri(model))
         loaded, about = stored_models.load(uri)
     return Classifier(
@@ -78,9 +78,9 @@ def load_classifier(model=None) -> Classifier:
 def _uri(model):
     if model and ":/" in model:
         return model
-    if model and re.fullmatch("[0-9a-f]{4,32}", model) and model not in registry.names():
-        return read.read_result(read.find_finished_run(model)).model_uri
-    return registry.champion_uri(model)
+    if model and re.fullmatch("[0-9a-f]{4,32}", model) and model not in model_registry.names():
+        return run_queries.read_result(run_queries.find_finished_run(model)).model_uri
+    return model_registry.champion_uri(model)
 
 
 def list_pictures(paths) -> list[str]:

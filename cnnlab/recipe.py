@@ -8,9 +8,10 @@ from pathlib import Path
 
 from cnnlab.errors import ArgumentError, reading
 from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
-from cnnlab.models import COMMON, MODELS, OF_OPTIMIZERS, TRAINING, Range, find_model, own
-from cnnlab.models.augment import parse_augment
-from cnnlab.names import shown
+from cnnlab.models import custom_model
+from cnnlab.models.augmentation import parse_augment
+from cnnlab.models.model_table import COMMON, MODELS, OF_OPTIMIZERS, TRAINING, Range, find_model
+from cnnlab.utils.text import shown
 
 PRECISIONS = ("float32", "mixed_bfloat16", "auto")
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
@@ -256,7 +257,7 @@ class Recipe:
             if isinstance(value := getattr(self, f.name), Unsaid):
                 # Of the model that was there before `replace`; given by anybody else it is a value like others.
                 object.__setattr__(self, f.name, None if replaced else plain(value))
-        if not (read_back and own.is_own(self.model)):
+        if not (read_back and custom_model.is_own(self.model)):
             self._fill_in(find_model(self.model), replaced)
         for f in dataclasses.fields(self):
             check(f.name, getattr(self, f.name), f.metadata)
@@ -319,8 +320,8 @@ class Recipe:
 
     @property
     def _name(self):
-        if own.is_own(self.model):
-            return own.function_name(self.model)
+        if custom_model.is_own(self.model):
+            return custom_model.function_name(self.model)
         if self.model != "transfer":
             return self.model
         if self.backbone.startswith("models:/"):
@@ -337,7 +338,7 @@ class Recipe:
         further = own_arguments(self.model)
         given = {name: plain(getattr(self, name)) for name in model.arguments if name not in further}
         given = {name: value for name, value in given.items() if value is not None}
-        given |= own.parse_arguments(self.arguments, further)
+        given |= custom_model.parse_arguments(self.arguments, further)
         missing = [name for name, default in model.arguments.items() if default is inspect.Parameter.empty]
         if model.own and (missing := [name for name in missing if name not in given]):
             raise ArgumentError(
@@ -354,7 +355,7 @@ class Recipe:
             if f.name != "arguments"
             and (value := getattr(self, f.name)) is not None
             # What a function of the user's does not take has no value.
-            and (own.is_own(self.model) or applies(f, self.model))
+            and (custom_model.is_own(self.model) or applies(f, self.model))
         }
         given = dict(pair.split("=", 1) for pair in self.arguments)
         return values | {f"arg.{name}" if name in _FIELDS else name: value for name, value in given.items()}
@@ -409,7 +410,7 @@ def _is_field(name, default):
 def applies(recipe_field: dataclasses.Field, model: str) -> bool:
     """Whether a field of the recipe says anything about this model: read off the factory's signature."""
     if recipe_field.name == "arguments":
-        return own.is_own(model)
+        return custom_model.is_own(model)
     if recipe_field.name not in _OF_MODELS:
         return True
     found = find_model(model)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlab.models import own
-from cnnlab.prepare import build_model, prepare
-from cnnlab.runner import fit_and_evaluate
-from cnnlab.tracking import read, store
-from cnnlab.tracking.delivery import recorded, renamed
-from cnnlab.tracking.tags import MODEL_SOURCE, TAG
+from cnnlab.models import custom_model
+from cnnlab.resolve import build_model, prepare
+from cnnlab.tracking import mlflow_store, run_queries
+from cnnlab.tracking.offline.delivery import recorded, renamed
+from cnnlab.tracking.tag_names import MODEL_SOURCE, TAG
+from cnnlab.train import fit_and_evaluate
 
 # Tags that may explain a difference.
 CIRCUMSTANCES = (
@@ -53,18 +53,20 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbo
     Raises:
         LabError: the run is unknown or failed, or its data or weights cannot be had.
     """
-    with store.opened():
+    with mlflow_store.opened():
         return _reproduce(run_id, deterministic, dataset, weights, backbone)
 
 
 def _reproduce(run_id, deterministic, dataset, weights, backbone):
-    before = read.find_finished_run(run_id)
+    before = run_queries.find_finished_run(run_id)
     # All that is needed of it is read now, so that what is gone is found before an hour of training.
-    stored, history = read.read_recipe(before), read.read_history(before)
+    stored, history = run_queries.read_recipe(before), run_queries.read_history(before)
     name = stored.model
-    with own.pinned([name], read.read_text(before, MODEL_SOURCE) if own.is_own(name) else None):
-        tested = read.was_tested(before)  # a trial of a search was not
-        test = read.read_predictions(before)[1]["test"] if tested else None
+    with custom_model.pinned(
+        [name], run_queries.read_text(before, MODEL_SOURCE) if custom_model.is_own(name) else None
+    ):
+        tested = run_queries.was_tested(before)  # a trial of a search was not
+        test = run_queries.read_predictions(before)[1]["test"] if tested else None
         moved = {"dataset": dataset, "weights": weights, "backbone": backbone}
         moved = {name: value for name, value in moved.items() if value}
         recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
@@ -78,7 +80,7 @@ def _reproduce(run_id, deterministic, dataset, weights, backbone):
                 tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **prepared.tags},
                 parts=("val", "test") if tested else ("val",),
             )
-            after = read.find_finished_run(result.run_id)
+            after = run_queries.find_finished_run(result.run_id)
     result = renamed(result, ids)
     figures = [
         Figure(name, values[-1], result.history[name][-1], _largest_difference(values, result.history[name]))

@@ -6,13 +6,13 @@ import numpy as np
 import uvicorn
 
 from cnnlab.errors import ArgumentError, first_line
-from cnnlab.ports import LOOPBACK, address, choose_port, names_of
 from cnnlab.predict import load_classifier
 from cnnlab.serving.app import make_app
-from cnnlab.serving.connections import TimedProtocol
-from cnnlab.serving.guard import MOST_BYTES
-from cnnlab.serving.pictures import MOST_PIXELS
-from cnnlab.tracking import models
+from cnnlab.serving.idle_connections import TimedProtocol
+from cnnlab.serving.middleware import MOST_BYTES
+from cnnlab.serving.picture_routes import MOST_PIXELS
+from cnnlab.tracking import logged_models
+from cnnlab.utils.ports import LOOPBACK, address, choose_port, names_of
 
 DEFAULT_PORT = 5001  # beside the UI's
 CONCURRENT = 512  # connections; more are answered 503
@@ -33,7 +33,7 @@ def serve(model, host, port, token=None) -> None:
     classifier = load_classifier(model)
     side = classifier.image_size
     classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
-    about = models.about(classifier.uri)
+    about = logged_models.about(classifier.uri)
     app = make_app(classifier, about=about, names=names_of(host, port), token=token)
     bounds = {"http": TimedProtocol, "ws": "none", "limit_concurrency": CONCURRENT}
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", **bounds)

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab.tracking.store import open_store
+from cnnlab.tracking.mlflow_store import open_store
 
 # A shell starts what it puts in the background with SIGINT ignored; the tests and what they start need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,11 +15,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import cnnlab
-from cnnlab import cli
 from cnnlab.audit import audit
-from cnnlab.data.layouts import find_layout
-from cnnlab.results import auditing, pages
-from cnnlab.results.suspects import FOLDS, check_labels, compact, strangeness
+from cnnlab.cli import main
+from cnnlab.data.folder_layout import find_layout
+from cnnlab.evaluation import audit_report, html_pages
+from cnnlab.evaluation.label_issues import FOLDS, check_labels, compact, strangeness
 
 NAMES = ("<b>", "'&'", *"2345678", "=9")  # of the digits' folders
 SWAPPED = 15
@@ -121,7 +121,7 @@ def test_a_folder_is_audited(digit_files, backbone, store, monkeypatch, capfd):
     top, swapped = digit_files
     monkeypatch.setattr(sys, "argv", ["cnnlab", "audit", str(top), "--out", "report", "--backbone", backbone])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     out, err = capfd.readouterr()
     assert ended.value.code == 0, err
     assert "5/bad.png (it is not in an image format)" in out
@@ -159,9 +159,9 @@ def test_a_folder_is_audited(digit_files, backbone, store, monkeypatch, capfd):
     assert run.data.tags["cnnlab.kind"] == "audit"
     assert run.data.metrics["label_issues"] == len(issues)
     names = {file.path for file in store.list_artifacts(run.info.run_id)}
-    assert names == {*auditing.FILES, auditing.SUSPECTS}
+    assert names == {*audit_report.FILES, audit_report.SUSPECTS}
     with pytest.raises(cnnlab.ArgumentError, match="an audit"):
-        cnnlab.tracking.read.find_finished_run(run.info.run_id)
+        cnnlab.tracking.run_queries.find_finished_run(run.info.run_id)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_only_an_earlier_report_is_replaced_and_by_a_whole_one(recipe, store, wo
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cnnlab.audit.logged.write_results", full)
+    monkeypatch.setattr("cnnlab.audit.run_logging.write_results", full)
     text = Path("report/report.html").read_text(encoding="utf-8")
     with pytest.raises(cnnlab.LabError, match="Received: No space left on device"):
         audit(recipe, "report")
@@ -214,7 +214,7 @@ def test_only_an_earlier_report_is_replaced_and_by_a_whole_one(recipe, store, wo
 
 
 def test_a_store_that_may_only_be_read_gets_no_run(recipe, store, monkeypatch):
-    monkeypatch.setattr("cnnlab.audit.store.is_read_only", lambda: True)
+    monkeypatch.setattr("cnnlab.audit.mlflow_store.is_read_only", lambda: True)
     done = audit(recipe)
     assert done.run_id is None
     assert (done.folder / "report.html").is_file()
@@ -261,11 +261,13 @@ def test_random_weights_are_a_weak_check(store, capfd):
 
 def test_texts_of_a_page_are_escaped():
     nasty = '<script>"\x1b[31m&'
-    text = pages.page(nasty, {nasty: pages.table((nasty,), [(nasty,)], nasty) + pages.folded(nasty, [nasty])}, "a test")
+    text = html_pages.page(
+        nasty, {nasty: html_pages.table((nasty,), [(nasty,)], nasty) + html_pages.folded(nasty, [nasty])}, "a test"
+    )
     page = Page(text)
     assert "script" not in {tag for tag, _ in page.tags}
     assert "\x1b" not in text
     assert html.unescape(html.escape('<script>"\\x1b[31m&')) in page.texts
-    image = pages.picture(np.zeros((200, 300, 3), np.uint8), nasty)
+    image = html_pages.picture(np.zeros((200, 300, 3), np.uint8), nasty)
     assert image.startswith("<img alt=")
     assert "data:image/jpeg;base64," in image

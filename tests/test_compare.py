@@ -11,7 +11,8 @@ import mlflow
 import pytest
 
 import cnnlab
-from cnnlab import compare, data, prepare
+from cnnlab import resolve, train
+from cnnlab.data import dataset as data
 
 
 def test_models_are_children_of_a_run_with_the_comparison(store, small_cnn):
@@ -45,7 +46,7 @@ def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatc
     def broken(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("cnnlab.tracking.logged.log_model", broken)
+    monkeypatch.setattr("cnnlab.tracking.run_logging.log_model", broken)
     with pytest.raises(cnnlab.LabError, match=r"disk full.*The trained model and all results are in") as caught:
         cnnlab.compare_models([small_cnn])
     runs = store.search_runs([e.experiment_id for e in store.search_experiments()])
@@ -61,7 +62,7 @@ def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatc
 def test_what_nobody_named_falls_back_with_warning_and_tag(store, capsys):
     """The network is closed: digits stand in for CIFAR-10, random weights for ImageNet's."""
     recipe = cnnlab.Recipe(model="vgg16", epochs=1, limit=60)
-    result = compare.train_model(recipe)
+    result = train.train_model(recipe)
     errors = capsys.readouterr().err
     assert "cifar10 cannot be downloaded; using the embedded digits" in errors
     assert "ImageNet weights cannot be downloaded; using random ones" in errors
@@ -75,12 +76,12 @@ def test_what_nobody_named_falls_back_with_warning_and_tag(store, capsys):
 def test_what_was_named_and_cannot_be_had_is_an_error(store, fields):
     recipe = cnnlab.Recipe(model="vgg16", epochs=1, limit=60, **fields)
     with pytest.raises(cnnlab.LabError, match="Expected to download"):
-        compare.train_model(recipe)
+        train.train_model(recipe)
     assert len(store.search_experiments()) == 1  # MLflow's own default; nothing of ours was made
 
 
 def test_data_are_loaded_once(store, small_cnn, monkeypatch):
     calls, original = [], data.load_dataset
-    monkeypatch.setattr(prepare, "load_dataset", lambda *a, **k: calls.append(a) or original(*a, **k))
+    monkeypatch.setattr(resolve, "load_dataset", lambda *a, **k: calls.append(a) or original(*a, **k))
     cnnlab.compare_models([small_cnn, dataclasses.replace(small_cnn, epochs=1)])
     assert len(calls) == 1

@@ -8,28 +8,28 @@ import pytest
 from click.testing import CliRunner
 
 import cnnlab
-from cnnlab import compare, export
-from cnnlab.cli import cli
-from cnnlab.models import formats
-from cnnlab.tracking import promotion, registry
+from cnnlab import export, train
+from cnnlab.cli.main import cli
+from cnnlab.models import export_formats
+from cnnlab.tracking import model_registry, promotion
 
 
 @pytest.fixture
 def run(store, small_cnn):
-    return compare.train_model(dataclasses.replace(small_cnn, augment="flip,crop"))
+    return train.train_model(dataclasses.replace(small_cnn, augment="flip,crop"))
 
 
 def test_the_champion_as_files_that_were_tried(run, digits):
-    version, _ = registry.register(run.run_id, name="digits")
+    version, _ = model_registry.register(run.run_id, name="digits")
     promotion.promote(version)
     for file_format in ("keras", "saved_model"):
         done = CliRunner().invoke(cli, ["export", "--format", file_format], catch_exceptions=False)
         assert done.exit_code == 0
         assert f"accuracy {run.test_accuracy:.2%} then, {run.test_accuracy:.2%} now" in done.output
-        path = Path("digits-v1" + formats.ENDINGS[file_format])
-        answers = formats.open_model(path, file_format)(digits.test.images)
+        path = Path("digits-v1" + export_formats.ENDINGS[file_format])
+        answers = export_formats.open_model(path, file_format)(digits.test.images)
         assert np.abs(answers - run.test.probabilities).max() < 1e-5
-        about = formats.read_about(path, file_format)
+        about = export_formats.read_about(path, file_format)
         assert (about["model"], about["run_id"], about["image_size"]) == ("models:/digits/1", run.run_id, 32)
         assert tuple(about["class_names"]) == digits.class_names
     with pytest.raises(cnnlab.LabError, match=r"Expected a path that is free. Received: 'digits-v1.keras'"):
@@ -37,7 +37,7 @@ def test_the_champion_as_files_that_were_tried(run, digits):
 
 
 def test_what_is_not_as_it_was_is_said(store, small_cnn, monkeypatch):
-    run = compare.train_model(dataclasses.replace(small_cnn, precision="mixed_bfloat16", epochs=1))
+    run = train.train_model(dataclasses.replace(small_cnn, precision="mixed_bfloat16", epochs=1))
     done = export.export(run.run_id, "keras", "one.keras")
     assert done.difference == 0
     assert 0 < done.from_run < 0.05
@@ -46,14 +46,14 @@ def test_what_is_not_as_it_was_is_said(store, small_cnn, monkeypatch):
     def gone(recipe):
         raise cnnlab.LabError("Expected a folder. Received: none")
 
-    right = formats.open_model
+    right = export_formats.open_model
     with monkeypatch.context() as patched:
         patched.setattr(export, "load_for", gone)
         done = export.export(run.run_id, "keras", "two.keras")
     assert "On 64 crops of sample photographs, as the run's pictures cannot be had (Expected a folder" in done.lines[1]
     assert (done.difference, done.now) == (0, None)
     before = set(Path.cwd().iterdir())
-    monkeypatch.setattr(formats, "open_model", lambda *at: lambda images: right(*at)(images) + np.float32(1e-3))
+    monkeypatch.setattr(export_formats, "open_model", lambda *at: lambda images: right(*at)(images) + np.float32(1e-3))
     with pytest.raises(cnnlab.LabError, match=r"a probability that differs by 0.001 on the 37"):
         export.export(run.run_id, "keras")
     assert set(Path.cwd().iterdir()) == before

@@ -20,9 +20,10 @@ from PIL import Image
 
 import cnnlab
 from cnnlab import predict, reproduce
-from cnnlab.compare import compare_runs, train_model
-from cnnlab.tracking import promotion, read, registry
-from cnnlab.tracking.store import open_store
+from cnnlab.compare import compare_runs
+from cnnlab.tracking import model_registry, promotion, run_queries
+from cnnlab.tracking.mlflow_store import open_store
+from cnnlab.train import train_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SEEDED = json.loads((FIXTURES / "seeded_runs.json").read_text())
@@ -72,7 +73,7 @@ def of_kind(client, kind):
 def test_an_earlier_store_is_listed_and_compared(stored):
     assert len(of_kind(stored, "train")) == 3
     assert len(of_kind(stored, "trial")) == 3
-    [version] = registry.list_versions()
+    [version] = model_registry.list_versions()
     assert (version.name, version.number, version.aliases) == ("cnnlab-digits", 1, ("champion",))
     comparison = compare_runs([run.info.run_id for run in of_kind(stored, "train")])
     tested = {run.info.run_id: run.data.metrics["test_accuracy"] for run in of_kind(stored, "train")}
@@ -81,19 +82,19 @@ def test_an_earlier_store_is_listed_and_compared(stored):
 
 
 def test_an_earlier_run_is_registered_against_the_champion_and_predicts(stored, workplace):
-    best = read.best_run()
-    version, _ = registry.register()
+    best = run_queries.best_run()
+    version, _ = model_registry.register()
     assert version.run_id == best.info.run_id
     decision = promotion.promote(version, force=True)
     assert "15 validation images" in decision.reason or decision.unchanged
-    assert registry.find_champion("cnnlab-digits").number == version.number
+    assert model_registry.find_champion("cnnlab-digits").number == version.number
     dataset = cnnlab.load_dataset("digits", limit=150)
     (workplace / "shots").mkdir()
     for i, image in enumerate(dataset.test.images):
         Image.fromarray(image).save(workplace / "shots" / f"{i:02}.png")
     classifier = predict.load_classifier()
     rows = list(predict.classify_files(classifier, predict.list_pictures([workplace / "shots"])))
-    test = read.read_result(best).test
+    test = run_queries.read_result(best).test
     assert np.array([row[1] for row in rows]) == pytest.approx(test.probabilities, abs=1e-5)
 
 

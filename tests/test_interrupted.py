@@ -10,25 +10,25 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from cnnlab.tuning.trials import SCORE, Place
 from mlflow.entities import LoggedModelOutput
 
 import cnnlab
-from cnnlab import compare
-from cnnlab.data import load_dataset
-from cnnlab.interrupted import training_key
-from cnnlab.tracking import checkpoints, provenance, read
-from cnnlab.tracking.liveness import alive
-from cnnlab.tracking.run import tracked_run
-from cnnlab.tracking.store import opened
-from cnnlab.training import checkpoint, loop
-from tuning.trials import SCORE, Place
+from cnnlab import compare, train
+from cnnlab.data.dataset import load_dataset
+from cnnlab.resume import training_key
+from cnnlab.tracking import checkpoint_files, provenance, run_queries
+from cnnlab.tracking.mlflow_store import opened
+from cnnlab.tracking.run_locks import alive
+from cnnlab.tracking.tracked_run import tracked_run
+from cnnlab.training import checkpointing, trainer
 
-RATE = loop.LearningRate
+RATE = trainer.LearningRate
 
 
 @pytest.fixture(autouse=True)
 def every_epoch(monkeypatch):
-    monkeypatch.setenv(checkpoints.VARIABLE, "0")
+    monkeypatch.setenv(checkpoint_files.VARIABLE, "0")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def interrupt(monkeypatch):
                         then()
                         raise KeyboardInterrupt
 
-        monkeypatch.setattr(loop, "LearningRate", Interrupting)
+        monkeypatch.setattr(trainer, "LearningRate", Interrupting)
 
     return at
 
@@ -61,17 +61,17 @@ def steps(client, run_id, name="loss"):
 
 
 def test_the_same_command_goes_on_in_the_same_run(store, recipe, interrupt, capsys, monkeypatch):
-    whole = compare.train_model(recipe)
-    again = compare.train_model(recipe)
+    whole = train.train_model(recipe)
+    again = train.train_model(recipe)
     assert again.run_id != whole.run_id  # a finished one is not gone on with
-    kept = checkpoints.checkpoint_folder()
+    kept = checkpoint_files.checkpoint_folder()
 
     def first_checkpoint_comes_back():  # so that two epochs were logged that are trained again
         [file] = kept.glob("*.npz")
         mlflow.flush_async_logging()
         shutil.copy("first.npz", file)
 
-    real = checkpoint.Checkpoint.write
+    real = checkpointing.Checkpoint.write
 
     def write(self, progress, arrays):
         real(self, progress, arrays)
@@ -79,15 +79,15 @@ def test_the_same_command_goes_on_in_the_same_run(store, recipe, interrupt, caps
             shutil.copy(self.file, "first.npz")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoint, "write", write)
+        patch.setattr(checkpointing.Checkpoint, "write", write)
         interrupt(3, then=first_checkpoint_comes_back)
         with pytest.raises(KeyboardInterrupt):
-            compare.train_model(recipe)
+            train.train_model(recipe)
     [file] = kept.glob("*.npz")
     run_id = file.stem
     assert steps(store, run_id) == [0, 1, 2]
-    monkeypatch.setattr(loop, "LearningRate", RATE)
-    resumed = compare.train_model(recipe)
+    monkeypatch.setattr(trainer, "LearningRate", RATE)
+    resumed = train.train_model(recipe)
     assert resumed.run_id == run_id
     assert f"going on with run {run_id[:8]} after epoch 1 of 4" in capsys.readouterr().out
     assert resumed.history == whole.history
@@ -106,11 +106,11 @@ def test_the_same_command_goes_on_in_the_same_run(store, recipe, interrupt, caps
 def test_a_run_is_gone_on_with_by_its_id(store, recipe, interrupt, monkeypatch, capsys):
     interrupt(2)
     with pytest.raises(KeyboardInterrupt):
-        compare.train_model(recipe)
-    [one] = checkpoints.stored_checkpoints()
-    monkeypatch.setattr(loop, "LearningRate", RATE)
+        train.train_model(recipe)
+    [one] = checkpoint_files.stored_checkpoints()
+    monkeypatch.setattr(trainer, "LearningRate", RATE)
     with alive(one.run_id), pytest.raises(cnnlab.LabError, match="another process works on it"):
-        compare.resume_run(one.run_id[:8])
+        train.resume_run(one.run_id[:8])
     assert store.get_run(one.run_id).info.status == "KILLED"
     other = load_dataset("digits", limit=140)
     with pytest.raises(cnnlab.ArgumentError, match=r"dropout was 0\.2, is 0\.3; other images"):
@@ -118,13 +118,13 @@ def test_a_run_is_gone_on_with_by_its_id(store, recipe, interrupt, monkeypatch, 
     whole = one.file.read_bytes()
     one.file.write_bytes(whole[:-1000])
     with pytest.raises(cnnlab.LabError, match="Received a damaged file"):
-        compare.resume_run(one.run_id)
+        train.resume_run(one.run_id)
     one.file.write_bytes(whole)
-    result = compare.resume_run(one.run_id[:8])
+    result = train.resume_run(one.run_id[:8])
     assert result.run_id == one.run_id
     assert steps(store, one.run_id) == [0, 1, 2, 3]
     with pytest.raises(cnnlab.ArgumentError, match=r"Expected an interrupted run\. Received: .* which is FINISHED"):
-        compare.resume_run(one.run_id)
+        train.resume_run(one.run_id)
 
 
 def test_a_model_that_a_kill_left_half_written_is_not_the_one_that_is_read(store, recipe, monkeypatch):
@@ -139,11 +139,11 @@ def test_a_model_that_a_kill_left_half_written_is_not_the_one_that_is_read(store
         return log_model(*args, **kwargs)
 
     monkeypatch.setattr(mlflow.keras, "log_model", after_a_kill)
-    result = compare.train_model(recipe)
+    result = train.train_model(recipe)
     run = store.get_run(result.run_id)
     assert len(run.outputs.model_outputs) == 7
     with opened():
-        assert read.read_result(run).model_uri == result.model_uri
+        assert run_queries.read_result(run).model_uri == result.model_uri
 
 
 def test_a_file_of_the_recipe_is_read_once_for_its_digest(workplace, monkeypatch):
@@ -170,16 +170,16 @@ def test_a_damaged_checkpoint_and_restart_begin_anew(store, recipe, interrupt, m
     interrupt(1)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            compare.train_model(short, restart=True)
-    first, second = checkpoints.stored_checkpoints()
+            train.train_model(short, restart=True)
+    first, second = checkpoint_files.stored_checkpoints()
     for one in (first, second):
         one.file.write_bytes(one.file.read_bytes()[:-100])
-    monkeypatch.setattr(loop, "LearningRate", RATE)
-    result = compare.train_model(short)
+    monkeypatch.setattr(trainer, "LearningRate", RATE)
+    result = train.train_model(short)
     assert result.run_id not in (first.run_id, second.run_id)
     assert capsys.readouterr().err.count("Received a damaged file") == 2
     assert steps(store, result.run_id) == [0, 1]
-    assert checkpoints.stored_checkpoints() == []
+    assert checkpoint_files.stored_checkpoints() == []
 
 
 def test_a_comparison_goes_on_with_what_is_left(store, recipe, interrupt, monkeypatch, capsys):
@@ -188,7 +188,7 @@ def test_a_comparison_goes_on_with_what_is_left(store, recipe, interrupt, monkey
     with pytest.raises(KeyboardInterrupt):
         compare.compare_models(recipes)
     before = {run.info.run_id: run for run in store.search_runs(["1"])}
-    monkeypatch.setattr(loop, "LearningRate", RATE)
+    monkeypatch.setattr(trainer, "LearningRate", RATE)
     comparison = compare.compare_models(recipes)
     said = capsys.readouterr().out
     assert f"Going on with comparison {comparison.run_id[:8]}" in said
@@ -215,9 +215,9 @@ def test_a_trial_goes_on(store, recipe, digits, interrupt, monkeypatch, capsys):
         with pytest.raises(KeyboardInterrupt):
             place.scored_run(search, recipe, "trial", "1", "trial 1")
         [before] = place.children(kind="trial")
-        monkeypatch.setattr(loop, "LearningRate", RATE)
+        monkeypatch.setattr(trainer, "LearningRate", RATE)
         with pytest.raises(cnnlab.ArgumentError, match="which a search made"):
-            read.find_interrupted_run(before["run_id"])
+            run_queries.find_interrupted_run(before["run_id"])
         score = place.scored_run(search, recipe, "trial", "1", "trial 1")
         [after] = place.children(kind="trial")
     assert after["run_id"] == before["run_id"]
@@ -227,7 +227,7 @@ def test_a_trial_goes_on(store, recipe, digits, interrupt, monkeypatch, capsys):
 
 
 def test_what_nobody_goes_on_with_is_swept_away_and_said(store, capsys):
-    folder = checkpoints.checkpoint_folder()
+    folder = checkpoint_files.checkpoint_folder()
     folder.mkdir()
     runs = {status: store.create_run("0").info.run_id for status in ("FINISHED", "KILLED", "FAILED", "RUNNING")}
     for status, run_id in runs.items():
@@ -240,7 +240,7 @@ def test_what_nobody_goes_on_with_is_swept_away_and_said(store, capsys):
         (folder / name).write_bytes(b"1")
         os.utime(folder / name, (ago, ago))
     os.utime(folder / f"{runs['FAILED']}.npz", (ago, ago))
-    checkpoints.sweep()
+    checkpoint_files.sweep()
     left = {file.name for file in folder.iterdir()}
     assert left == {f"{runs['KILLED']}.npz", f"{runs['RUNNING']}.npz", "notes.npz"}
     said = capsys.readouterr().out
@@ -249,25 +249,25 @@ def test_what_nobody_goes_on_with_is_swept_away_and_said(store, capsys):
 
 
 def test_where_checkpoints_are_and_how_often(store, monkeypatch, workplace):
-    assert checkpoints.checkpoint_folder() == workplace / "mlruns" / "checkpoints"
+    assert checkpoint_files.checkpoint_folder() == workplace / "mlruns" / "checkpoints"
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://user:secret@lab:5000")
-    assert checkpoints.checkpoint_folder().is_relative_to(os.environ["CNNLAB_CACHE"])
+    assert checkpoint_files.checkpoint_folder().is_relative_to(os.environ["CNNLAB_CACHE"])
     for given, seconds in (("none", None), ("0", 0), ("90", 90), ("", 60)):
-        monkeypatch.setenv(checkpoints.VARIABLE, given)
-        assert checkpoints.seconds_between() == seconds
+        monkeypatch.setenv(checkpoint_files.VARIABLE, given)
+        assert checkpoint_files.seconds_between() == seconds
     for given in ("-1", "often", "nan"):
-        monkeypatch.setenv(checkpoints.VARIABLE, given)
+        monkeypatch.setenv(checkpoint_files.VARIABLE, given)
         with pytest.raises(cnnlab.ArgumentError, match="Expected CNNLAB_CHECKPOINT"):
-            checkpoints.seconds_between()
+            checkpoint_files.seconds_between()
 
 
 def test_a_diverged_training_leaves_no_checkpoint(store, recipe, digits):
     class Diverge(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 1:
-                assert checkpoints.stored_checkpoints()
+                assert checkpoint_files.stored_checkpoints()
                 self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
 
     with pytest.raises(cnnlab.LabError, match="Expected a finite loss"), opened():
         cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, digits), digits, recipe, callbacks=[Diverge()])
-    assert checkpoints.stored_checkpoints() == []
+    assert checkpoint_files.stored_checkpoints() == []

@@ -8,7 +8,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from cnnlab.names import csv_line, markdown, shortened, shown
+from cnnlab.utils.text import csv_line, markdown, shortened, shown
 
 MARKDOWN = MarkdownIt("gfm-like", {"linkify": False})  # as CommonMark has it, with tables and strikethrough
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from cnnlab.tuning.search import run_search
 
 import cnnlab
-from cnnlab import cached
 from cnnlab.features import store_features
-from cnnlab.on_ray import OBJECT_STORE, ray_workers
-from cnnlab.ports import choose_port
-from cnnlab.spread import helped_by
-from tuning.search import run_search
+from cnnlab.utils import user_cache
+from cnnlab.utils.ports import choose_port
+from cnnlab.utils.ray_workers import OBJECT_STORE, ray_workers
+from cnnlab.utils.worker_pool import helped_by
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as the command does, before Ray is imported
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -85,7 +85,7 @@ def test_a_pass_over_the_cluster_leaves_the_file_that_a_local_one_leaves(cluster
     assert len(local.new) == 2  # the pictures and the mirrored ones
     assert {entry["key"] for entry in spread.new} == {entry["key"] for entry in local.new}
     for one in local.new:
-        [other] = [entry for entry in cached.entries() if entry["key"] == one["key"]]
+        [other] = [entry for entry in user_cache.entries() if entry["key"] == one["key"]]
         expected, received = np.load(one["path"]), np.load(other["path"])
         assert received.dtype == expected.dtype
         assert received == pytest.approx(expected, rel=1e-4, abs=1e-5)

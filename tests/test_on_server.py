@@ -17,9 +17,9 @@ import mlflow
 import pytest
 from click.testing import CliRunner
 
-from cnnlab.cli import cli
-from cnnlab.ports import choose_port
-from cnnlab.tracking import read, store
+from cnnlab.cli.main import cli
+from cnnlab.tracking import mlflow_store, run_queries
+from cnnlab.utils.ports import choose_port
 from tests.tracking.equal import contents
 
 pytestmark = pytest.mark.server
@@ -137,7 +137,7 @@ def test_from_a_training_to_a_served_model(server, workplace, monkeypatch, pictu
     # Made here before there was a server.
     cnnlab_("train", "cnn", *SMALL)
     cnnlab_("register", "--best", "--promote", "--name", "made-here")
-    local = contents(store.store_uri())
+    local = contents(mlflow_store.store_uri())
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     with monkeypatch.context() as patched:
@@ -152,12 +152,12 @@ def test_from_a_training_to_a_served_model(server, workplace, monkeypatch, pictu
     assert "Recorded as run" in tuned
     assert "Nothing remains in the outbox." in cnnlab_("sync")  # a busy machine does not deliver all in time
     kinds = {}
-    with store.opened():
+    with mlflow_store.opened():
         client = mlflow.MlflowClient()
         for run in client.search_runs([e.experiment_id for e in client.search_experiments()]):
             assert run.info.status == "FINISHED"
             kinds.setdefault(run.data.tags["cnnlab.kind"], []).append(run.info.run_id)
-        best = read.best_run()
+        best = run_queries.best_run()
     assert {kind: len(runs) for kind, runs in kinds.items()} == {
         "compare": 1,
         "search": 1,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab.data.named import CIFAR10_CLASSES
+from cnnlab.data.builtin_sets import CIFAR10_CLASSES
 
 FOLDER = os.environ.get("CNNLAB_REAL_DATA")
 pytestmark = [

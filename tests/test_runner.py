@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab.training import loop
+from cnnlab.training import trainer
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_diverged_run_fails_with_advice(store, small_cnn, digits):
 def test_same_seed_same_figures_other_seed_others(store, small_cnn, digits):
     def losses(seed):
         recipe = dataclasses.replace(small_cnn, seed=seed)
-        return loop.train(cnnlab.build_model(recipe, digits), digits, recipe).history["loss"]
+        return trainer.train(cnnlab.build_model(recipe, digits), digits, recipe).history["loss"]
 
     assert losses(1) == pytest.approx(losses(1), rel=1e-5)
     assert losses(1) != pytest.approx(losses(2), rel=1e-3)

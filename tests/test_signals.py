@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from cnnlab.job import job
-from cnnlab.signals import signals_between_batches, signals_held
+from cnnlab.utils.signals import signals_between_batches, signals_held
+from cnnlab.utils.startup import job
 
 
 def interrupt(signum=signal.SIGINT):

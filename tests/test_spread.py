@@ -10,9 +10,9 @@ from contextlib import closing
 import pytest
 
 import cnnlab
-from cnnlab.on_ray import RayWorkers, expect_address
-from cnnlab.processes import Processes
-from cnnlab.spread import LOSSES, Ended, Here, Job, Shared, perform, spread
+from cnnlab.utils.local_workers import Processes
+from cnnlab.utils.ray_workers import RayWorkers, expect_address
+from cnnlab.utils.worker_pool import LOSSES, Ended, Here, Job, Shared, perform, spread
 
 
 class Losing(Here):

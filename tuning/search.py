@@ -12,26 +12,26 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnlab.tuning import search_report
+from cnnlab.tuning.finalists import train_finalists, train_winner
+from cnnlab.tuning.oracles import make_oracle, reading_state, write_json
+from cnnlab.tuning.search_states import SETTINGS, searches_folder
+from cnnlab.tuning.spaces import check_space, recipe_of
+from cnnlab.tuning.trials import Place, at_hand, label_of, load, train_scored
 from filelock import FileLock, Timeout
 
 from cnnlab.errors import ArgumentError, LabError, masked
-from cnnlab.models import own
-from cnnlab.names import markdown
-from cnnlab.on_ray import expect_address, ray_workers
-from cnnlab.processes import Processes
-from cnnlab.spread import Here, Job, spread
-from cnnlab.tracking import checkpoints, logged, read
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking.delivery import recorded, renamed
-from cnnlab.tracking.places import TRACKING_VARIABLE, local_database, store_uri
+from cnnlab.models import custom_model
+from cnnlab.tracking import checkpoint_files, run_logging, run_queries
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags
-from cnnlab.training import devices
-from tuning import report
-from tuning.finals import train_finalists, train_winner
-from tuning.kerastuner import make_oracle, reading_state, write_json
-from tuning.spaces import check_space, recipe_of
-from tuning.states import SETTINGS, searches_folder
-from tuning.trials import Place, at_hand, label_of, load, train_scored
+from cnnlab.tracking.store_location import TRACKING_VARIABLE, local_database, store_uri
+from cnnlab.training import multi_device
+from cnnlab.utils.local_workers import Processes
+from cnnlab.utils.ray_workers import expect_address, ray_workers
+from cnnlab.utils.text import markdown
+from cnnlab.utils.worker_pool import Here, Job, spread
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ def run_search(search, *, name=None, workers=None, on=None, cpus=None, gpus=None
     """
     if on:
         expect_address(on)
-    if (on or (workers or 1) > 1) and (wanted := devices.wanted()) != 1:
+    if (on or (workers or 1) > 1) and (wanted := multi_device.wanted()) != 1:
         raise ArgumentError(
             f"Expected one device for each of several trainings at a time. Received: devices {wanted}. Leave it out, "
             "or leave out workers and on."
         )
-    with own.pinned([search.recipe.model]):  # all trials are of one source
+    with custom_model.pinned([search.recipe.model]):  # all trials are of one source
         check_space(search.space, search.recipe)
         search, dataset, tags = load(search)
         name = name or search.recipe.label
@@ -103,7 +103,7 @@ def _search(search, dataset, tags, name, at, restart):
     folder = search_folder(name)
     with _alone(folder, name):
         settings = search.settings(dataset)
-        checkpoints.sweep()
+        checkpoint_files.sweep()
         goes_on = _prepare(folder, name, settings, restart)
         experiment_id = tracking.experiment_for(dataset)
         key = search_key(settings, name)
@@ -112,10 +112,10 @@ def _search(search, dataset, tags, name, at, restart):
             experiment_id,
             f"search {name}",
             params=settings,
-            tags={"kind": "search", "search": key, "figure": report.BEST, **data_tags(dataset), **tags},
+            tags={"kind": "search", "search": key, "figure": search_report.BEST, **data_tags(dataset), **tags},
             description=f"{search.tuner} search of {markdown(search.recipe.label)} on **{markdown(dataset.name)}** for "
             f"{search.objective}: {markdown(space)}",
-            resumed_run_id=read.newest_run(experiment_id, search=key) if goes_on else None,
+            resumed_run_id=run_queries.newest_run(experiment_id, search=key) if goes_on else None,
         ) as parent_run_id:
             write_json(folder / SETTINGS, {"settings": settings})
             place = Place(experiment_id, parent_run_id, dataset, tags)
@@ -127,8 +127,8 @@ def _search(search, dataset, tags, name, at, restart):
 
 def _trials_to_winner(search, oracle, place, workers, last):
     _run_trials(search, oracle, place, workers)
-    rows = report.trial_rows(oracle, place.children(kind="trial"))
-    logged.log_results(*report.trials_report(rows, search))
+    rows = search_report.trial_rows(oracle, place.children(kind="trial"))
+    run_logging.log_results(*search_report.trials_report(rows, search))
     _expect_trials(oracle)
     recipe = train_finalists(search, oracle, place, workers)
     if workers is not last:
@@ -136,7 +136,7 @@ def _trials_to_winner(search, oracle, place, workers, last):
     waiting = [Job("the winner", train_winner, (place.address(search), recipe))]
     [ended] = spread(lambda: waiting.pop() if waiting else None, last)
     winner_run_id, accuracy = ended.result()
-    logged.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
+    run_logging.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
     tracking.describe_run(f"Trained once more, its test accuracy is **{accuracy:.2%}**: winner.json is its recipe.")
     return winner_run_id, rows
 
@@ -158,7 +158,7 @@ def _run_trials(search, oracle, place, workers):
     for ended in spread(ask, workers):
         trial = trials.pop(ended.job.name)
         oracle.tell(trial, ended.value, ended.error)
-        print(report.trial_line(oracle, trial, search), flush=True)
+        print(search_report.trial_line(oracle, trial, search), flush=True)
         if oracle.gave_up():
             workers.close()  # the others of the kind
             return
@@ -226,6 +226,6 @@ def _expect_trials(oracle):
         failures = ended
     raise LabError(
         f"Expected trials that train. Received {len(failures)} failures in a row, the last one: "
-        f"{report.reason_of(failures[-1]).rstrip('.')}. Correct what failed, and the same command goes on; or narrow "
-        "the space with --space and --restart."
+        f"{search_report.reason_of(failures[-1]).rstrip('.')}. Correct what failed, and the same command goes on; "
+        "or narrow the space with --space and --restart."
     )

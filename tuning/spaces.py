@@ -10,7 +10,7 @@ import math
 
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.fields import WITH_MOMENTUM
-from cnnlab.models import TRAINING, Range, find_model
+from cnnlab.models.model_table import TRAINING, Range, find_model
 from cnnlab.recipe import Recipe, applies, own_arguments
 
 DEPENDENT = {

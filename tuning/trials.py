@@ -5,18 +5,20 @@ import dataclasses
 import socket
 from dataclasses import dataclass
 
-from cnnlab.data import ImageDataset
+from cnnlab.tuning.search_settings import Search
+
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, StoreGone
-from cnnlab.interrupted import interrupted_run
-from cnnlab.models import own
-from cnnlab.prepare import build_model, prepare
-from cnnlab.results.names import TOP5_CLASSES
-from cnnlab.runner import fit_and_evaluate
-from cnnlab.tracking import away, checkpoints, read, store
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking.delivery import recorded
-from cnnlab.training.compute import freed_models
-from tuning.settings import Search
+from cnnlab.evaluation.score_names import TOP5_CLASSES
+from cnnlab.models import custom_model
+from cnnlab.resolve import build_model, prepare
+from cnnlab.resume import interrupted_run
+from cnnlab.tracking import checkpoint_files, mlflow_store, run_queries
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline import server_unavailable
+from cnnlab.tracking.offline.delivery import recorded
+from cnnlab.train import fit_and_evaluate
+from cnnlab.training.runtime import freed_models
 
 ATTEMPTS, PATIENCE = 3, 30  # of a trial, and minutes to wait for a store that went away
 SCORE = "score"  # the metric of a trial's run that says it is complete
@@ -33,7 +35,7 @@ class Place:
 
     def children(self, **tags) -> list[dict]:
         """The runs below the parent that carry these tags of ours, as `read.children_of` gives them."""
-        runs = read.children_of(self.parent_run_id, self.experiment_id)
+        runs = run_queries.children_of(self.parent_run_id, self.experiment_id)
         return [run for run in runs if tags.items() <= run["tags"].items()]
 
     def interrupted_run(self, recipe, kind, label) -> str | None:
@@ -54,10 +56,10 @@ class Place:
         """
         for _ in range(ATTEMPTS - 1):
             try:
-                with away.loss_of_store_said():
+                with server_unavailable.loss_of_store_said():
                     return self._scored_run(search, recipe, kind, label, run_name)
             except StoreGone:
-                away.wait_for_store(PATIENCE)
+                server_unavailable.wait_for_store(PATIENCE)
         return self._scored_run(search, recipe, kind, label, run_name)
 
     @freed_models()
@@ -109,7 +111,7 @@ def at_hand(place):
 
 def train_scored(address, recipe, kind, label, run_name) -> float:
     """`Place.scored_run`, on whatever worker this is."""
-    with own.pinned([recipe.model]), recorded(directly=True):
+    with custom_model.pinned([recipe.model]), recorded(directly=True):
         return place_of(address).scored_run(address.search, recipe, kind, label, run_name)
 
 
@@ -132,8 +134,8 @@ def place_of(address) -> Place:
 
 def load(search, quiet=False):
     """`(search, dataset, tags)`: the search with the data and weights that are really used."""
-    checkpoints.seconds_between()  # a wrong number is said before any work
-    store.expect_usable_store()
+    checkpoint_files.seconds_between()  # a wrong number is said before any work
+    mlflow_store.expect_usable_store()
     dataset, [prepared] = prepare([search.recipe], quiet=quiet)
     if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:
         raise ArgumentError(

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 
-from cnnlab.data.listing import Listing, in_words
+from cnnlab.data.folder_scan import Listing, in_words
 from cnnlab.errors import ArgumentError
-from cnnlab.names import shown
+from cnnlab.utils.text import shown
 
 PARTS = {
     "train": {"train", "training", "trainset", "trainingset"},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnnlab.data.class_folders import PARTS
-from cnnlab.names import csv_line
+from cnnlab.utils.text import csv_line
 
 COLUMNS = ("kind", "first", "first_part", "first_class", "second", "second_part", "second_class")
 

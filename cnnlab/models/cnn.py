@@ -26,7 +26,7 @@ def cnn(
         padding: of the convolutions, "valid" or "same".
         dense_units: width of the hidden dense layer, 0 for none.
         dropout: rate after the hidden dense layer, 0 for none.
-        augment: "none", or names of `cnnlab.models.augment`, separated by commas.
+        augment: "none", or names of `cnnlab.models.augmentation`, separated by commas.
 
     Returns:
         A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities.

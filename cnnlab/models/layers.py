@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from cnnlab.models.augment import augmented
+from cnnlab.models.augmentation import augmented
 
 MEAN_OF_VIEWS, MEAN_OF_MEMBERS = "mean_of_views", "mean_of_members"
 POOLINGS = {
@@ -18,7 +18,7 @@ def image_input(input_shape, augment, image_size=None):
 
     Args:
         input_shape: `(height, width, 3)` of the pictures.
-        augment: names of `cnnlab.models.augment`; only active while training.
+        augment: names of `cnnlab.models.augmentation`; only active while training.
         image_size: pixels a side; larger than the pictures, they are enlarged (bicubic).
 
     Returns:

@@ -28,7 +28,7 @@ def resnet9(
         num_classes: number of classes.
         image_size: pixels a side inside the model, by default the pictures' own.
         filters: filters of each block.
-        augment: "none", or names of `cnnlab.models.augment`, separated by commas.
+        augment: "none", or names of `cnnlab.models.augmentation`, separated by commas.
         test_views: of `mean_of_views`; 1 for none.
         members: networks of different first weights, whose answers are averaged.
 

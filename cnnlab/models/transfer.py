@@ -31,7 +31,7 @@ def transfer(
         pooling: "average", "max" or "flatten".
         dense_units: width of the hidden dense layer, 0 for a linear head.
         dropout: rate before the softmax, 0 for none.
-        augment: "none", or names of `cnnlab.models.augment`, separated by commas.
+        augment: "none", or names of `cnnlab.models.augmentation`, separated by commas.
         preprocessing: "own" for what the backbone was trained with, "scale" for 0..1.
         train_blocks: how many of the backbone's stages, counted from the top, are trained too. Frozen layers stay in
             inference mode: their BatchNormalization uses its stored statistics, their dropout does nothing.
@@ -48,9 +48,9 @@ def transfer(
     """
     import keras
 
-    from cnnlab.models.graft import graft, layers_from, trained_layers
     from cnnlab.models.layers import dense_head, image_input
-    from cnnlab.models.weights import read_network
+    from cnnlab.models.model_surgery import graft, layers_from, trained_layers
+    from cnnlab.models.pretrained import read_network
 
     side = image_size or min(input_shape[:2])
     check_transfer(side, backbone=backbone, weights=weights, preprocessing=preprocessing, train_blocks=train_blocks)
@@ -83,8 +83,8 @@ def fine_tuned_layers(backbone, weights, start, side) -> list[list[str]]:
     Raises:
         ArgumentError: the backbone has not as many stages, or no such layer.
     """
-    from cnnlab.models.graft import grafted_name, layers_from
-    from cnnlab.models.weights import read_network
+    from cnnlab.models.model_surgery import grafted_name, layers_from
+    from cnnlab.models.pretrained import read_network
 
     groups = layers_from(read_network(backbone, weights or "imagenet", side), start, side)
     return [[grafted_name(name) for name in group] for group in groups]

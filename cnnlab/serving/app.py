@@ -5,14 +5,14 @@ import json
 from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from cnnlab.data.images import UndecodableError
+from cnnlab.data.decoding import UndecodableError
 from cnnlab.errors import first_line
-from cnnlab.serving import guard, metrics
-from cnnlab.serving.arrays import UnusualError, checked, is_json, read_images
-from cnnlab.serving.batching import Batcher
+from cnnlab.serving import middleware, server_metrics
+from cnnlab.serving.array_routes import UnusualError, checked, is_json, read_images
 from cnnlab.serving.page import HEADERS, PAGE
-from cnnlab.serving.pictures import picture_routes
-from cnnlab.tracking.inside_mlflow import scoring_app
+from cnnlab.serving.picture_routes import picture_routes
+from cnnlab.serving.request_batching import Batcher
+from cnnlab.tracking.mlflow_internals import scoring_app
 
 # What MLflow's reading of a body ends in that it has no words for.
 UNREAD = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RecursionError)
@@ -31,7 +31,7 @@ def make_app(classifier, top=3, *, about=None, names=None, token=None):
     side, num_classes = classifier.image_size, len(classifier.class_names)
     shape = (side, side, 3)
     about = {"name": classifier.uri, "version": None, "card": None, **(about or {})}
-    counted = metrics.Metrics()
+    counted = server_metrics.Metrics()
     batches = Batcher(classifier.probabilities, counted.computed)
     mlflow = scoring_app(lambda images: classifier.probabilities(checked(images, shape)), shape, num_classes)
     for kind in UNREAD:
@@ -43,19 +43,19 @@ def make_app(classifier, top=3, *, about=None, names=None, token=None):
 
     async def model(request):
         facts = {"classes": num_classes, "image_size": side, "fit": classifier.fit}
-        return JSONResponse({**about, **facts, "heat": has_heat, "most_bytes": guard.MOST_BYTES})
+        return JSONResponse({**about, **facts, "heat": has_heat, "most_bytes": middleware.MOST_BYTES})
 
     async def health(request):
         return JSONResponse({"model": about["name"], "version": about["version"], "ready": True})
 
     async def numbers(request):
-        return Response(counted.text(), media_type=metrics.KIND)
+        return Response(counted.text(), media_type=server_metrics.KIND)
 
     async def invocations(request):
         """The answer to what is quick to read; `None` for what is left to MLflow."""
         kind = request.headers.get("content-type")
         if not kind:
-            return guard.error(415, "Expected the header 'Content-Type: application/json'. Received none.")
+            return middleware.error(415, "Expected the header 'Content-Type: application/json'. Received none.")
         if not is_json(kind):
             return None
         try:
@@ -73,7 +73,7 @@ def make_app(classifier, top=3, *, about=None, names=None, token=None):
         "/metrics": ("GET", numbers),
         "/invocations": ("POST", invocations),
     }
-    return guard.guarded(_routed(routes, mlflow), counted, names=names, token=token, routes=routes)
+    return middleware.guarded(_routed(routes, mlflow), counted, names=names, token=token, routes=routes)
 
 
 def _routed(routes, others):
@@ -86,12 +86,12 @@ def _routed(routes, others):
             return
         request = Request(scope, receive)
         if scope["method"] not in (method, "HEAD" if method == "GET" else method):
-            answer = guard.error(405, f"Expected {method} {scope['path']}. Received: {scope['method']}.")
+            answer = middleware.error(405, f"Expected {method} {scope['path']}. Received: {scope['method']}.")
         else:
             try:
                 answer = await route(request)
             except UndecodableError as error:
-                answer = guard.error(400, f"Expected the body to be a picture file. Received: {error.reason}.")
+                answer = middleware.error(400, f"Expected the body to be a picture file. Received: {error.reason}.")
         if answer is None:
             await others(scope, _again(await request.body()), send)
         else:
@@ -102,7 +102,9 @@ def _routed(routes, others):
 
 async def _unread(request, reason):
     said = f"{type(reason).__name__}: {first_line(reason)}"
-    return guard.error(400, f"Expected a body as 'mlflow models serve' takes it. Received one that is none ({said}).")
+    return middleware.error(
+        400, f"Expected a body as 'mlflow models serve' takes it. Received one that is none ({said})."
+    )
 
 
 def _again(body):

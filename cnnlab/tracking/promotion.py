@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 import mlflow
 
 from cnnlab.errors import LabError, first_line
-from cnnlab.results.predictions import PREDICTIONS_FILE, Predictions, load_predictions
-from cnnlab.results.predictions import compared as compared_by
-from cnnlab.temporary import private_folder
-from cnnlab.tracking import logged, read, store
-from cnnlab.tracking.registry import CHAMPION, Version, find_champion, list_versions
-from cnnlab.tracking.tags import TAG
+from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
+from cnnlab.evaluation.predictions import compared as compared_by
+from cnnlab.tracking import mlflow_store, run_logging, run_queries
+from cnnlab.tracking.model_registry import CHAMPION, Version, find_champion, list_versions
+from cnnlab.tracking.tag_names import TAG
+from cnnlab.utils.temporary_folders import private_folder
 
 PREVIOUS = "previous"
 REPLACED = TAG + "replaced"  # on a champion: the version that it took the alias from
@@ -51,7 +51,7 @@ def promote(version, *, by="accuracy", margin=0.0, force=False) -> Decision:
     Raises:
         LabError: the champion is not comparable (other data or classes), without `force`.
     """
-    with store.opened():
+    with mlflow_store.opened():
         return _promote(version, by, margin, force)
 
 
@@ -102,7 +102,7 @@ def rollback(name) -> tuple[Version, Version]:
     Raises:
         LabError: there is no champion, or none before it.
     """
-    with store.opened():
+    with mlflow_store.opened():
         return _rollback(name)
 
 
@@ -141,7 +141,7 @@ def _stored(version):
             class_names, parts = load_predictions(file)
         except (OSError, mlflow.MlflowException):  # registered by an earlier version
             try:
-                class_names, parts = read.read_predictions(read.find_finished_run(version.run_id))
+                class_names, parts = run_queries.read_predictions(run_queries.find_finished_run(version.run_id))
             except LabError as error:
                 raise LabError(
                     f"Expected {version} to have its predictions. Received none beside the model, and of its run "
@@ -179,7 +179,7 @@ def _decide(version, champion, decision, facts):
     against = f"v{champion.number}" if champion else "none"
     text = json.dumps({"promoted": decision.promoted, "reason": decision.reason, **facts}, indent=2)
     source = client.get_model_version(version.name, version.number).source
-    logged.log_model_texts(source, {f"evidence/v{version.number}_against_{against}.json": text})
+    run_logging.log_model_texts(source, {f"evidence/v{version.number}_against_{against}.json": text})
     client.set_model_version_tag(version.name, version.number, TAG + "promotion", decision.reason[:5000])
     if decision.promoted:
         if champion:

@@ -8,7 +8,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from cnnlab.models import own
+from cnnlab.models import custom_model
 
 PACKAGES = ("cnnlab", "keras", "tensorflow", "mlflow", "numpy")
 
@@ -43,8 +43,8 @@ def file_tags(recipe) -> dict:
         if path and Path(path).is_file():
             about = os.stat(path)
             tags[f"{name}_sha256"] = _sha256(os.path.realpath(path), about.st_size, about.st_mtime_ns)
-    if own.is_own(recipe.model):
-        tags["model_sha256"] = hashlib.sha256(own.source_of(recipe.model).encode()).hexdigest()
+    if custom_model.is_own(recipe.model):
+        tags["model_sha256"] = hashlib.sha256(custom_model.source_of(recipe.model).encode()).hexdigest()
     return tags
 
 

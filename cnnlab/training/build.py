@@ -7,12 +7,13 @@ import keras
 import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError, first_line
-from cnnlab.models import TRAINING, cnn, find_model, own, transfer
-from cnnlab.models.augment import parse_augment
+from cnnlab.models import cnn, custom_model, transfer
+from cnnlab.models.augmentation import parse_augment
 from cnnlab.models.layers import image_input
-from cnnlab.signals import signals_held
-from cnnlab.training import compute, devices
-from cnnlab.training.compiling import compile_for, compile_model
+from cnnlab.models.model_table import TRAINING, find_model
+from cnnlab.training import multi_device, runtime
+from cnnlab.training.optimizers import compile_for, compile_model
+from cnnlab.utils.signals import signals_held
 
 
 @signals_held()
@@ -23,23 +24,23 @@ def build_model(recipe, dataset):
         ArgumentError: there is no such model, or it cannot be built for these images.
         LabError: its weights cannot be had, or a function of the user's fails.
     """
-    compute.expect_keras()
+    runtime.expect_keras()
     model = find_model(recipe.model)
-    precision, frozen = compute.resolve(recipe.precision), recipe.frozen_precision
+    precision, frozen = runtime.resolve(recipe.precision), recipe.frozen_precision
     arguments = recipe.factory_arguments()
     if "frozen_precision" in model.arguments:
-        arguments["frozen_precision"] = compute.resolve(frozen or precision)
+        arguments["frozen_precision"] = runtime.resolve(frozen or precision)
     keras.utils.set_random_seed(recipe.seed)
-    with compute.policy(precision), devices.built_for(recipe.batch_size):
+    with runtime.policy(precision), multi_device.built_for(recipe.batch_size):
         if not model.own:
             network = model.factory(dataset.image_shape, len(dataset.class_names), **arguments)
         else:
             network = _call_own(model.factory, recipe, dataset, arguments)
-    devices.expect_shareable(network)
+    multi_device.expect_shareable(network)
     if model.prepare:
         model.prepare(network, dataset.train.images)
     if not network.compiled:
-        with devices.scope(network):
+        with multi_device.scope(network):
             compile_for(network, recipe, len(dataset.train), recipe.epochs)
         return network
     rate = float(network.optimizer.learning_rate)
@@ -99,7 +100,7 @@ def build_vgg16(input_shape, num_classes, *, learning_rate=1e-4, weight_decay=0.
 def _call_own(factory, recipe, dataset, arguments):
     """A model of the user's function, found to keep the contract of all models."""
     name = recipe.model
-    function = own.function_name(name)
+    function = custom_model.function_name(name)
     try:
         model = factory(dataset.image_shape, len(dataset.class_names), **arguments)
     except LabError:

@@ -2,7 +2,7 @@
 
 import keras
 
-from cnnlab.training.compiling import LOOKAHEAD_STEPS
+from cnnlab.training.optimizers import LOOKAHEAD_STEPS
 
 
 class Lookahead(keras.callbacks.Callback):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras
 
 from cnnlab.models.transfer import fine_tuned_layers
-from cnnlab.training.compiling import compile_for
+from cnnlab.training.optimizers import compile_for
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import mlflow
 import pytest
 from PIL import Image
 
-from cnnlab import cli
-from cnnlab.tracking import run as tracking
+from cnnlab.cli import main
+from cnnlab.tracking import tracked_run as tracking
 
 SMALL = ["--dataset", "digits", "--limit", "100", "--epochs", "1"]
 
@@ -31,7 +31,7 @@ def cnnlab(monkeypatch, capfd):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["cnnlab", *arguments])
         try:
-            status = cli.main()
+            status = main.main()
         except SystemExit as error:
             status = error.code
         return Done(status or 0, *capfd.readouterr())
@@ -81,7 +81,7 @@ def test_what_to_go_on_with_is_asked_for_in_one_way(store, cnnlab, monkeypatch):
 def test_help_and_wrong_arguments_load_no_heavy_package(workplace):
     script = (
         "import sys; sys.argv = ['cnnlab', *sys.argv[1:]]\n"
-        "from cnnlab.cli import main\n"
+        "from cnnlab.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'tensorflow', 'keras', 'mlflow', 'numpy', 'matplotlib', 'sklearn', 'scipy', 'PIL'}\n"

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnlab import LabError, cli, predict
-from cnnlab.cli.screen import print_versions
-from cnnlab.tracking.registry import Version
+from cnnlab import LabError, predict
+from cnnlab.cli import main
+from cnnlab.cli.tables import print_versions
+from cnnlab.tracking.model_registry import Version
 
 CLASSES = ("[bold]x[/]", "\x1b[31mred", ":cat: 猫")
 FILES = ["=1+1.png", "[red]a[|].png", "猫猫.png", "new\nline.png", os.fsdecode(b"caf\xe9.png")]
@@ -36,7 +37,7 @@ def tables(capsys, monkeypatch, workplace):
     def run(file_format):
         monkeypatch.setattr(sys, "argv", ["cnnlab", "predict", "shots", "--format", file_format])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         assert ended.value.code == 1  # for the broken one
         return capsys.readouterr()
 
@@ -83,10 +84,10 @@ def test_errors_are_one_line_whatever_file_they_name():
 @pytest.mark.parametrize("variables", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}])
 def test_any_name_can_be_printed_wherever(variables):
     script = (
-        "import sys, click; from cnnlab import cli\n"
-        "@cli.cli.command()\n"
+        "import sys, click; from cnnlab.cli import main\n"
+        "@main.cli.command()\n"
         "def say(): print('猫', '\\udce9', 'end')\n"
-        "sys.argv = ['cnnlab', 'say']; cli.main()"
+        "sys.argv = ['cnnlab', 'say']; main.main()"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONUTF8")}
     done = subprocess.run(

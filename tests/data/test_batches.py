@@ -5,11 +5,11 @@ import random
 import keras
 import numpy as np
 
-from cnnlab.data.batches import Batches
-from cnnlab.models.augment import mixing_layers
-from cnnlab.prepare import build_model
+from cnnlab.data.batching import Batches
+from cnnlab.models.augmentation import mixing_layers
 from cnnlab.recipe import Recipe
-from cnnlab.training.loop import train
+from cnnlab.resolve import build_model
+from cnnlab.training.trainer import train
 
 
 class Watched(keras.layers.Layer):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab import downloads
+from cnnlab.utils import downloads
 
 
 def test_digits_shapes_and_range():

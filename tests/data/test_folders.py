@@ -13,8 +13,8 @@ from pictures import encoded, fill, picture
 from PIL import Image
 
 import cnnlab
-from cnnlab.data.layouts import find_layout, natural
-from cnnlab.data.listing import in_words
+from cnnlab.data.folder_layout import find_layout, natural
+from cnnlab.data.folder_scan import in_words
 
 
 def load(folder, **options):

@@ -10,8 +10,8 @@ import pytest
 from pictures import chunk, encoded, exif_block, picture, with_exif
 from PIL import Image
 
-from cnnlab.data import images
-from cnnlab.data.images import FORMATS, TURNS, UndecodableError, decode, decode_image
+from cnnlab.data import decoding
+from cnnlab.data.decoding import FORMATS, TURNS, UndecodableError, decode, decode_image
 
 TURNED = (0x0112, 3, 1, struct.pack("<H", 6))
 BEHIND = 8 + 2 + 2 * 12 + 4  # where the data of a block with two entries starts
@@ -191,14 +191,14 @@ def test_what_is_no_file_or_too_large_is_not_read(workplace, monkeypatch):
     with pytest.raises(UndecodableError, match="it is no file"):
         decode_image("pipe.png", 8)
     picture(0, 0).save("x.png")
-    monkeypatch.setattr(images, "MOST_BYTES", 10)
+    monkeypatch.setattr(decoding, "MOST_BYTES", 10)
     with pytest.raises(UndecodableError, match=r"bytes, and at most 10 are read"):
         decode_image("x.png", 8)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "1"])
 def test_a_large_picture_is_made_smaller_first(mode, monkeypatch):
-    monkeypatch.setattr(images, "REDUCED", 1000)
+    monkeypatch.setattr(decoding, "REDUCED", 1000)
     for size in ((400, 400), (40, 4000), (4000, 40)):
         image = Image.new("I;16", size, 30_000) if mode == "I;16" else Image.new("L", size, 117).convert(mode)
         received = decode_image(encoded(image, "PNG"), 16)

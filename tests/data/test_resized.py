@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab.data import resized
-from cnnlab.data.rows import MappedRows
-from cnnlab.training.frozen import _image_hashes
+from cnnlab.data import resizing
+from cnnlab.data.disk_rows import MappedRows
+from cnnlab.training.frozen_layers import _image_hashes
 
 
 @pytest.fixture
 def small_memory(monkeypatch):
-    monkeypatch.setattr(resized, "IN_MEMORY", 1000)
+    monkeypatch.setattr(resizing, "IN_MEMORY", 1000)
 
 
 def arrays(dataset):
@@ -20,7 +20,7 @@ def arrays(dataset):
 
 def test_a_named_set_too_large_for_memory_is_read_from_the_disk_and_is_the_same(workplace, monkeypatch):
     in_memory = cnnlab.load_dataset("digits", image_size=20, limit=200)
-    monkeypatch.setattr(resized, "IN_MEMORY", 1000)
+    monkeypatch.setattr(resizing, "IN_MEMORY", 1000)
     on_disk = cnnlab.load_dataset("digits", image_size=20, limit=200)
     assert isinstance(in_memory.train.images, np.ndarray)
     for part, expected in arrays(in_memory).items():
@@ -34,15 +34,15 @@ def test_a_named_set_too_large_for_memory_is_read_from_the_disk_and_is_the_same(
 
 def test_it_is_resized_once(workplace, small_memory, monkeypatch):
     first = cnnlab.load_dataset("digits", image_size=20, limit=200)
-    monkeypatch.setattr(resized, "as_rgb", lambda images, side: pytest.fail("resized again"))
+    monkeypatch.setattr(resizing, "as_rgb", lambda images, side: pytest.fail("resized again"))
     again = cnnlab.load_dataset("digits", image_size=20, limit=200, val_fraction=0.3)
     assert again.digest == first.digest
     assert len(again.val) == 60
 
 
 def test_a_pass_that_was_killed_goes_on(workplace, small_memory, monkeypatch):
-    monkeypatch.setattr(resized, "AT_ONCE", 50 * 20 * 20 * 3)
-    as_it_is, passes = resized.as_rgb, []
+    monkeypatch.setattr(resizing, "AT_ONCE", 50 * 20 * 20 * 3)
+    as_it_is, passes = resizing.as_rgb, []
 
     def killed(images, side):
         passes.append(len(images))
@@ -50,19 +50,19 @@ def test_a_pass_that_was_killed_goes_on(workplace, small_memory, monkeypatch):
             raise KeyboardInterrupt
         return as_it_is(images, side)
 
-    monkeypatch.setattr(resized, "as_rgb", killed)
+    monkeypatch.setattr(resizing, "as_rgb", killed)
     with pytest.raises(KeyboardInterrupt):
         cnnlab.load_dataset("digits", image_size=20, limit=201, seed=1)
     went_on = arrays(cnnlab.load_dataset("digits", image_size=20, limit=201, seed=1))
     assert sum(passes) == 201 + 50 + 50  # training and test images, and the batch that was killed
-    monkeypatch.setattr(resized, "IN_MEMORY", 2**28)
+    monkeypatch.setattr(resizing, "IN_MEMORY", 2**28)
     in_memory = arrays(cnnlab.load_dataset("digits", image_size=20, limit=201, seed=1))
     assert all((went_on[part] == in_memory[part]).all() for part in in_memory)
 
 
 def test_an_audit_of_a_named_set_on_the_disk_finds_the_same_pairs(workplace, monkeypatch):
     in_memory = cnnlab.load_dataset("digits", image_size=20, limit=400, as_found=True)
-    monkeypatch.setattr(resized, "IN_MEMORY", 1000)
+    monkeypatch.setattr(resizing, "IN_MEMORY", 1000)
     on_disk = cnnlab.load_dataset("digits", image_size=20, limit=400, as_found=True)
     assert on_disk.found.tables == in_memory.found.tables
     assert list(on_disk.pictures.files) == list(in_memory.pictures.files)
@@ -74,7 +74,7 @@ def test_a_network_is_trained_on_it_as_on_arrays(workplace, monkeypatch):
     recipe = cnnlab.Recipe(dataset="digits", image_size=20, limit=100, filters=(4,), dense_units=8, epochs=1)
     losses = []
     for bytes_in_memory in (2**28, 1000):
-        monkeypatch.setattr(resized, "IN_MEMORY", bytes_in_memory)
+        monkeypatch.setattr(resizing, "IN_MEMORY", bytes_in_memory)
         dataset = cnnlab.load_dataset("digits", image_size=20, limit=100)
         losses.append(cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, dataset), dataset, recipe).test_loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

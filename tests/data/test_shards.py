@@ -15,12 +15,12 @@ from pictures import fill, picture
 from PIL import Image
 
 import cnnlab
-from cnnlab import cached
-from cnnlab.compare import train_model
-from cnnlab.data import folders, parallel, shards
-from cnnlab.data.images import UnreadError
-from cnnlab.data.layouts import find_layout
-from cnnlab.data.rows import MappedRows
+from cnnlab.data import decoded_cache, image_folder, parallel_decoding
+from cnnlab.data.decoding import UnreadError
+from cnnlab.data.disk_rows import MappedRows
+from cnnlab.data.folder_layout import find_layout
+from cnnlab.train import train_model
+from cnnlab.utils import user_cache
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def birds(workplace):
 @pytest.fixture
 def decoding(monkeypatch):
     """How many files each pass over a folder has decoded."""
-    counts, original = [], shards.decode_files
+    counts, original = [], decoded_cache.decode_files
 
     def counted(top, files, *how):
         counts.append(len(files))
         return original(top, files, *how)
 
-    monkeypatch.setattr(shards, "decode_files", counted)
+    monkeypatch.setattr(decoded_cache, "decode_files", counted)
     return counts
 
 
@@ -57,7 +57,7 @@ def test_a_folder_is_decoded_once(birds, decoding, workplace):
     load("elsewhere", fit="pad")
     load("elsewhere", limit=10)
     assert decoding == [40, 40, 12]
-    [entry, *_] = [e for e in cached.entries() if e["shape"][0] == 40]
+    [entry, *_] = [e for e in user_cache.entries() if e["shape"][0] == 40]
     assert entry["bytes"] > 40 * 8 * 8 * 3
     assert "40 of elsewhere" in entry["what"]
 
@@ -80,7 +80,7 @@ def test_recheck_compares_bytes(birds, decoding, monkeypatch, capsys):
     assert "1 files changed, 0 stored ones damaged" in capsys.readouterr().out
     assert decoding[-1] == 40
     birds = load().digest
-    [path] = [e["path"] for e in cached.entries() if "of birds" in e["what"]][:1]
+    [path] = [e["path"] for e in user_cache.entries() if "of birds" in e["what"]][:1]
     pixels = np.load(path, mmap_mode="r+")
     pixels[0] ^= 1
     pixels.flush()
@@ -92,7 +92,7 @@ def test_recheck_compares_bytes(birds, decoding, monkeypatch, capsys):
 @pytest.mark.parametrize("damage", [b"", b"nothing", "half", b"null", b'{"shape": [40, 8, 8, 3], "bad": {"99": "x"}}'])
 def test_damaged_files_are_decoded_again(ending, damage, birds, decoding, capsys):
     before = load().digest
-    [entry] = cached.entries()
+    [entry] = user_cache.entries()
     file = entry["path"].with_suffix(f".{ending}")
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2] if damage == "half" else damage)
@@ -115,18 +115,18 @@ def test_a_folder_never_gets_the_pictures_of_another(workplace):
 
 
 def test_what_could_not_be_read_once_is_read_again(birds, monkeypatch):
-    original = parallel.read
+    original = parallel_decoding.read
 
     def refused(file):
         if file.endswith("wren/0003.png"):
             raise UnreadError(file, "Stale file handle")
         return original(file)
 
-    monkeypatch.setattr(parallel, "read", refused)
+    monkeypatch.setattr(parallel_decoding, "read", refused)
     with pytest.raises(cnnlab.LabError, match=r"wren/0003.png \(Stale file handle\)"):
         load()
     assert len(load(skip_bad=True).train) == 28
-    monkeypatch.setattr(parallel, "read", original)
+    monkeypatch.setattr(parallel_decoding, "read", original)
     assert len(load().train) == 29
 
 
@@ -135,9 +135,9 @@ def load_until_killed(monkeypatch):
     """Start a pass over `birds` anew that notes every tenth file and ends at the 25th."""
 
     def start():
-        cached.clear()
-        monkeypatch.setattr(shards, "WRITTEN_AT_ONCE", 8 * 8 * 3 * 10)
-        original, seen = parallel._decode_one, []
+        user_cache.clear()
+        monkeypatch.setattr(decoded_cache, "WRITTEN_AT_ONCE", 8 * 8 * 3 * 10)
+        original, seen = parallel_decoding._decode_one, []
 
         def killed(file, *how):
             seen.append(file)
@@ -145,7 +145,7 @@ def load_until_killed(monkeypatch):
                 raise KeyboardInterrupt
             return original(file, *how)
 
-        monkeypatch.setattr(parallel, "_decode_one", killed)
+        monkeypatch.setattr(parallel_decoding, "_decode_one", killed)
         with pytest.raises(KeyboardInterrupt):
             load()
 
@@ -155,23 +155,23 @@ def load_until_killed(monkeypatch):
 def test_a_pass_that_was_killed_goes_on(birds, decoding, load_until_killed):
     whole = load().digest
     load_until_killed()
-    assert cached.entries() == []
+    assert user_cache.entries() == []
     assert load().digest == whole
     assert decoding == [40, 40, 20]
-    assert not list(cached.cache_folder("pictures").glob("unfinished-*"))
+    assert not list(user_cache.cache_folder("pictures").glob("unfinished-*"))
 
 
 def test_a_pass_that_could_not_read_a_file_and_was_killed_starts_again(birds, load_until_killed, monkeypatch):
-    whole, original = load().digest, parallel.read
+    whole, original = load().digest, parallel_decoding.read
 
     def refused(file):
         if file.endswith("robin/0003.png"):
             raise UnreadError(file, "Stale file handle")
         return original(file)
 
-    monkeypatch.setattr(parallel, "read", refused)
+    monkeypatch.setattr(parallel_decoding, "read", refused)
     load_until_killed()
-    monkeypatch.setattr(parallel, "read", original)
+    monkeypatch.setattr(parallel_decoding, "read", original)
     assert load().digest == whole
 
 
@@ -179,7 +179,7 @@ def test_a_pass_that_could_not_read_a_file_and_was_killed_starts_again(birds, lo
 def test_a_pass_whose_pixels_did_not_reach_the_disk_starts_again(damage, birds, load_until_killed):
     whole = load().digest
     load_until_killed()
-    [folder] = cached.cache_folder("pictures").glob("unfinished-*")
+    [folder] = user_cache.cache_folder("pictures").glob("unfinished-*")
     [pixels] = [file for file in folder.glob("*.npy") if file.name != "known.npy"]
     if damage == "pixels":
         np.load(pixels, mmap_mode="r+")[3] = 0
@@ -194,8 +194,9 @@ def test_kill_9_loses_nothing(workplace):
     """In workers, at some moment of the pass."""
     fill("many", ["a", "b"], 600)
     code = (
-        "import cnnlab; from cnnlab.data import shards, parallel; shards.WRITTEN_AT_ONCE = parallel.WORTH = 0; "
-        "parallel.PATIENCE = 0; parallel.CHUNK = 20; print('go', flush=True); "
+        "import cnnlab; from cnnlab.data import decoded_cache, parallel_decoding; "
+        "decoded_cache.WRITTEN_AT_ONCE = parallel_decoding.WORTH = 0; "
+        "parallel_decoding.PATIENCE = 0; parallel_decoding.CHUNK = 20; print('go', flush=True); "
         "print(cnnlab.load_dataset('many', image_size=8).digest)"
     )
     command = [sys.executable, "-c", code]
@@ -207,17 +208,17 @@ def test_kill_9_loses_nothing(workplace):
             process.kill()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == cnnlab.load_dataset("many", image_size=8).digest
-    cached.clear()
+    user_cache.clear()
     assert done.stdout.split()[-1] == cnnlab.load_dataset("many", image_size=8).digest
 
 
 def test_no_room_for_them(birds, monkeypatch, capsys):
     before = load().digest
-    cached.clear()
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100))
+    user_cache.clear()
+    monkeypatch.setattr(decoded_cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100))
     assert load().digest == before
     assert "cannot be stored" in capsys.readouterr().err
-    assert cached.entries() == []
+    assert user_cache.entries() == []
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0}))
     with pytest.raises(cnnlab.LabError, match=r"for the decoded pictures.*0.0 MB are needed, and 0.0 MB are free"):
         load()
@@ -240,7 +241,7 @@ def test_rows_of_the_disk_train_as_those_in_memory_do(birds, monkeypatch, store)
     """Predictions, figures and digests come out of batches that are read one by one."""
     recipe = cnnlab.Recipe(dataset="birds", image_size=16, filters=(4,), dense_units=4, epochs=2, batch_size=64)
     in_memory = train_model(recipe)
-    monkeypatch.setattr(folders, "IN_MEMORY", 0)
+    monkeypatch.setattr(image_folder, "IN_MEMORY", 0)
     dataset = cnnlab.load_dataset("birds", image_size=16)
     assert isinstance(dataset.train.images, MappedRows)
     assert dataset.train.images.shape == (29, 16, 16, 3)
@@ -254,14 +255,14 @@ def test_rows_of_the_disk_train_as_those_in_memory_do(birds, monkeypatch, store)
 
 def test_both_kinds_share_the_bound_of_the_cache(birds, monkeypatch, workplace):
     load()
-    [entry] = cached.entries()
-    features = cached.cache_folder("features")
+    [entry] = user_cache.entries()
+    features = user_cache.cache_folder("features")
     features.mkdir(parents=True)
     np.save(features / "old.npy", np.zeros(1000))
     (features / "old.json").write_text(json.dumps({"shape": [1000], "what": "up to layer x"}))
     os.utime(features / "old.npy", (0, 0))
-    monkeypatch.setenv(cached.LIMIT_VARIABLE, str(entry["bytes"] * 1.3 / 1e9))
+    monkeypatch.setenv(user_cache.LIMIT_VARIABLE, str(entry["bytes"] * 1.3 / 1e9))
     load(limit=4)
-    assert [e["kind"] for e in cached.entries()] == ["pictures", "pictures"]
+    assert [e["kind"] for e in user_cache.entries()] == ["pictures", "pictures"]
     load(limit=6)
-    assert len(cached.entries()) == 2
+    assert len(user_cache.entries()) == 2

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import temporary
-from cnnlab.models import files, weights
-from cnnlab.training.compiling import compile_model
+from cnnlab.models import pretrained, safe_loading
+from cnnlab.training.optimizers import compile_model
+from cnnlab.utils import temporary_folders
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,10 @@ def changed(path, made, config=None, weights=None, extra=(), **options):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(made, "w", **options) as new:
         parts = {name: old.read(name) for name in old.namelist()}
         if config:
-            tree = json.loads(parts[files.CONFIG])
-            parts[files.CONFIG] = json.dumps(config(tree) or tree).encode()
+            tree = json.loads(parts[safe_loading.CONFIG])
+            parts[safe_loading.CONFIG] = json.dumps(config(tree) or tree).encode()
         if weights:
-            parts[files.WEIGHTS] = weights
+            parts[safe_loading.WEIGHTS] = weights
         for name, content in (*parts.items(), *extra):
             new.writestr(name, content)
     return made
@@ -51,27 +51,27 @@ def test_a_good_model_is_the_same(good, workplace):
     expected = model.predict_on_batch(images)
     packed = changed(path, workplace / "packed.keras", compression=zipfile.ZIP_DEFLATED)
     for file in (path, packed):
-        loaded = files.load_model(file)
+        loaded = safe_loading.load_model(file)
         assert (loaded.predict_on_batch(images) == expected).all()
         assert not loaded.compiled
 
 
 def test_its_folder_is_known_and_in_use_while_it_is_read(good, workplace, monkeypatch):
-    monkeypatch.setattr(temporary, "UNTOUCHED", -1)
+    monkeypatch.setattr(temporary_folders, "UNTOUCHED", -1)
     monkeypatch.setattr(tempfile, "tempdir", str(workplace))
-    seen, check = [], files.check_config
+    seen, check = [], safe_loading.check_config
 
     def looked(config):
-        seen.append((len(list(workplace.glob("cnnlab-model-*"))), temporary.leftover_folders()))
+        seen.append((len(list(workplace.glob("cnnlab-model-*"))), temporary_folders.leftover_folders()))
         check(config)
 
-    monkeypatch.setattr(files, "check_config", looked)
-    files.load_model(good[1])
+    monkeypatch.setattr(safe_loading, "check_config", looked)
+    safe_loading.load_model(good[1])
     assert seen == [(1, [])]
     assert list(workplace.iterdir()) == []
     killed = workplace / "cnnlab-model-of-a-kill"
     killed.mkdir()
-    assert temporary.leftover_folders() == [killed]
+    assert temporary_folders.leftover_folders() == [killed]
 
 
 def dense(tree, **change):
@@ -130,8 +130,8 @@ CONFIGS = {
 @pytest.mark.parametrize("reason", CONFIGS)
 def test_configurations_of_anything_but_a_network_are_refused(reason, good, workplace):
     file = changed(good[1], workplace / "bad.keras", CONFIGS[reason])
-    with pytest.raises(files.RefusedFileError) as refused:
-        files.load_model(file)
+    with pytest.raises(safe_loading.RefusedFileError) as refused:
+        safe_loading.load_model(file)
     assert reason in str(refused.value)
     # What was refused leaves no variables behind for others to make.
     keras.layers.Dense(1).build((1, 1))
@@ -150,11 +150,11 @@ def test_how_a_model_was_compiled_is_neither_looked_at_nor_opened(good, workplac
     file = changed("compiled.keras", "evil.keras", lambda tree: tree.update(compile_config=evil))
     pixels = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
     for name in ("compiled.keras", file):
-        loaded = files.load_model(name)
+        loaded = safe_loading.load_model(name)
         assert loaded.predict_on_batch(pixels) == pytest.approx(outer.predict_on_batch(pixels), abs=1e-6)
-        assert not any(part.compiled for part in (loaded, *files._models_in(loaded)))
+        assert not any(part.compiled for part in (loaded, *safe_loading._models_in(loaded)))
     with zipfile.ZipFile("compiled.keras") as archive:
-        assert archive.read(files.CONFIG).decode().count("OptimizerMap") == 2
+        assert archive.read(safe_loading.CONFIG).decode().count("OptimizerMap") == 2
 
 
 def test_a_model_is_saved_without_how_it_was_compiled_and_stays_compiled(good, workplace):
@@ -166,10 +166,10 @@ def test_a_model_is_saved_without_how_it_was_compiled_and_stays_compiled(good, w
         model.optimizer.build(model.trainable_variables)
         optimizers.append(model.optimizer)
     outer.save("whole.keras")
-    files.save_model(outer, "bare.keras")
+    safe_loading.save_model(outer, "bare.keras")
 
     def interrupted():
-        with files.uncompiled(outer):
+        with safe_loading.uncompiled(outer):
             assert not outer.compiled
             raise KeyboardInterrupt
 
@@ -178,8 +178,8 @@ def test_a_model_is_saved_without_how_it_was_compiled_and_stays_compiled(good, w
     assert [outer.compiled, good[0].compiled] == [True, True]
     assert [good[0].optimizer, outer.optimizer] == optimizers
     with zipfile.ZipFile("bare.keras") as archive:
-        assert b"Optimizer" not in archive.read(files.CONFIG)
-        with archive.open(files.WEIGHTS) as weights_of, h5py.File(weights_of, "r") as opened:
+        assert b"Optimizer" not in archive.read(safe_loading.CONFIG)
+        with archive.open(safe_loading.WEIGHTS) as weights_of, h5py.File(weights_of, "r") as opened:
             assert not [name for name in opened if "optimizer" in name]
     assert os.path.getsize("bare.keras") < os.path.getsize("whole.keras")
     loaded = keras.models.load_model("bare.keras")
@@ -193,12 +193,14 @@ def link(name, target):
     return info, target
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "assets/../../evil", "assets/x", "C:\\evil", files.CONFIG])
+@pytest.mark.parametrize(
+    "name", ["../evil", "/tmp/evil", "assets/../../evil", "assets/x", "C:\\evil", safe_loading.CONFIG]
+)
 def test_archives_with_more_than_keras_writes_are_refused(name, good, workplace):
     for extra in ((name, "x"), link(name, "/etc/passwd")):
         file = changed(good[1], workplace / "bad.keras", extra=[extra])
-        with pytest.raises(files.RefusedFileError, match=r"its archive (holds|lacks)"):
-            files.load_model(file)
+        with pytest.raises(safe_loading.RefusedFileError, match=r"its archive (holds|lacks)"):
+            safe_loading.load_model(file)
     assert os.listdir(workplace) == ["bad.keras"]
 
 
@@ -207,21 +209,21 @@ def test_bombs_are_refused(good, workplace):
     packed = {"compression": zipfile.ZIP_DEFLATED}
     file = changed(good[1], workplace / "bomb.keras", weights=zeros.getvalue(), **packed)
     assert file.stat().st_size < 2**20
-    with pytest.raises(files.RefusedFileError, match=r"unpacks to 268,435,464 bytes"):
-        files.load_model(file)
+    with pytest.raises(safe_loading.RefusedFileError, match=r"unpacks to 268,435,464 bytes"):
+        safe_loading.load_model(file)
     file = changed(good[1], workplace / "bomb.keras", lambda tree: dense(tree, name=" " * 2**25), **packed)
-    with pytest.raises(files.RefusedFileError, match=r"'config.json' in its archive unpacks to"):
-        files.load_model(file)
+    with pytest.raises(safe_loading.RefusedFileError, match=r"'config.json' in its archive unpacks to"):
+        safe_loading.load_model(file)
     file = changed(good[1], workplace / "bomb.keras", compression=zipfile.ZIP_LZMA)
-    with pytest.raises(files.RefusedFileError, match="packed in a way"):
-        files.load_model(file)
+    with pytest.raises(safe_loading.RefusedFileError, match="packed in a way"):
+        safe_loading.load_model(file)
     # It declares less than it unpacks to: no more is read than it declares.
     content = bytearray(changed(good[1], workplace / "bomb.keras", weights=bytes(2**24), **packed).read_bytes())
-    place = content.rindex(files.WEIGHTS.encode()) - 22
+    place = content.rindex(safe_loading.WEIGHTS.encode()) - 22
     content[place : place + 4] = (1000).to_bytes(4, "little")
     file.write_bytes(content)
-    with pytest.raises(files.RefusedFileError, match="its archive cannot be read"):
-        files.load_model(file)
+    with pytest.raises(safe_loading.RefusedFileError, match="its archive cannot be read"):
+        safe_loading.load_model(file)
 
 
 def external(file):
@@ -261,11 +263,11 @@ def test_weights_that_lie_elsewhere_or_nowhere_are_refused(reason, good, workpla
         model.save_weights("bad.weights.h5")
         with h5py.File("bad.weights.h5", "a") as file:
             damage(file)
-        with pytest.raises(files.RefusedFileError, match=reason):
-            files.load_weights(model, "bad.weights.h5")
+        with pytest.raises(safe_loading.RefusedFileError, match=reason):
+            safe_loading.load_weights(model, "bad.weights.h5")
         content = (workplace / "bad.weights.h5").read_bytes()
-        with pytest.raises(files.RefusedFileError, match=reason):
-            files.load_model(changed(path, workplace / "bad.keras", weights=content))
+        with pytest.raises(safe_loading.RefusedFileError, match=reason):
+            safe_loading.load_model(changed(path, workplace / "bad.keras", weights=content))
 
 
 def test_a_group_in_itself_ends(good):
@@ -273,7 +275,7 @@ def test_a_group_in_itself_ends(good):
     model.save_weights("round.weights.h5")
     with h5py.File("round.weights.h5", "a") as file:
         file["layers/again"] = file["/"]
-    files.load_weights(model, "round.weights.h5")
+    safe_loading.load_weights(model, "round.weights.h5")
 
 
 def test_a_refused_file_is_one_sentence(good, workplace, digits):
@@ -284,4 +286,4 @@ def test_a_refused_file_is_one_sentence(good, workplace, digits):
     os.mkfifo("pipe.weights.h5")  # which nobody writes to
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(cnnlab.LabError, match="does not load: it is no file"):
-        weights._load_weights(network, "pipe.weights.h5", weights.BACKBONES["vgg16"])
+        pretrained._load_weights(network, "pipe.weights.h5", pretrained.BACKBONES["vgg16"])

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from cnnlab.errors import LabError
-from cnnlab.models import formats
-from cnnlab.models.inference import MatrixResizing, inference_model, is_rounded
+from cnnlab.models import export_formats
+from cnnlab.models.inference_graph import MatrixResizing, inference_model, is_rounded
 from cnnlab.models.layers import networks_of
 from cnnlab.models.resnet9 import adapt, resnet9
-from cnnlab.training.compute import policy
+from cnnlab.training.runtime import policy
 
 ABOUT = {"class_names": ["a", "b", "ç"], "fit": "crop", "grey_range": [0.0, 65535.0]}
 NEEDS = {"onnx": "onnxruntime", "litert": "ai_edge_litert.interpreter"}
@@ -37,18 +37,18 @@ def model():
     return model
 
 
-@pytest.mark.parametrize("file_format", formats.ENDINGS)
+@pytest.mark.parametrize("file_format", export_formats.ENDINGS)
 def test_a_file_answers_as_keras_does_and_says_what_it_is(model, images, tmp_path, file_format):
     if file_format in NEEDS:
         pytest.importorskip(NEEDS[file_format], reason=f"pip install 'cnnlab[{file_format}]'")
     expected = model.predict_on_batch(images)
     assert np.ptp(expected, axis=0).max() > 1e-3
-    path = tmp_path / f"model{formats.ENDINGS[file_format]}"
-    formats.write_model(model, path, file_format, ABOUT)
-    run = formats.open_model(path, file_format)
+    path = tmp_path / f"model{export_formats.ENDINGS[file_format]}"
+    export_formats.write_model(model, path, file_format, ABOUT)
+    run = export_formats.open_model(path, file_format)
     assert np.abs(run(images) - expected).max() < 1e-5
     assert np.abs(run(images[:2]) - expected[:2]).max() < 1e-5  # of any number
-    assert formats.read_about(path, file_format) == ABOUT
+    assert export_formats.read_about(path, file_format) == ABOUT
     if path.suffix in (".tflite", ".keras"):
         assert zipfile.ZipFile(path).read("labels.txt").decode() == "a\nb\nç\n"
 
@@ -67,18 +67,18 @@ def test_constants_of_a_preprocessing_go_into_the_graph(images, tmp_path):
     x = keras.applications.vgg16.preprocess_input(keras.ops.cast(given, "float32"))
     x = keras.layers.Dense(3, activation="softmax")(keras.layers.GlobalAveragePooling2D()(x))
     model = keras.Model(given, x)
-    formats.write_model(model, tmp_path / "model.onnx", "onnx", ABOUT)
-    answers = formats.open_model(tmp_path / "model.onnx", "onnx")(images)
+    export_formats.write_model(model, tmp_path / "model.onnx", "onnx", ABOUT)
+    answers = export_formats.open_model(tmp_path / "model.onnx", "onnx")(images)
     assert np.abs(answers - model.predict_on_batch(images)).max() < 1e-5
 
 
 def test_whole_numbers_take_pixels_as_they_are(model, images, tmp_path):
     litert = pytest.importorskip(NEEDS["litert"], reason="pip install 'cnnlab[litert]'")
-    formats.write_model(model, tmp_path / "float.tflite", "litert", ABOUT)
-    formats.write_model(model, tmp_path / "int8.tflite", "litert", ABOUT, calibration=images)
+    export_formats.write_model(model, tmp_path / "float.tflite", "litert", ABOUT)
+    export_formats.write_model(model, tmp_path / "int8.tflite", "litert", ABOUT, calibration=images)
     given = litert.Interpreter(str(tmp_path / "int8.tflite")).get_input_details()[0]
     assert (given["dtype"], given["quantization"]) == (np.uint8, (1.0, 0))
-    run = formats.open_model(tmp_path / "int8.tflite", "litert")
+    run = export_formats.open_model(tmp_path / "int8.tflite", "litert")
     assert 0 < np.abs(run(images) - model.predict_on_batch(images)).max() < 0.1
     assert (tmp_path / "int8.tflite").stat().st_size < (tmp_path / "float.tflite").stat().st_size
 
@@ -113,4 +113,4 @@ def test_half_precision_becomes_float32(images):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LabError, match=r"Received: no ai-edge-litert. Install them: pip install 'cnnlab\[litert\]'"):
-        formats.expect_packages("litert")
+        export_formats.expect_packages("litert")

@@ -6,7 +6,7 @@ import pytest
 
 import cnnlab
 from cnnlab import build_cnn, build_vgg16
-from cnnlab.training import compute
+from cnnlab.training import runtime
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 
@@ -118,9 +118,9 @@ def test_unknown_model_is_named_with_the_nearest(digits):
 
 def test_precision_is_resolved_by_the_hardware(monkeypatch, capsys, digits):
     for supported, resolved in ((True, "mixed_bfloat16"), (False, "float32")):
-        monkeypatch.setattr(compute, "has_bfloat16", lambda supported=supported: supported)
-        assert compute.resolve("auto") == resolved
-    assert compute.resolve("mixed_bfloat16") == "mixed_bfloat16"
+        monkeypatch.setattr(runtime, "has_bfloat16", lambda supported=supported: supported)
+        assert runtime.resolve("auto") == resolved
+    assert runtime.resolve("mixed_bfloat16") == "mixed_bfloat16"
     assert "emulated" in capsys.readouterr().err
     model = cnnlab.build_model(cnnlab.Recipe(model="cnn", precision="mixed_bfloat16"), digits)
     assert model.get_layer("conv1").compute_dtype == "bfloat16"

@@ -5,14 +5,15 @@ import json
 
 import mlflow
 import pytest
+from cnnlab.tuning.search import run_search
+from cnnlab.tuning.search_settings import Search
+from cnnlab.tuning.spaces import narrowed_space
 
 import cnnlab
 from cnnlab import reproduce
-from cnnlab.compare import compare_runs, train_model
-from cnnlab.tracking import models, promotion, registry
-from tuning.search import run_search
-from tuning.settings import Search
-from tuning.spaces import narrowed_space
+from cnnlab.compare import compare_runs
+from cnnlab.tracking import logged_models, model_registry, promotion
+from cnnlab.train import train_model
 
 MY_MODELS = """
 import keras
@@ -171,9 +172,9 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     run = store.get_run(before.run_id)
     assert (run.data.params["width"], run.data.params["wide"]) == ("3", "False")
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/model_source.py") == MY_MODELS
-    version, _ = registry.register()
+    version, _ = model_registry.register()
     assert json.loads(version.tags["recipe"])["model"] == str(workplace / "my_models.py:build_net")
-    model, about = models.load("models:/cnnlab-digits/1")
+    model, about = logged_models.load("models:/cnnlab-digits/1")
     assert model.predict(cnnlab.load_dataset("digits", limit=150).test.images, verbose=0) == pytest.approx(
         before.test.probabilities, abs=1e-6
     )
@@ -189,7 +190,7 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     assert reproduce.reproduce(again.run_id).verdict == again.verdict
     # Without the file, or with another in its place, the runs are still compared, registered and used.
     assert len(compare_runs([before.run_id, again.run_id]).results) == 2
-    promotion.promote(registry.register(again.run_id)[0])
+    promotion.promote(model_registry.register(again.run_id)[0])
 
 
 @pytest.mark.long

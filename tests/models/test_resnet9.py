@@ -9,13 +9,13 @@ import pytest
 
 import cnnlab
 from cnnlab import predict, reproduce
-from cnnlab.compare import train_model
+from cnnlab.evaluation.gradcam import grad_cam
 from cnnlab.models.layers import networks_of
 from cnnlab.models.resnet9 import adapt, resnet9
-from cnnlab.results.gradcam import grad_cam
-from cnnlab.training import devices
-from cnnlab.training.frozen import split_at_frozen_front
-from cnnlab.training.loop import train
+from cnnlab.train import train_model
+from cnnlab.training import multi_device
+from cnnlab.training.frozen_layers import split_at_frozen_front
+from cnnlab.training.trainer import train
 
 SMALL = {"dataset": "digits", "limit": 150, "epochs": 2, "filters": (8, 8, 8), "batch_size": 32, "precision": "float32"}
 
@@ -87,10 +87,10 @@ def test_an_answer_is_the_mean_of_all_members(digits, monkeypatch):
     heat = grad_cam(model, images, digits.test.labels[:6])
     alone = [grad_cam(network, images, digits.test.labels[:6]) for network in networks]
     assert heat == pytest.approx(np.mean(alone, axis=0))
-    monkeypatch.setattr(devices, "count", lambda model: 2)
+    monkeypatch.setattr(multi_device, "count", lambda model: 2)
     with pytest.raises(cnnlab.ArgumentError, match="3 members side by side"):
-        devices.expect_shareable(model)
-    assert devices.expect_shareable(one) is None
+        multi_device.expect_shareable(model)
+    assert multi_device.expect_shareable(one) is None
 
 
 def test_a_member_learns_as_it_would_alone(digits):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import cached
-from cnnlab.compare import train_model
-from cnnlab.models import BACKBONES, MODELS, graft, weights
-from cnnlab.prepare import prepare
-from cnnlab.tracking import promotion, registry
+from cnnlab.models import model_surgery, pretrained
+from cnnlab.models.model_table import BACKBONES, MODELS
+from cnnlab.resolve import prepare
+from cnnlab.tracking import model_registry, promotion
+from cnnlab.train import train_model
 from cnnlab.training import build
-from cnnlab.training.frozen import split_at_frozen_front
+from cnnlab.training.frozen_layers import split_at_frozen_front
+from cnnlab.utils import user_cache
 
 SMALL = {"dataset": "digits", "limit": 150, "epochs": 1}
 
@@ -41,7 +42,7 @@ def test_every_network_of_keras_has_a_row():
 @pytest.mark.parametrize("name", ["mobilenetv2", "efficientnetv2b0", "resnet50"])
 def test_families_train_on_stored_features_and_reload_equally(name, store):
     result = train_model(cnnlab.Recipe(model=name, weights="random", **SMALL))
-    [entry] = cached.entries()
+    [entry] = user_cache.entries()
     assert entry["shape"][1:] == [keras.models.load_model(_file(result)).get_layer("average_pool").output.shape[1]]
     reloaded = mlflow.pyfunc.load_model(result.model_uri)
     dataset = cnnlab.load_dataset("digits", limit=150)
@@ -109,7 +110,7 @@ def test_stages_of_an_unknown_network_are_found_where_it_halves_the_features(nam
     network = getattr(keras.applications, BACKBONES[name].build)(
         include_top=False, weights=None, input_shape=(64, 64, 3)
     )
-    found = graft.find_stages(network, 64)
+    found = model_surgery.find_stages(network, 64)
     assert found[-1] == ""
     assert len(found) == len(BACKBONES[name].stages)
     names = [layer.name for layer in network.layers]
@@ -166,7 +167,7 @@ def test_a_saved_model_is_a_backbone_without_its_head(store, digits, workplace):
 
 @pytest.mark.long
 def test_a_registered_model_is_a_backbone_by_its_version(store, small_cnn):
-    champion, _ = registry.register(train_model(small_cnn).run_id, name="shapes")
+    champion, _ = model_registry.register(train_model(small_cnn).run_id, name="shapes")
     promotion.promote(champion)
     result = train_model(cnnlab.Recipe(model="transfer", backbone="models:/shapes@champion", **SMALL))
     assert result.recipe.backbone == "models:/shapes/1"
@@ -182,8 +183,8 @@ def test_weights_are_read_once_a_process_and_no_model_is_built_twice(store, work
     keras.utils.set_random_seed(1)
     keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights("vgg16.weights.h5")
     reads, builds = [], []
-    read, built = weights._load_weights, build.compile_for
-    monkeypatch.setattr(weights, "_load_weights", lambda *a: reads.append(a) or read(*a))
+    read, built = pretrained._load_weights, build.compile_for
+    monkeypatch.setattr(pretrained, "_load_weights", lambda *a: reads.append(a) or read(*a))
     monkeypatch.setattr(build, "compile_for", lambda *a, **k: builds.append(a) or built(*a, **k))
     recipe = cnnlab.Recipe(model="vgg16", weights="vgg16.weights.h5", **SMALL)
     results = cnnlab.compare_models([recipe, dataclasses.replace(recipe, seed=1)]).results
@@ -210,7 +211,7 @@ def test_sequential_models_lose_what_classifies_and_say_what_is_left(store, caps
     result = train_model(cnnlab.Recipe(model="transfer", backbone="seq.keras", **SMALL))
     assert f"seq: features are the output of its layer '{ends_at}'" in capsys.readouterr().out
     assert f"'{ends_at}'" in store.get_run(result.run_id).data.tags["cnnlab.features"]
-    assert len(cached.entries()) == 1
+    assert len(user_cache.entries()) == 1
 
 
 def test_what_is_no_backbone_gets_a_sentence(store, workplace, digits):

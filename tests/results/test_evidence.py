@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnnlab.results.evidence import calibration, mean_interval, paired, seeds_difference, wilson_interval
+from cnnlab.evaluation.statistics import calibration, mean_interval, paired, seeds_difference, wilson_interval
 
 
 def test_wilson_interval_of_a_textbook_case():

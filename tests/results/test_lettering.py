@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from cnnlab.results import lettering, plots
+from cnnlab.evaluation import fonts, plots
 
 NAMES = [r"$a$ \foo", r"$\frac{$", "a_b^2 100 % {x} #", "<b>it's</b> [bold]", "_hidden"]
 MATRIX = np.eye(len(NAMES), dtype=int)
@@ -16,7 +16,7 @@ HISTORY = {name: [0.5, 0.6] for name in ("accuracy", "val_accuracy", "loss", "va
 
 def texts_of(figure):
     """What a figure says once it is drawn; an error of drawing is raised."""
-    lettering.save(figure, io.BytesIO())
+    fonts.save(figure, io.BytesIO())
     return [text.get_text() for text in figure.findobj(Text)]
 
 
@@ -57,7 +57,7 @@ def test_long_names_are_shortened_and_leave_room():
     assert "w" * 20 + "…" + "w" * 8 + "1" in texts
     [axis] = figure.axes
     assert axis.get_position().width > 0.2
-    assert max(map(len, texts)) <= lettering.NAME
+    assert max(map(len, texts)) <= fonts.NAME
 
 
 def test_control_characters_are_drawn_as_escapes(recwarn):
@@ -67,7 +67,7 @@ def test_control_characters_are_drawn_as_escapes(recwarn):
 
 
 def test_missing_glyphs_are_said_once(capsys, recwarn):
-    lettering._say_missing.cache_clear()
+    fonts._say_missing.cache_clear()
     for _ in range(2):
         texts_of(plots.class_scores(SCORES[:2], SCORES[:2], ["\U0010fffc", "\U0010fffd"]))  # in no font
     [line] = capsys.readouterr().err.splitlines()
@@ -76,11 +76,11 @@ def test_missing_glyphs_are_said_once(capsys, recwarn):
 
 
 def test_glyphs_are_of_whatever_font_of_the_system_has_them(monkeypatch, capsys):
-    lettering._say_missing.cache_clear()
+    fonts._say_missing.cache_clear()
     name = "\u27e6\u2a0c\u29e6"  # the last one is in STIX, which comes with matplotlib, and not in its usual font
-    monkeypatch.setattr(lettering, "FURTHER_FONTS", ("No such font", "STIXGeneral"))
+    monkeypatch.setattr(fonts, "FURTHER_FONTS", ("No such font", "STIXGeneral"))
     texts_of(plots.class_scores(SCORES[:2], SCORES[:2], [name, "b"]))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(lettering, "FURTHER_FONTS", ())
+    monkeypatch.setattr(fonts, "FURTHER_FONTS", ())
     texts_of(plots.class_scores(SCORES[:2], SCORES[:2], [name, "b"]))
     assert "no font" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cnnlab.results import plots
+from cnnlab.evaluation import plots
 
 # Two blocks have no filters_3.
 VALUES = {

@@ -5,8 +5,8 @@ import pytest
 from sklearn import metrics
 
 from cnnlab import ArgumentError
-from cnnlab.results import evidence
-from cnnlab.results.predictions import Predictions, compared
+from cnnlab.evaluation import statistics
+from cnnlab.evaluation.predictions import Predictions, compared
 
 
 def some(seed, classes=10, images=400, skill=2.0, missing=None):
@@ -62,5 +62,5 @@ def test_the_drawn_counts_are_a_bootstrap_over_images(by):
 
 def test_accuracy_and_top_5_are_compared_by_hits():
     first, second = some(1), some(2)
-    assert compared(first, second) == evidence.paired(first.right, second.right)
-    assert compared(first, second, "top5_accuracy") == evidence.paired(first.in_top5, second.in_top5)
+    assert compared(first, second) == statistics.paired(first.right, second.right)
+    assert compared(first, second, "top5_accuracy") == statistics.paired(first.in_top5, second.in_top5)

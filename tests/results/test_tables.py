@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cnnlab.tuning.search_report import trials_report
 from markdown_it import MarkdownIt
 
 import cnnlab
-from cnnlab.names import markdown
-from cnnlab.results import card, predictions, report
-from cnnlab.results.predictions import Predictions, load_predictions, save_predictions
-from cnnlab.results.result import RunResult
-from tuning.report import trials_report
+from cnnlab.evaluation import comparison_report, model_card, predictions
+from cnnlab.evaluation.predictions import Predictions, load_predictions, save_predictions
+from cnnlab.evaluation.run_result import RunResult
+from cnnlab.utils.text import markdown
 
 NAMES = ("=1+1", "@a|b", r"$x$ \y_z", '<b>"a", *c*', "-1", "[d](e)", "1e5", "猫")
 CELLS = ["'=1+1", "'@a|b", *NAMES[2:]]  # quoted where a spreadsheet would compute
@@ -49,7 +49,7 @@ def test_tables_of_classes_hold_no_formulas(result):
 
 def test_comparisons_and_searches_hold_no_formulas(result, monkeypatch):
     monkeypatch.setattr(cnnlab.Recipe, "label", "=cmd|x_y")
-    said, _, texts = report.comparison([result])
+    said, _, texts = comparison_report.comparison([result])
     [row] = rows_of(texts["comparison.csv"])
     assert (row["label"], row["model"]) == ("'=cmd|x_y", "'=cmd|x_y")
     assert float(row["test_accuracy"]) == round(result.test_accuracy, 4)
@@ -66,7 +66,7 @@ def test_comparisons_and_searches_hold_no_formulas(result, monkeypatch):
 
 def test_model_cards_show_names_as_they_are(result):
     tags = {"validation": "held out", "dataset_digest": "digest"}
-    page = MARKDOWN.render(card.model_card(result, tags))
+    page = MARKDOWN.render(model_card.model_card(result, tags))
     assert "<h1>cnn on =x|y</h1>" in page
     assert "<strong>=x|y</strong>" in page
     assert f"8 classes: {html.escape(', '.join(NAMES))}" in page

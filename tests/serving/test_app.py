@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab import ports, predict, serve
-from cnnlab.data.images import UndecodableError
-from cnnlab.serving import guard
+from cnnlab import predict, serve
+from cnnlab.data.decoding import UndecodableError
+from cnnlab.serving import middleware
 from cnnlab.serving.app import make_app
+from cnnlab.utils import ports
 
 NAMES = ("<b>cat</b>", "dog", "猫")
 
@@ -192,7 +193,7 @@ def test_server_lets_nobody_else_in(classifier):
 
 
 def test_server_bounds_what_it_takes(classifier, monkeypatch):
-    monkeypatch.setattr(guard, "MOST_BYTES", 1000)
+    monkeypatch.setattr(middleware, "MOST_BYTES", 1000)
     app = make_app(classifier)
     for path in ("/classify", "/explain", "/invocations"):
         assert ask(app, path, content_length="")[0] == 411
@@ -203,7 +204,7 @@ def test_server_bounds_what_it_takes(classifier, monkeypatch):
 
 
 def test_server_bounds_what_waits(classifier, monkeypatch):
-    monkeypatch.setattr(guard, "MOST_WAITING", 250)
+    monkeypatch.setattr(middleware, "MOST_WAITING", 250)
     image, gate = predict.Classifier.image, threading.Event()
 
     def slow(self, *args, **bounds):
@@ -224,8 +225,8 @@ def test_server_bounds_what_waits(classifier, monkeypatch):
 
 
 def test_bytes_that_were_announced_and_do_not_arrive_keep_nobody_out(classifier, image, monkeypatch):
-    monkeypatch.setattr(guard, "MOST_WAITING", guard.MOST_BYTES)
-    app, announced = make_app(classifier), {"content_length": str(guard.MOST_BYTES)}
+    monkeypatch.setattr(middleware, "MOST_WAITING", middleware.MOST_BYTES)
+    app, announced = make_app(classifier), {"content_length": str(middleware.MOST_BYTES)}
 
     async def ask_all():
         stalled, never = [], asyncio.Event()
@@ -241,11 +242,11 @@ def test_bytes_that_were_announced_and_do_not_arrive_keep_nobody_out(classifier,
             stalled.append(asyncio.ensure_future(app(scope, receive, None)))
         await asyncio.sleep(0.1)
         answers = [await answer_of(app, "/classify", png_of(image))]
-        answers.append(await answer_of(app, "/classify", bytes(guard.MOST_BYTES - 19)))
+        answers.append(await answer_of(app, "/classify", bytes(middleware.MOST_BYTES - 19)))
         for one in stalled:
             one.cancel()
         await asyncio.wait(stalled)
-        answers.append(await answer_of(app, "/classify", bytes(guard.MOST_BYTES)))
+        answers.append(await answer_of(app, "/classify", bytes(middleware.MOST_BYTES)))
         return [status for status, _, _ in answers]
 
     # The second is one byte more than there is room for; in the end all of it is free again.
@@ -262,7 +263,7 @@ def test_the_token_of_a_file(workplace):
 
 
 def test_a_slow_answer_ends(classifier, monkeypatch):
-    monkeypatch.setattr(guard, "TIME", 0.1)
+    monkeypatch.setattr(middleware, "TIME", 0.1)
 
     def slow(*_, **__):
         time.sleep(0.3)

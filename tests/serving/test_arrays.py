@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cnnlab.serving import arrays
+from cnnlab.serving import array_routes
 
 SHAPE = (2, 2, 3)
 IMAGES = np.array([[0, 9, 10, 99, 100, 255, 1, 2, 3, 4, 5, 6], range(12), [255] * 12]).reshape(3, *SHAPE)
@@ -15,9 +15,9 @@ IMAGES = np.array([[0, 9, 10, 99, 100, 255, 1, 2, 3, 4, 5, 6], range(12), [255] 
 @pytest.mark.parametrize("name", ["inputs", "instances"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_what_writers_of_json_write_is_read_as_a_parser_reads_it(separators, name, count, monkeypatch):
-    monkeypatch.setattr(arrays, "json", None)  # the quick way alone
+    monkeypatch.setattr(array_routes, "json", None)  # the quick way alone
     body = json.dumps({name: IMAGES[:count].tolist()}, separators=separators).encode()
-    read = arrays.read_images(body, SHAPE)
+    read = array_routes.read_images(body, SHAPE)
     assert read.dtype == np.uint8
     assert (read == IMAGES[:count]).all()
 
@@ -52,10 +52,10 @@ GOOD = json.dumps({"inputs": IMAGES[:1].tolist()})
     ],
 )
 def test_all_else_is_left_to_mlflow(text):
-    with pytest.raises(arrays.UnusualError):
-        arrays.read_images(text.encode(), SHAPE)
+    with pytest.raises(array_routes.UnusualError):
+        array_routes.read_images(text.encode(), SHAPE)
 
 
 def test_what_is_written_otherwise_is_read_by_a_parser():
     for text in (GOOD.replace("99", "99.0"), GOOD.replace(", ", " ,\n"), f" {GOOD} ", GOOD.replace("99", "9.9e1")):
-        assert (arrays.read_images(text.encode(), SHAPE) == IMAGES[:1]).all()
+        assert (array_routes.read_images(text.encode(), SHAPE) == IMAGES[:1]).all()

@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from cnnlab.serving import batching
-from cnnlab.serving.batching import Batcher
+from cnnlab.serving import request_batching
+from cnnlab.serving.request_batching import Batcher
 
 
 def images_of(numbers):
@@ -16,7 +16,7 @@ def images_of(numbers):
 
 
 def test_what_waits_goes_together_and_everyone_gets_their_own(monkeypatch):
-    monkeypatch.setattr(batching, "MOST_IMAGES", 8)
+    monkeypatch.setattr(request_batching, "MOST_IMAGES", 8)
     counts, open_gate = [], threading.Event()
 
     def predict(images):
@@ -74,7 +74,7 @@ def test_who_is_gone_costs_nothing():
     batches = Batcher(lambda images: images[:, 0, 0])
 
     async def ask():
-        busy = [asyncio.ensure_future(batches.ask(prepare, i)) for i in range(batching.PREPARING)]
+        busy = [asyncio.ensure_future(batches.ask(prepare, i)) for i in range(request_batching.PREPARING)]
         await asyncio.sleep(0.05)  # they keep all threads busy
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
@@ -83,4 +83,4 @@ def test_who_is_gone_costs_nothing():
         return await asyncio.gather(*busy), await batches.ask(prepare, 50)
 
     asyncio.run(ask())
-    assert sorted(seen) == [*range(batching.PREPARING), 50]
+    assert sorted(seen) == [*range(request_batching.PREPARING), 50]

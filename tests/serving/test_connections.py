@@ -9,20 +9,20 @@ import pytest
 import uvicorn
 
 from cnnlab import predict
-from cnnlab.ports import is_foreign
-from cnnlab.serving import connections
+from cnnlab.serving import idle_connections
 from cnnlab.serving.app import make_app
+from cnnlab.utils.ports import is_foreign
 
 
 @pytest.fixture
 def connect(monkeypatch):
     """Open a socket to a running server of a model that is never asked."""
-    monkeypatch.setattr(connections, "EVERY", 0.05)
-    monkeypatch.setattr(connections, "HEADERS_TIME", 0.5)
-    monkeypatch.setattr(connections, "ANSWER_TIME", 1)
+    monkeypatch.setattr(idle_connections, "EVERY", 0.05)
+    monkeypatch.setattr(idle_connections, "HEADERS_TIME", 0.5)
+    monkeypatch.setattr(idle_connections, "ANSWER_TIME", 1)
     model = type("NoModel", (), {"layers": [], "inputs": [], "outputs": []})()
     app = make_app(predict.Classifier("models:/x/1", model, ("a", "b"), 8))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http=connections.TimedProtocol))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http=idle_connections.TimedProtocol))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -64,7 +64,7 @@ def test_headers_that_trickle_do_not_keep_it_open(connect):
 
 
 def test_headers_have_an_end(connect, monkeypatch):
-    monkeypatch.setattr(connections, "HEADERS_TIME", 60)
+    monkeypatch.setattr(idle_connections, "HEADERS_TIME", 60)
     with connect() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(GET)
         for i in range(100_000):

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlflow
 import yaml
 
-from cnnlab.tracking.inside_mlflow import artifacts_of
-from cnnlab.tracking.listing import all_experiments, every
-from cnnlab.tracking.tags import KNOWN_AS, RECORDED_AS
-from cnnlab.tracking.transfer import VERSIONS, origin
-from cnnlab.tracking.versions import _identity
+from cnnlab.tracking.mlflow_internals import artifacts_of
+from cnnlab.tracking.offline.model_copy import _identity
+from cnnlab.tracking.offline.run_copy import VERSIONS, origin
+from cnnlab.tracking.pagination import all_experiments, every
+from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS
 
 OWN = (RECORDED_AS, KNOWN_AS, VERSIONS)
 ID = re.compile(r"\b(m-)?[0-9a-f]{32}\b")

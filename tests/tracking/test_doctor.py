@@ -11,15 +11,18 @@ from pathlib import Path
 import mlflow
 import pytest
 from alembic import command
+from cnnlab.tuning import search_states
 from filelock import FileLock
 from mlflow.store.db import utils
 
-from cnnlab import cached, doctor, temporary
-from cnnlab.tracking import checks, database, liveness, logged, outbox
-from cnnlab.tracking import garbage as garbage_of
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking import store as stores
-from tuning import states
+from cnnlab import doctor
+from cnnlab.tracking import mlflow_store as stores
+from cnnlab.tracking import run_locks, run_logging
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.maintenance import deleted_runs as garbage_of
+from cnnlab.tracking.maintenance import sqlite_files, store_checks
+from cnnlab.tracking.offline import spool
+from cnnlab.utils import temporary_folders, user_cache
 
 HOME = Path("mlruns")
 
@@ -29,13 +32,13 @@ def lab(store, store_template, digits, monkeypatch, tmp_path_factory):
     """A store with a finished run, and a folder for temporary files of its own; gives the client and the run's id."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
     # A new database is made in seconds, and copied in milliseconds.
-    monkeypatch.setattr(database, "make_database", lambda path: shutil.copy(store_template, path))
+    monkeypatch.setattr(sqlite_files, "make_database", lambda path: shutil.copy(store_template, path))
     return store, finished(digits)
 
 
 def finished(digits, text="a text"):
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
-        logged.log_results({"x": 1}, {}, {"note.txt": text})
+        run_logging.log_results({"x": 1}, {}, {"note.txt": text})
     return run_id
 
 
@@ -149,7 +152,7 @@ def test_no_database_at_all_is_replaced_and_artifacts_are_kept(lab, content):
 
 def test_the_last_backup_takes_the_place_of_what_cannot_be_read(lab):
     _, run_id = lab
-    database.backup((HOME / "mlflow.db").resolve())
+    sqlite_files.backup((HOME / "mlflow.db").resolve())
     (HOME / "mlflow.db").write_bytes(b"no database")
     [first, *_] = doctor.examine(fix=True)
     assert "without what was written after it" in first.said
@@ -197,13 +200,13 @@ def test_leftover_files(lab, monkeypatch):
     for name in (run_id, "d" * 32):
         (HOME / f"checkpoints/{name}.npz").touch()
     (HOME / "running" / f"{'e' * 32}.lock").touch()
-    features = cached.cache_folder("features")
+    features = user_cache.cache_folder("features")
     (features / "unfinished-1").mkdir(parents=True)
     (features / "key.json").write_text("{}")
     for name in ("cnnlab-files-1", "cnnlab-files-2", "somebody-s"):
         Path(tempfile.gettempdir(), name).mkdir()
         os.utime(Path(tempfile.gettempdir(), name), (1, 1))
-    with temporary._locked(Path(tempfile.gettempdir(), "cnnlab-files-2")):
+    with temporary_folders._locked(Path(tempfile.gettempdir(), "cnnlab-files-2")):
         (features / "key.lock").touch()
         with FileLock(features / "key.lock"):
             assert not [what for what, _ in found() if "in the cache" in what]
@@ -217,7 +220,7 @@ def test_leftover_files(lab, monkeypatch):
 
 def test_undelivered_results_are_said_and_kept(lab, store_template, monkeypatch):
     (HOME / "undelivered" / ("f" * 32)).mkdir(parents=True)
-    with outbox.new_entry("http://server:5000") as entry:
+    with spool.new_entry("http://server:5000") as entry:
         shutil.copy(store_template, entry.database)
         with stores.opened_at(entry.uri):
             mlflow.MlflowClient().create_run("0", run_name="far")
@@ -314,7 +317,7 @@ def test_damaged_states_of_searches(lab):
     (HOME / "searches/torn/trial_0/trial.json").write_text('{"trial_id": ')
     (HOME / "searches/whole/x.part").touch()
     with FileLock(HOME / "searches/live.lock"):
-        options = {"further": [states.state_findings]}
+        options = {"further": [search_states.state_findings]}
         assert [what for what, _ in found(**options)] == [
             "1 search whose state is damaged",
             "1 half-written file of a search",
@@ -367,19 +370,19 @@ def test_a_server_s_runs_of_this_machine(lab, digits):
     client, _ = lab
     uri = stores.address()
     run = client.create_run(tracking.experiment_for(digits), tags=gone_here())
-    tags = {f"cnnlab.{key}": value for key, value in liveness.process_tags().items()}
+    tags = {f"cnnlab.{key}": value for key, value in run_locks.process_tags().items()}
     live = client.create_run(run.info.experiment_id, tags=tags)
-    [note, finding] = checks.server_findings(uri)
+    [note, finding] = store_checks.server_findings(uri)
     assert not note.is_fault
     assert finding.items == (f"{run.info.run_id[:8]} {run.info.run_name}",)
     finding.fix()
     assert client.get_run(run.info.run_id).info.status == "KILLED"
     assert client.get_run(live.info.run_id).info.status == "RUNNING"
-    statuses = checks.statuses(uri)
+    statuses = store_checks.statuses(uri)
     assert (statuses(live.info.run_id), statuses("0" * 32)) == ("RUNNING", None)
 
 
 def gone_here():
     """The tags of a run of a process of this machine that has ended."""
-    tags = {f"cnnlab.{key}": value for key, value in liveness.process_tags().items()}
+    tags = {f"cnnlab.{key}": value for key, value in run_locks.process_tags().items()}
     return {**tags, "cnnlab.process": tags["cnnlab.process"].rpartition("/")[0] + "/1-1"}

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from mlflow.entities import LoggedModelInput, Metric
 
 import cnnlab
-from cnnlab import compare
-from cnnlab.cli import cli
-from cnnlab.tracking import exchange, places, promotion, read, registry, store, transfer
+from cnnlab import compare, train
+from cnnlab.cli.main import cli
+from cnnlab.tracking import mlflow_store, model_registry, promotion, run_queries, store_location
+from cnnlab.tracking.offline import run_copy, store_copy
 from tests.tracking.equal import contents
 from tests.tracking.faulty import served
 
@@ -33,7 +34,7 @@ def working_in(folder):
 
 
 def uri_of(folder):
-    return places.sqlite_uri(folder / "mlruns" / "mlflow.db")
+    return store_location.sqlite_uri(folder / "mlruns" / "mlflow.db")
 
 
 def rows_of(database):
@@ -54,15 +55,15 @@ def original(store_template, tmp_path_factory):
         comparison = compare.compare_models([cnnlab.Recipe(**recipe, seed=seed) for seed in (0, 1)])
         ids = [result.run_id for result in comparison.results]
         again = compare.compare_runs(ids)
-        first, _ = registry.register(ids[0], name="digits")
-        with store.opened():
+        first, _ = model_registry.register(ids[0], name="digits")
+        with mlflow_store.opened():
             client = mlflow.MlflowClient()
             client.delete_model_version("digits", client.create_model_version("digits", "nothing", ids[0]).version)
-        second, _ = registry.register(ids[1], name="digits")
+        second, _ = model_registry.register(ids[1], name="digits")
         assert (first.number, second.number) == (1, 3)
         promotion.promote(first)
         promotion.promote(second, force=True)
-        with store.opened():
+        with mlflow_store.opened():
             client.set_registered_model_alias("digits", "kept", 1)
             client.update_model_version("digits", 1, "a description")
             client.set_registered_model_tag("digits", "mine", "a tag")
@@ -82,7 +83,7 @@ def said(lines):
 def test_a_copy_is_equal_and_the_second_changes_nothing(original, workplace):
     folder, parent, ids, again = original
     before = rows_of(folder / "mlruns" / "mlflow.db")
-    assert said(exchange.import_runs(str(folder))) == [
+    assert said(store_copy.import_runs(str(folder))) == [
         "champion of digits is version 3",
         "kept of digits is version 1",
         "copied: 4 runs, 2 versions, 2 aliases",
@@ -91,7 +92,7 @@ def test_a_copy_is_equal_and_the_second_changes_nothing(original, workplace):
     assert contents(uri_of(folder))["runs"][again]["tags"]["cnnlab.runs"] == ",".join(ids)
     database = workplace / "mlruns" / "mlflow.db"
     copied, files = rows_of(database), sorted(workplace.rglob("mlruns/artifacts/**/*"))
-    assert list(exchange.import_runs(str(folder / "mlruns"))) == [
+    assert list(store_copy.import_runs(str(folder / "mlruns"))) == [
         "already there: 4 runs, 2 versions",
         "Nothing was copied.",
     ]
@@ -100,10 +101,10 @@ def test_a_copy_is_equal_and_the_second_changes_nothing(original, workplace):
 
     # It works as the original did.
     result = compare.compare_runs([run_id[:8] for run_id in ids]).results[0]
-    with store.opened():
-        assert registry.find_champion("digits").number == 3
-        child = read.find_run(ids[1][:6])
-        assert child.data.tags["mlflow.parentRunId"] == read.find_run(parent).info.run_id
+    with mlflow_store.opened():
+        assert model_registry.find_champion("digits").number == 3
+        child = run_queries.find_run(ids[1][:6])
+        assert child.data.tags["mlflow.parentRunId"] == run_queries.find_run(parent).info.run_id
     assert result.run_id not in ids
     assert promotion.rollback("digits")[1].number == 1
 
@@ -111,7 +112,7 @@ def test_a_copy_is_equal_and_the_second_changes_nothing(original, workplace):
 def test_what_is_neither_a_run_nor_a_version_is_named(original, workplace, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     shutil.copytree(original[0] / "mlruns", other / "mlruns")
-    with store.opened_at(uri_of(other)):
+    with mlflow_store.opened_at(uri_of(other)):
         client = mlflow.MlflowClient()
         place = client.search_experiments()[0].experiment_id
         client.create_logged_model(place, "of_no_run")
@@ -119,11 +120,11 @@ def test_what_is_neither_a_run_nor_a_version_is_named(original, workplace, tmp_p
         mlflow.flush_trace_async_logging()
         client.register_prompt("a_prompt", "Name {{x}}.")
     kinds = "models without a run, traces, prompts"
-    lines = list(exchange.import_runs(str(other)))
+    lines = list(store_copy.import_runs(str(other)))
     assert [line for line in lines if line.startswith("not carried: ")] == [
         f"not carried: {kinds}, which are in '{other / 'mlruns' / 'mlflow.db'}' only"
     ]
-    assert not [line for line in exchange.import_runs(str(other), [original[1]]) if "traces" in line]
+    assert not [line for line in store_copy.import_runs(str(other), [original[1]]) if "traces" in line]
 
 
 def test_by_way_of_a_folder_and_a_server_and_back(original, workplace, tmp_path_factory, store_template, monkeypatch):
@@ -140,21 +141,21 @@ def test_by_way_of_a_folder_and_a_server_and_back(original, workplace, tmp_path_
             done = CliRunner().invoke(cli, ["import", "all"], catch_exceptions=False)
             assert line in done.output
         assert contents(server.uri) == expected
-        with store.opened():
-            on_server = read.find_run(ids[0][:8]).info.run_id
+        with mlflow_store.opened():
+            on_server = run_queries.find_run(ids[0][:8]).info.run_id
         monkeypatch.delenv("MLFLOW_TRACKING_URI")
-        assert said(exchange.import_runs(server.uri))[-1] == "copied: 4 runs, 2 versions, 2 aliases"
+        assert said(store_copy.import_runs(server.uri))[-1] == "copied: 4 runs, 2 versions, 2 aliases"
         assert contents(uri_of(workplace)) == expected
-        with store.opened():
-            assert read.find_run(on_server[:8]).info.run_id == read.find_run(ids[0]).info.run_id
+        with mlflow_store.opened():
+            assert run_queries.find_run(on_server[:8]).info.run_id == run_queries.find_run(ids[0]).info.run_id
         with working_in(folder):
-            assert list(exchange.import_runs(server.uri))[-1] == "Nothing was copied."
+            assert list(store_copy.import_runs(server.uri))[-1] == "Nothing was copied."
     assert contents(uri_of(folder)) == expected
 
 
 def test_what_was_interrupted_goes_on(original, workplace, monkeypatch):
     folder, *_ = original
-    right, left, interrupted = transfer.Transfer._ask, 0, 0
+    right, left, interrupted = run_copy.Transfer._ask, 0, 0
 
     def fails(self, call, *args, **kwargs):
         nonlocal left
@@ -163,11 +164,11 @@ def test_what_was_interrupted_goes_on(original, workplace, monkeypatch):
             raise KeyboardInterrupt
         return right(self, call, *args, **kwargs)
 
-    monkeypatch.setattr(transfer.Transfer, "_ask", fails)
+    monkeypatch.setattr(run_copy.Transfer, "_ask", fails)
     while True:
         left = 50 * (interrupted + 1)  # the files of the run that it stopped in go again
         try:
-            last = list(exchange.import_runs(str(folder)))[-1]
+            last = list(store_copy.import_runs(str(folder)))[-1]
             break
         except KeyboardInterrupt:
             interrupted += 1
@@ -179,7 +180,7 @@ def test_what_was_interrupted_goes_on(original, workplace, monkeypatch):
 
 def test_what_fails_is_said_and_repeated(original, workplace, monkeypatch):
     folder, _, ids, _ = original
-    right = transfer.Transfer.copy_run
+    right = run_copy.Transfer.copy_run
 
     def refuses(self, run):
         if run.info.run_id == ids[0]:
@@ -187,30 +188,30 @@ def test_what_fails_is_said_and_repeated(original, workplace, monkeypatch):
         right(self, run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(transfer.Transfer, "copy_run", refuses)
+        patched.setattr(run_copy.Transfer, "copy_run", refuses)
         done = CliRunner().invoke(cli, ["import", str(folder)])
     assert f"({ids[0][:8]}). Received: no space." in done.output
     assert "not carried: digits version 1, since its run or its model is not there" in done.output
     assert "Received: 1 failure" in str(done.exception)
-    assert "copied: 1 run, 1 version" in said(exchange.import_runs(str(folder)))[-1]
+    assert "copied: 1 run, 1 version" in said(store_copy.import_runs(str(folder)))[-1]
 
 
 def test_an_alias_that_another_version_holds_is_moved_on_demand(original, workplace, small_cnn):
     folder, *_ = original
-    here = compare.train_model(small_cnn)
-    version, _ = registry.register(here.run_id, name="digits")
+    here = train.train_model(small_cnn)
+    version, _ = model_registry.register(here.run_id, name="digits")
     promotion.promote(version)
-    assert said(exchange.import_runs(str(folder)))[:2] == [
+    assert said(store_copy.import_runs(str(folder)))[:2] == [
         "not moved: champion of digits stays version 1, and is version 3 by the copy (--aliases)",
         "kept of digits is version 2",
     ]
-    with store.opened():
-        assert [v.number for v in registry.list_versions("digits")] == [3, 2, 1]
-        assert registry.find_champion("digits").run_id == here.run_id
+    with mlflow_store.opened():
+        assert [v.number for v in model_registry.list_versions("digits")] == [3, 2, 1]
+        assert model_registry.find_champion("digits").run_id == here.run_id
     done = CliRunner().invoke(cli, ["import", str(folder), "--aliases"], catch_exceptions=False)
     assert "champion of digits is version 3, no longer version 1\n" in done.output
     assert "already there: 4 runs, 2 versions\ncopied: 1 alias\n" in done.output
-    assert list(exchange.import_runs(str(folder), moves_aliases=True))[-1] == "Nothing was copied."
+    assert list(store_copy.import_runs(str(folder), moves_aliases=True))[-1] == "Nothing was copied."
     before, now = promotion.rollback("digits")
     assert (before.number, now.number, now.run_id) == (3, 1, here.run_id)
 
@@ -219,27 +220,27 @@ def test_some_runs_with_those_around_them(original, workplace):
     folder, parent, ids, _ = original
     client = mlflow.MlflowClient(uri_of(folder))
     with pytest.raises(cnnlab.ArgumentError, match="Received: 'ffff', of no run"):
-        list(exchange.import_runs(str(folder), ["ffff"]))
-    assert said(exchange.import_runs(str(folder), [ids[0][:7]]))[-1] == "copied: 2 runs, 1 version, 1 alias"
+        list(store_copy.import_runs(str(folder), ["ffff"]))
+    assert said(store_copy.import_runs(str(folder), [ids[0][:7]]))[-1] == "copied: 2 runs, 1 version, 1 alias"
     assert set(contents(uri_of(workplace))["runs"]) == {parent, ids[0]}
-    assert said(exchange.import_runs(str(folder), [parent]))[-1] == "copied: 1 run, 1 version, 1 alias"
+    assert said(store_copy.import_runs(str(folder), [parent]))[-1] == "copied: 1 run, 1 version, 1 alias"
     assert set(contents(uri_of(workplace))["runs"]) == {parent, *ids}
 
     # One that runs, and one whose copy somebody deleted.
     running = client.create_run(client.get_run(parent).info.experiment_id, run_name="at work")
-    below = client.create_run(running.info.experiment_id, run_name="below", tags={transfer.PARENT: running.info.run_id})
+    below = client.create_run(running.info.experiment_id, run_name="below", tags={run_copy.PARENT: running.info.run_id})
     client.set_terminated(below.info.run_id)
-    with store.opened():
-        copy = read.find_run(ids[0]).info.run_id
+    with mlflow_store.opened():
+        copy = run_queries.find_run(ids[0]).info.run_id
         mlflow.MlflowClient().delete_run(copy)
     try:
-        assert said(exchange.import_runs(str(folder)))[:3] == [
+        assert said(store_copy.import_runs(str(folder)))[:3] == [
             f"left out: cnn on digits ({ids[0][:8]}), whose copy was deleted",
             f"left out: at work ({running.info.run_id[:8]}), which is RUNNING: repeat the command when it has ended",
             f"left out: below ({below.info.run_id[:8]}), as the run above it is",
         ]
         client.set_terminated(running.info.run_id, "FAILED")
-        assert "copied: 2 runs" in list(exchange.import_runs(str(folder)))
+        assert "copied: 2 runs" in list(store_copy.import_runs(str(folder)))
         assert client.get_run(running.info.run_id).info.end_time
     finally:
         for run in (running, below):
@@ -252,10 +253,10 @@ def test_a_store_of_an_earlier_version_is_read_as_it_is(workplace):
     [database] = (workplace / "old").rglob("mlflow.db")
     before = database.read_bytes()
     runs = sqlite3.connect(database).execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()[0]
-    lines = list(exchange.import_runs(str(database)))
+    lines = list(store_copy.import_runs(str(database)))
     assert f"copied: {runs} runs, " in lines[-1] or f"copied: {runs} runs, " in lines[-2]
     assert database.read_bytes() == before
-    assert list(exchange.import_runs(str(database)))[-1].startswith(("Nothing", "not carried"))
+    assert list(store_copy.import_runs(str(database)))[-1].startswith(("Nothing", "not carried"))
 
 
 def test_arguments_that_are_wrong(store, workplace):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cnnlab.tracking import guard
+from cnnlab.tracking import ui_middleware
 
 
 def status(path, method="GET", **headers):
@@ -12,7 +12,7 @@ def status(path, method="GET", **headers):
         **{"type": "http", "method": method, "path": path},
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }
-    refused = guard.refusal(scope)
+    refused = ui_middleware.refusal(scope)
     return refused.status_code if refused else 200
 
 

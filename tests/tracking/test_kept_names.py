@@ -9,9 +9,9 @@ import pytest
 
 import cnnlab
 from cnnlab import predict
-from cnnlab.tracking import logged, promotion, read, registry
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking.tags import matches
+from cnnlab.tracking import model_registry, promotion, run_logging, run_queries
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.tag_names import matches
 
 CLASSES = ("=1+1", "@a", r"$x$ \y_z", '<b>"a", *c*', "-1", "yes", "1e5", "猫|", "e\u0301", "w" * 240)
 NAME = """=$x$ [bold]it's "a|b" #1?<b>%20@1:2 {x} \\n 猫"""
@@ -33,10 +33,10 @@ def test_a_run_of_oddly_named_data_is_kept_found_and_used(store, oddly_named, sm
     assert run.data.params["dataset"] == r"/data/\x1b[31m\ncaf\udce9"
     [found] = store.search_runs([run.info.experiment_id], matches("tags.`cnnlab.dataset`", NAME))
     assert found.info.run_id == result.run_id
-    again = read.read_result(run)
+    again = run_queries.read_result(run)
     assert (again.class_names, again.dataset_name, again.recipe.dataset) == (CLASSES, NAME, FOLDER)
 
-    version, _ = registry.register(experiment=f"cnnlab-{NAME}")
+    version, _ = model_registry.register(experiment=f"cnnlab-{NAME}")
     assert version.name == """cnnlab-=$x$ [bold]it's "a|b" -1-<b>%20-1-2 {x} \\n 猫"""
     assert promotion.promote(version).promoted
     classifier = predict.load_classifier()
@@ -54,7 +54,7 @@ def test_names_of_another_encoding_and_of_any_length_are_kept(store, digits):
         with tracking.tracked_run(
             experiment, f"cnn on {dataset.name}", params={}, tags={"dataset": dataset.name}
         ) as run_id:
-            logged.log_dataset(dataset)
+            run_logging.log_dataset(dataset)
         run = store.get_run(run_id)
         assert run.info.run_name.startswith(r"cnn on \x1b")
         assert len(run.info.run_name) <= 250  # what MLflow's databases hold

@@ -20,9 +20,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cnnlab.tracking import logged
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking import store as stores
+from cnnlab.tracking import mlflow_store as stores
+from cnnlab.tracking import run_logging
+from cnnlab.tracking import tracked_run as tracking
 from tests.data.pictures import fill
 
 pytestmark = [
@@ -44,7 +44,7 @@ with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, t
     if "waits" in sys.argv:
         sys.stdin.readline()
 """
-OPENS = "from cnnlab.tracking import store; store.open_store()"
+OPENS = "from cnnlab.tracking import mlflow_store; mlflow_store.open_store()"
 
 
 def shell(script, **environment):
@@ -218,7 +218,7 @@ def _first(folder, digits, barrier, failures):
     try:
         stores.open_store()
         with tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}):
-            logged.log_dataset(digits)
+            run_logging.log_dataset(digits)
             mlflow.log_metric("loss", 1.0)
         failures.put(None)
     except BaseException as error:

@@ -22,10 +22,11 @@ import pytest
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
 import cnnlab
-from cnnlab.compare import build_model
-from cnnlab.ports import choose_port
-from cnnlab.tracking import delivery, outbox, reach
-from cnnlab.tracking import store as stores
+from cnnlab.resolve import build_model
+from cnnlab.tracking import mlflow_store as stores
+from cnnlab.tracking import server_checks
+from cnnlab.tracking.offline import delivery, spool
+from cnnlab.utils.ports import choose_port
 from tests.tracking.faulty import served
 from tests.tracking.test_outbox import there, whole
 
@@ -62,7 +63,7 @@ class Server:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(cnnlab.LabError):
-                return reach.expect_reachable(self.uri)
+                return server_checks.expect_reachable(self.uri)
             time.sleep(0.5)
 
     def kill(self, signum=signal.SIGKILL):
@@ -144,7 +145,7 @@ def reported(name, server, result, training, waited, said, capsys):
     mlflow.set_tracking_uri(None)
     assert again == []
     assert whole(server, there(server)["cnn on digits"]) == facts
-    assert outbox.entries() == []
+    assert spool.entries() == []
     assert waited < 30
     with capsys.disabled():
         print(

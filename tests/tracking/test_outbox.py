@@ -14,11 +14,12 @@ import mlflow
 import pytest
 
 import cnnlab
-from cnnlab import compare
-from cnnlab.tracking import delivery, liveness, logged, outbox, read
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking import store as stores
-from cnnlab.tracking.tags import RECORDED_AS, UNDELIVERED
+from cnnlab import compare, train
+from cnnlab.tracking import mlflow_store as stores
+from cnnlab.tracking import run_locks, run_logging, run_queries
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline import delivery, spool
+from cnnlab.tracking.tag_names import RECORDED_AS, UNDELIVERED
 from tests.tracking.faulty import served
 
 MLFLOW = "/api/2.0/mlflow"
@@ -44,11 +45,11 @@ def a_run(digits, name="a run"):
         delivery.recorded() as ids,
         tracking.tracked_run(tracking.experiment_for(digits), name, params={"epochs": 2}, tags={}) as run_id,
     ):
-        logged.log_dataset(digits)
+        run_logging.log_dataset(digits)
         mlflow.log_metric("loss", 3.0, step=0)
         yield run_id, ids
         mlflow.log_metric("loss", 2.0, step=1)
-        logged.log_results({"test_accuracy": 0.5}, {}, {"note.txt": "a text"})
+        run_logging.log_results({"test_accuracy": 0.5}, {}, {"note.txt": "a text"})
 
 
 @pytest.fixture
@@ -101,11 +102,11 @@ def test_a_comparison_is_on_the_server_when_it_ends(server, small_cnn, capsys):
         run = mlflow.get_run(result.run_id)
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == comparison.run_id
-        assert read.read_result(read.find_run(run.data.tags[RECORDED_AS][:8])).history == result.history
+        assert run_queries.read_result(run_queries.find_run(run.data.tags[RECORDED_AS][:8])).history == result.history
         assert mlflow.keras.load_model(result.model_uri).output_shape == (None, 10)
         assert mlflow.models.get_model_info(result.model_uri).run_id == result.run_id
     assert whole(server, run)[-3:] == ([(result.model_uri[8:], "READY")], [result.model_uri[8:]], False)
-    assert outbox.entries() == []
+    assert spool.entries() == []
     assert "warning" not in capsys.readouterr().err
 
 
@@ -117,12 +118,12 @@ def test_a_server_that_stops_in_an_epoch_costs_nothing(server, digits, impatient
     said = capsys.readouterr().err
     assert f"not yet all delivered to {server.uri}: a run ({run_id[:8]})" in said
     assert "Connection refused" in said
-    assert outbox.undelivered().startswith(f"1 run is not yet delivered to {server.uri}: 'cnnlab sync'")
+    assert spool.undelivered().startswith(f"1 run is not yet delivered to {server.uri}: 'cnnlab sync'")
     assert [error for _, error in synced()] != [None]
 
     server.start()
     with pytest.raises(cnnlab.ArgumentError, match="deliver it there with 'cnnlab sync'"), stores.opened():
-        read.find_finished_run(run_id)
+        run_queries.find_finished_run(run_id)
     assert "1 run is not yet delivered" in capsys.readouterr().err
     assert there(server)["a run"].info.status == "RUNNING"
     assert synced() == [(1, None)]
@@ -134,17 +135,17 @@ def test_a_server_that_stops_in_an_epoch_costs_nothing(server, digits, impatient
     assert facts[4] == ["digits"]
     assert not facts[-1]
     assert synced() == []
-    assert outbox.undelivered() is None
+    assert spool.undelivered() is None
 
 
 def test_what_was_delivered_twice_is_there_once(server, digits, impatient, tmp_path):
     server.fault = lambda method, path: 500 if method == "POST" else None
     with a_run(digits):
-        kept = outbox.recording().folder
+        kept = spool.recording().folder
     server.fault = lambda method, path: None
     assert there(server) == {}
     with pytest.raises(cnnlab.ArgumentError, match="Deliver it with 'cnnlab sync'"), stores.opened():
-        read.find_run(outbox.runs_of(outbox.entries()[0])[0]["run_id"])
+        run_queries.find_run(spool.runs_of(spool.entries()[0])[0]["run_id"])
     shutil.copytree(kept, tmp_path / "copy")
     assert synced() == [(1, None)]
     before = whole(server, there(server)["a run"])
@@ -167,7 +168,7 @@ def test_lost_answers_double_nothing(server, digits):
 
     server.fault = fault
     with a_run(digits):
-        model = logged.log_model(
+        model = run_logging.log_model(
             compare.build_model(cnnlab.Recipe(model="cnn", dataset="digits", filters=(4,)), digits), digits
         )
     assert model.startswith("models:/m-")
@@ -179,7 +180,7 @@ def test_lost_answers_double_nothing(server, digits):
     facts = whole(server, there(server)["a run"])
     assert [step for step, _, _ in facts[2]["loss"]] == [0, 1]
     assert len(facts[5]) == len(facts[6]) == 1
-    assert outbox.entries() == []
+    assert spool.entries() == []
 
 
 @pytest.mark.parametrize("fault", [500, 429, "hangs"])
@@ -204,11 +205,11 @@ def test_artifacts_alone_are_refused(server, digits, impatient, capsys):
     server.fault = lambda method, path: 503 if method == "PUT" else None
     with delivery.recorded():
         with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}):
-            logged.log_results({}, {}, {"note.txt": "a text"})
+            run_logging.log_results({}, {}, {"note.txt": "a text"})
         wait_for(lambda: "PUT" in [method for method, _ in server.asked])
     run = there(server)["a run"]
     assert run.info.status == "RUNNING"  # not finished before all of it is there
-    assert run.data.tags[UNDELIVERED].endswith(str(outbox.entries()[0].folder))
+    assert run.data.tags[UNDELIVERED].endswith(str(spool.entries()[0].folder))
     assert "503" in capsys.readouterr().err
     with stores.opened():  # whoever closes the runs of ended processes leaves it to the delivery
         assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
@@ -226,7 +227,7 @@ def test_a_server_that_was_never_reached_is_refused(server, digits, impatient, w
             server.stop()
             with a_run(digits):
                 pass
-            assert len(outbox.waiting()) == 1
+            assert len(spool.waiting()) == 1
         else:
             with pytest.raises(cnnlab.LabError, match="Received no answer"), a_run(digits):
                 pass
@@ -267,11 +268,11 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing_that_was_there(server, dig
     monkeypatch.setattr(mlflow, "end_run", end_run)
     mlflow.tracking.fluent._active_run_stack.set([])
     assert "could not be closed" in capsys.readouterr().err
-    [entry] = outbox.entries()
-    assert [run["status"] for run in outbox.runs_of(entry)] == ["RUNNING"]
+    [entry] = spool.entries()
+    assert [run["status"] for run in spool.runs_of(entry)] == ["RUNNING"]
     assert there(server)["a run"].data.metrics == {"loss": 2.0, "test_accuracy": 0.5}
     assert synced() == [(1, "a run in it that has not ended")]  # this process lives
-    monkeypatch.setattr(liveness, "_is_alive", lambda process: False)
+    monkeypatch.setattr(run_locks, "_is_alive", lambda process: False)
     assert synced() == [(1, None)]
     assert there(server)["a run"].info.status == "KILLED"
 
@@ -287,7 +288,7 @@ with delivery.recorded(), tracking.tracked_run(tracking.experiment_for(digits), 
     os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
-    journal = outbox.entries()[0].folder / f"delivered-{outbox._hash(server.uri)}.jsonl"
+    journal = spool.entries()[0].folder / f"delivered-{spool._hash(server.uri)}.jsonl"
     journal.write_text('{"run": "ab')  # in the midst of a note
     assert synced() == [(1, None)]
     run = there(server)["killed"]
@@ -307,30 +308,30 @@ def test_an_interrupted_search_goes_on_in_the_same_run(server, digits):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert there(server)["search"].info.status == "KILLED"
-    assert outbox.undelivered() is None
+    assert spool.undelivered() is None
     assert synced() == []
     with delivery.recorded(goes_on="search-a") as ids:
         experiment_id = tracking.experiment_for(digits)
-        with search(experiment_id, resumed_run_id=read.newest_run(experiment_id, search="key")) as run_id:
+        with search(experiment_id, resumed_run_id=run_queries.newest_run(experiment_id, search="key")) as run_id:
             mlflow.log_metric("score", 0.5)
     run = there(server)["search"]
     assert run.info.run_id == ids[run_id]
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"score": 0.5})
     assert "cnnlab.reason" not in run.data.tags
-    assert outbox.entries() == []
+    assert spool.entries() == []
 
 
 @pytest.mark.parametrize("by_id", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_an_interrupted_training_goes_on_in_its_run_on_the_server(server, small_cnn, monkeypatch, by_id):
     monkeypatch.setenv("CNNLAB_CHECKPOINT", "0")
     with monkeypatch.context() as patch:
-        patch.setattr("cnnlab.runner._metrics", lambda trained: signal.raise_signal(signal.SIGINT))
+        patch.setattr("cnnlab.train._metrics", lambda trained: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
-            compare.train_model(small_cnn)
+            train.train_model(small_cnn)
     before = there(server)["cnn on digits"]
     assert before.info.status == "KILLED"
     assert synced() == []
-    result = compare.resume_run(before.info.run_id[:8]) if by_id else compare.train_model(small_cnn)
+    result = train.resume_run(before.info.run_id[:8]) if by_id else train.train_model(small_cnn)
     assert result.run_id == before.info.run_id
     run = there(server)["cnn on digits"]
     facts = whole(server, run)
@@ -338,4 +339,4 @@ def test_an_interrupted_training_goes_on_in_its_run_on_the_server(server, small_
     assert "after epoch 2" in run.data.tags["cnnlab.resumed"]
     assert [step for step, _, _ in facts[2]["loss"]] == [0, 1]
     assert len(facts[5]) == 1
-    assert outbox.entries() == []
+    assert spool.entries() == []

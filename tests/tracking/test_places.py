@@ -18,21 +18,31 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from cnnlab.tuning.trials import Place
 from filelock import FileLock
 from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
 
 import cnnlab
-from cnnlab import cached, job, ports
-from cnnlab.cli import screen
-from cnnlab.cli.failures import sentence
+from cnnlab.cli import tables
+from cnnlab.cli.library_errors import sentence
 from cnnlab.errors import StoreGone
 from cnnlab.predict import load_classifier
-from cnnlab.tracking import away, epochs, listing, liveness, logged, provenance, read, registry, ui
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking import store as stores
-from cnnlab.tracking.tags import TAG, matches
-from cnnlab.training import cache
-from tuning.trials import Place
+from cnnlab.tracking import (
+    epoch_metrics,
+    model_registry,
+    pagination,
+    provenance,
+    run_locks,
+    run_logging,
+    run_queries,
+    ui_server,
+)
+from cnnlab.tracking import mlflow_store as stores
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline import server_unavailable
+from cnnlab.tracking.tag_names import TAG, matches
+from cnnlab.training import frozen_features
+from cnnlab.utils import ports, startup, user_cache
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -40,7 +50,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 def log_something(digits, text="a text"):
     """A finished run with an artifact; its id."""
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
-        logged.log_results({}, {}, {"note.txt": text})
+        run_logging.log_results({}, {}, {"note.txt": text})
     return run_id
 
 
@@ -78,8 +88,8 @@ def test_an_earlier_version_s_store_may_be_renamed_too(workplace, monkeypatch):
     (workplace / "mlruns").rename(workplace / "old")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///old/mlflow.db")
     with stores.opened(writes=False):
-        champion = registry.find_champion(registry.the_name())
-        assert read.read_recipe(read.find_run(champion.run_id)).model == "cnn"
+        champion = model_registry.find_champion(model_registry.the_name())
+        assert run_queries.read_recipe(run_queries.find_run(champion.run_id)).model == "cnn"
     with sqlite3.connect("old/mlflow.db") as connection:
         [(places_left,)] = connection.execute("SELECT count(*) FROM runs WHERE artifact_uri LIKE 'file:%'")
     assert places_left == 0
@@ -134,7 +144,7 @@ def test_a_run_named_by_the_environment(store, digits, monkeypatch, capsys):
 
     outer = store.create_run("0")  # as `mlflow run` makes it, in "Default"
     monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
-    inner = read.find_run(log_something(digits))
+    inner = run_queries.find_run(log_something(digits))
     assert inner.info.experiment_id == "0"
     assert inner.data.tags["mlflow.parentRunId"] == outer.info.run_id
     assert store.get_run(outer.info.run_id).info.status == "RUNNING"
@@ -145,11 +155,11 @@ def test_the_store_of_mlflow_run_is_named_for_the_shell_afterwards(store, monkey
     with pytest.raises(
         cnnlab.ArgumentError, match=r"MLflow's own is here too: MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
     ):
-        read.find_run("0123")
+        run_queries.find_run("0123")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@lab.example.org")
-    screen.print_next_step("a")
+    tables.print_next_step("a")
     monkeypatch.setenv("MLFLOW_RUN_ID", "b")
-    screen.print_next_step("a")
+    tables.print_next_step("a")
     plain, named = capsys.readouterr().out.splitlines()
     assert plain.endswith("with: cnnlab ui")
     assert named.endswith("with: MLFLOW_TRACKING_URI='http://***@lab.example.org' cnnlab ui")
@@ -157,7 +167,7 @@ def test_the_store_of_mlflow_run_is_named_for_the_shell_afterwards(store, monkey
 
 def test_the_experiment_that_mlflow_s_variable_names(store, digits, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
-    run = read.find_run(log_something(digits))
+    run = run_queries.find_run(log_something(digits))
     experiment = store.get_experiment(run.info.experiment_id)
     assert experiment.name == "mine"
     assert experiment.artifact_location == "mlflow-artifacts:/"
@@ -199,10 +209,10 @@ def test_a_run_of_another_container_is_not_declared_dead(store, digits):
     stores.open_store()
     assert store.get_run(run.info.run_id).info.status == "RUNNING"
     # With a lock beside the store it is known wherever its process is.
-    lock = FileLock(liveness.lock_file(stores.local_folder(mlflow.get_tracking_uri()), run.info.run_id))
+    lock = FileLock(run_locks.lock_file(stores.local_folder(mlflow.get_tracking_uri()), run.info.run_id))
     Path(lock.lock_file).parent.mkdir(exist_ok=True)
     with lock:
-        code = "from cnnlab.tracking.store import open_store; open_store()"
+        code = "from cnnlab.tracking.mlflow_store import open_store; open_store()"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         assert store.get_run(run.info.run_id).info.status == "RUNNING"
     Path(lock.lock_file).touch()
@@ -221,7 +231,7 @@ def test_first_runs_at_once_may_meet_at_the_data_set(store, digits, monkeypatch)
 
     monkeypatch.setattr(mlflow, "log_input", meets)
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}) as run_id:
-        logged.log_dataset(digits)
+        run_logging.log_dataset(digits)
     assert [i.dataset.name for i in store.get_run(run_id).inputs.dataset_inputs] == [digits.name]
 
 
@@ -234,14 +244,14 @@ def test_a_full_disk_leaves_the_cache_out(monkeypatch, capsys):
     images = np.arange(2 * 48, dtype="uint8").reshape(2, 4, 4, 3)
     arguments = (front, [images], np.array([0, 1]), np.array([b"a", b"b"]))
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    assert np.array_equal(cache.load_or_compute(*arguments), images.reshape(2, -1))
+    assert np.array_equal(frozen_features.load_or_compute(*arguments), images.reshape(2, -1))
     assert "cannot be stored" in capsys.readouterr().err
-    assert list(cached.cache_folder("features").glob("*.npy")) == []
-    monkeypatch.setattr(cache.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0}))
-    assert cache.load_or_compute(*arguments) is None
-    (cached.cache_folder("features") / "unfinished-x").mkdir()
-    (cached.cache_folder("features") / "unfinished-x" / "part.npy").write_bytes(b"12345")
-    assert cached.clear() == 5
+    assert list(user_cache.cache_folder("features").glob("*.npy")) == []
+    monkeypatch.setattr(frozen_features.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0}))
+    assert frozen_features.load_or_compute(*arguments) is None
+    (user_cache.cache_folder("features") / "unfinished-x").mkdir()
+    (user_cache.cache_folder("features") / "unfinished-x" / "part.npy").write_bytes(b"12345")
+    assert user_cache.clear() == 5
 
 
 def test_a_user_without_a_home(monkeypatch, workplace, capsys):
@@ -251,10 +261,10 @@ def test_a_user_without_a_home(monkeypatch, workplace, capsys):
     for variable in ("CNNLAB_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(Path, "home", nobody)
-    assert cached.cache_folder("features").parts[-1] == "features"
+    assert user_cache.cache_folder("features").parts[-1] == "features"
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(workplace))
     monkeypatch.setenv("HOME", "")
-    job.expect_home()
+    startup.expect_home()
     assert os.environ["HOME"] == str(workplace / f"cnnlab-{os.getuid()}")
     assert "no home folder" in capsys.readouterr().err
 
@@ -288,7 +298,7 @@ def test_a_server_that_refuses_is_one_sentence(status, monkeypatch):
     with answering(type("Handler", (Refusing,), {"status": status})) as port:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{port}")
         with pytest.raises(mlflow.MlflowException) as caught, stores.opened(writes=False):
-            registry.list_versions()
+            model_registry.list_versions()
     said = sentence(caught.value)
     assert said.startswith("Expected the store to permit this.")
     assert "MLFLOW_TRACKING_USERNAME" in said
@@ -380,8 +390,8 @@ def test_a_store_that_may_not_be_written_is_read(store, digits, workplace, monke
     assert text_of(run_id) == "a text"
     with stores.opened(writes=False):
         assert stores.is_read_only()
-        assert registry.list_versions() == []
-        assert read.find_run(run_id[:8]).info.run_id == run_id
+        assert model_registry.list_versions() == []
+        assert run_queries.find_run(run_id[:8]).info.run_id == run_id
     assert state() == before
 
 
@@ -395,7 +405,7 @@ def test_every_page_is_read():
         page.token = str(start + 1000) if start + 1000 < 2500 else None
         return page
 
-    assert list(listing.every(search)) == list(range(2500))
+    assert list(pagination.every(search)) == list(range(2500))
 
 
 @pytest.mark.parametrize("name", ["it's", 'a "b"', 'it\'s "b"', "100 %"])
@@ -408,16 +418,16 @@ def test_conditions_hold_any_name(name, store):
 
 @pytest.mark.parametrize("name", ["a/b:c", "cnnlab-it's", "猫"])
 def test_registered_names_are_legal(name, store):
-    legal = registry.legal_name(name)
+    legal = model_registry.legal_name(name)
     store.create_registered_model(legal)
-    assert registry.list_versions(legal) == []
+    assert model_registry.list_versions(legal) == []
 
 
 def test_what_a_server_missed_is_sent_again(store, digits, monkeypatch, capsys):
     with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}) as run_id:
         mlflow.log_metric("loss", 3.0, step=0)
-        monkeypatch.setattr(epochs, "is_server", lambda _: True)
-        epochs.complete_history(run_id, {"loss": [3.0, 2.0, 1.0], "accuracy": [0.1, 0.2, 0.3]})
+        monkeypatch.setattr(epoch_metrics, "is_server", lambda _: True)
+        epoch_metrics.complete_history(run_id, {"loss": [3.0, 2.0, 1.0], "accuracy": [0.1, 0.2, 0.3]})
         monkeypatch.undo()
     assert sorted((m.step, m.value) for m in store.get_metric_history(run_id, "loss")) == [(0, 3.0), (1, 2.0), (2, 1.0)]
     assert len(store.get_metric_history(run_id, "accuracy")) == 3
@@ -426,11 +436,11 @@ def test_what_a_server_missed_is_sent_again(store, digits, monkeypatch, capsys):
 
 def test_results_that_cannot_be_delivered_stay_on_the_disk(store, workplace):
     def save(folder):
-        logged.write_results(folder, {}, {"note.txt": "a text"}, metrics={"test_accuracy": 0.5})
+        run_logging.write_results(folder, {}, {"note.txt": "a text"}, metrics={"test_accuracy": 0.5})
 
     with (
         pytest.raises(cnnlab.LabError, match=r"all results are in '.*undelivered/abc'"),
-        away.results_kept("abc", save),
+        server_unavailable.results_kept("abc", save),
     ):
         raise mlflow.MlflowException("API request failed")
     folder = workplace / "mlruns/undelivered/abc"
@@ -486,14 +496,14 @@ def test_who_may_only_read_gets_the_link(store, digits, monkeypatch):
         raise mlflow.MlflowException("PERMISSION_DENIED: 403")
 
     monkeypatch.setattr(mlflow.MlflowClient, "set_experiment_tag", refused)
-    assert ui.ui_links("http://here")["runs"].endswith("/runs?workflowType=machine_learning")
+    assert ui_server.ui_links("http://here")["runs"].endswith("/runs?workflowType=machine_learning")
 
 
 def test_the_ui_s_own_wait_goes_past_a_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with answering(Refusing) as port:
-        ui._wait_until_up(type("Server", (), {"poll": lambda self: None})(), f"http://127.0.0.1:{port}")
+        ui_server._wait_until_up(type("Server", (), {"poll": lambda self: None})(), f"http://127.0.0.1:{port}")
 
 
 def test_the_names_that_the_ui_answers_to():

@@ -16,9 +16,10 @@ from PIL import Image
 
 import cnnlab
 from cnnlab import predict, reproduce
-from cnnlab.compare import compare_runs, train_model
-from cnnlab.models import own
-from cnnlab.tracking import models, promotion, read, registry
+from cnnlab.compare import compare_runs
+from cnnlab.models import custom_model
+from cnnlab.tracking import logged_models, model_registry, promotion, run_queries
+from cnnlab.train import train_model
 
 
 @pytest.fixture
@@ -35,8 +36,8 @@ def good(small_cnn):
 
 def test_the_best_run_is_registered_with_its_card(store, small_cnn, poor, good):
     cnnlab.compare_models([poor, good])
-    version, said = registry.register()
-    result = read.read_result(read.best_run())
+    version, said = model_registry.register()
+    result = run_queries.read_result(run_queries.best_run())
     assert result.recipe == good
     assert version.run_id == result.run_id
     assert (version.name, version.number, version.aliases) == ("cnnlab-digits", 1, ())
@@ -46,20 +47,20 @@ def test_the_best_run_is_registered_with_its_card(store, small_cnn, poor, good):
     card = mlflow.artifacts.load_text("models:/cnnlab-digits/1/model_card.md")
     for text in ("## Limits", "## Confusion matrix", f"{result.test_accuracy:.2%}", version.tags["dataset_digest"]):
         assert text in card
-    again, said = registry.register(result.run_id[:8])
+    again, said = model_registry.register(result.run_id[:8])
     assert again.number == 1
     assert "already" in said[-1]
-    assert len(registry.list_versions()) == 1
+    assert len(model_registry.list_versions()) == 1
 
 
 def test_only_a_better_model_on_the_same_images_is_promoted(store, poor, good):
     weak, strong = (cnnlab.compare_models([recipe]).results[0] for recipe in (poor, good))
-    first, _ = registry.register(weak.run_id)
+    first, _ = model_registry.register(weak.run_id)
     assert promotion.promote(first).promoted
-    better, _ = registry.register(strong.run_id)
+    better, _ = model_registry.register(strong.run_id)
     # So wide a margin is not met.
     assert not promotion.promote(better, margin=0.99).promoted
-    assert registry.find_champion("cnnlab-digits").number == 1
+    assert model_registry.find_champion("cnnlab-digits").number == 1
     decision = promotion.promote(better)
     assert decision.promoted, decision.reason
     assert "15 validation images" in decision.reason
@@ -90,17 +91,17 @@ def test_only_a_better_model_on_the_same_images_is_promoted(store, poor, good):
 
 def test_other_images_are_not_comparable(store, small_cnn, picture_folder):
     digits = cnnlab.compare_models([small_cnn]).results[0]
-    champion, _ = registry.register(digits.run_id, name="pictures")
+    champion, _ = model_registry.register(digits.run_id, name="pictures")
     promotion.promote(champion)
     fewer = train_model(dataclasses.replace(small_cnn, limit=100))
-    challenger, _ = registry.register(fewer.run_id, name="pictures")
+    challenger, _ = model_registry.register(fewer.run_id, name="pictures")
     with pytest.raises(cnnlab.LabError, match=r"not comparable: it was tested on 37 images of digits"):
         promotion.promote(challenger)
     colours = train_model(dataclasses.replace(small_cnn, dataset=str(picture_folder), limit=None, val_fraction=0.2))
-    challenger, _ = registry.register(colours.run_id, name="pictures")
+    challenger, _ = model_registry.register(colours.run_id, name="pictures")
     with pytest.raises(cnnlab.LabError, match=r"names the classes 0, 1, 2, 3, ..., and version 3 blue, red"):
         promotion.promote(challenger)
-    assert registry.find_champion("pictures").number == 1
+    assert model_registry.find_champion("pictures").number == 1
     assert "not compared" in promotion.promote(challenger, force=True).reason
     with pytest.raises(cnnlab.ArgumentError, match=r"tested on the same images. Received: .* 37 images of digits"):
         compare_runs([digits.run_id, fewer.run_id])
@@ -109,7 +110,7 @@ def test_other_images_are_not_comparable(store, small_cnn, picture_folder):
 def test_another_validation_split_is_judged_on_the_test_set(store, small_cnn):
     first = train_model(small_cnn)
     second = train_model(dataclasses.replace(small_cnn, val_fraction=0.2))
-    champion, challenger = (registry.register(result.run_id)[0] for result in (first, second))
+    champion, challenger = (model_registry.register(result.run_id)[0] for result in (first, second))
     promotion.promote(champion)
     store.delete_run(first.run_id)  # what it is compared by lies beside the model
     decision = promotion.promote(challenger)
@@ -120,7 +121,7 @@ def test_another_validation_split_is_judged_on_the_test_set(store, small_cnn):
     Path("mlruns/artifacts", first.run_id, "artifacts/predictions.npz").unlink()
     with pytest.raises(cnnlab.LabError, match=r"Expected cnnlab-digits version 1 to have its predictions.*--force"):
         promotion.promote(challenger)
-    assert registry.find_champion("cnnlab-digits").number == 1
+    assert model_registry.find_champion("cnnlab-digits").number == 1
     assert "Forced, not compared" in promotion.promote(challenger, force=True).reason
 
 
@@ -147,8 +148,8 @@ def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digit
     recipe = dataclasses.replace(small_cnn, epochs=1)
     result = cnnlab.fit_and_evaluate(model, digits, recipe)
     with pytest.raises(cnnlab.LabError, match=r"to load again. Received .*without Lambda"):
-        registry.register(result.run_id)
-    assert registry.list_versions() == []
+        model_registry.register(result.run_id)
+    assert model_registry.list_versions() == []
 
     (workplace / "mine.py").write_text(CUSTOM)
     recipe = cnnlab.Recipe(model="mine.py:build", dataset="digits", limit=150, epochs=1)
@@ -156,18 +157,18 @@ def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digit
     (workplace / "mine.py").unlink()
     # As in another process.
     keras.saving.get_custom_objects().pop("mine>Scaled")
-    own._load.cache_clear()
+    custom_model._load.cache_clear()
     # The store may be anybody's, and so may the code in it.
     with pytest.raises(cnnlab.LabError, match=r"mine.py' to hold the code that the store has .*CNNLAB_STORED_CODE=run"):
-        registry.register(result.run_id)
+        model_registry.register(result.run_id)
     (workplace / "mine.py").write_text(CUSTOM + "print('another')")
     with pytest.raises(cnnlab.LabError, match="to hold the code that the store has"):
-        registry.register(result.run_id)
+        model_registry.register(result.run_id)
     assert "mine>Scaled" not in keras.saving.get_custom_objects()
     monkeypatch.setenv("CNNLAB_STORED_CODE", "run")
-    version, _ = registry.register(result.run_id)
+    version, _ = model_registry.register(result.run_id)
     keras.saving.get_custom_objects().pop("mine>Scaled")
-    own._load.cache_clear()
+    custom_model._load.cache_clear()
     classifier = predict.load_classifier(f"models:/{version.name}/1")
     assert np.allclose(classifier.probabilities(digits.test.images), result.test.probabilities, atol=1e-5)
 
@@ -192,16 +193,16 @@ def test_stored_runs_are_compared_on_their_predictions(store, small_cnn, capsys)
 
 def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
     with pytest.raises(cnnlab.LabError, match="none in this store"):
-        registry.register()
+        model_registry.register()
     with pytest.raises(cnnlab.LabError, match="an empty registry"):
         predict.load_classifier()
     comparison = cnnlab.compare_models([small_cnn])
     with pytest.raises(cnnlab.ArgumentError, match="a compare run"):
-        registry.register(comparison.run_id)
+        model_registry.register(comparison.run_id)
     with pytest.raises(cnnlab.ArgumentError, match="that of no run"):
-        registry.register("0123456789abcdef")
+        model_registry.register("0123456789abcdef")
     with pytest.raises(cnnlab.ArgumentError, match="Expected a run's id"):
-        registry.register("my run")
+        model_registry.register("my run")
     with pytest.raises(cnnlab.ArgumentError, match="two different runs"):
         compare_runs([comparison.results[0].run_id] * 2)
     broken = cnnlab.build_model(small_cnn, digits)
@@ -210,8 +211,8 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
         cnnlab.fit_and_evaluate(broken, digits, small_cnn)
     [failed] = store.search_runs([e.experiment_id for e in store.search_experiments()], "attributes.status = 'FAILED'")
     with pytest.raises(cnnlab.ArgumentError, match=r"which is FAILED \(LabError: Expected a finite loss"):
-        registry.register(failed.info.run_id)
-    registry.register(comparison.results[0].run_id)
+        model_registry.register(failed.info.run_id)
+    model_registry.register(comparison.results[0].run_id)
     with pytest.raises(cnnlab.LabError, match=r"to have a champion. Received: none"):
         predict.load_classifier()
     with pytest.raises(cnnlab.LabError, match="to be a model of this store"):
@@ -223,22 +224,22 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
 @pytest.fixture
 def classifier(store, good):
     """The champion of a small registry, loaded."""
-    promotion.promote(registry.register(train_model(good).run_id)[0])
+    promotion.promote(model_registry.register(train_model(good).run_id)[0])
     return predict.load_classifier()
 
 
 def test_a_loaded_champion_is_called_by_its_version_and_has_its_card(classifier, store):
     assert classifier.uri == "models:/cnnlab-digits/1"
-    about = models.about(classifier.uri)
+    about = logged_models.about(classifier.uri)
     assert (about["name"], about["version"]) == ("cnnlab-digits", 1)
     assert about["card"].startswith("# cnn on digits\n")
     logged = store.get_model_version("cnnlab-digits", 1).source
-    assert models.about(logged) == {"name": logged, "version": None, "card": None}
+    assert logged_models.about(logged) == {"name": logged, "version": None, "card": None}
 
 
 def test_pictures_are_named_as_in_the_test(classifier, good, workplace):
     dataset = cnnlab.load_dataset("digits", limit=good.limit)
-    result = read.read_result(read.best_run())
+    result = run_queries.read_result(run_queries.best_run())
     (workplace / "shots").mkdir()
     for i, image in enumerate(dataset.test.images):
         Image.fromarray(image).save(workplace / "shots" / f"{i:02}.png")

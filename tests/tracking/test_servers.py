@@ -16,11 +16,12 @@ import mlflow
 import pytest
 
 import cnnlab
-from cnnlab import cli
+from cnnlab.cli import main
 from cnnlab.errors import masked
-from cnnlab.tracking import listing, outbox, read, ui
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking import store as stores
+from cnnlab.tracking import mlflow_store as stores
+from cnnlab.tracking import pagination, run_queries, ui_server
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline import spool
 from tests.tracking.faulty import served
 
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -88,7 +89,7 @@ def test_certificates_of_both_sides(workplace, monkeypatch):
 
 def test_who_asks_is_said_to_the_server(monkeypatch):
     basic = "Basic YW5uOnNlY3JldA=="  # ann:secret
-    monkeypatch.setattr(outbox, "reached_before", lambda server: False)  # or it is not asked a second time
+    monkeypatch.setattr(spool, "reached_before", lambda server: False)  # or it is not asked a second time
     with noting() as (port, asked):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{port}")
         stores.expect_usable_store()
@@ -130,7 +131,7 @@ def test_a_traceback_shows_no_password(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
     monkeypatch.setattr(sys, "argv", ["cnnlab", "models", "--debug"])
     with pytest.raises(SystemExit):
-        cli.main()
+        main.main()
     said = "".join(capsys.readouterr())
     assert "Traceback" in said
     assert "secret" not in said
@@ -176,11 +177,11 @@ def test_more_than_a_thousand_experiments_and_runs(store, digits):
             "INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", [(*tag, n) for n in numbers for tag in tags]
         )
     stores.open_store()
-    assert read.find_run(child[:12]).info.run_id == child
+    assert run_queries.find_run(child[:12]).info.run_id == child
     experiment = store.get_run(child).info.experiment_id
-    assert len(read.children_of(parent, experiment)) == 1101
-    assert read.newest_run(experiment, dataset="none") is None
-    assert f"/experiments/{experiment}/" in ui.ui_links("http://here")["runs"]
+    assert len(run_queries.children_of(parent, experiment)) == 1101
+    assert run_queries.newest_run(experiment, dataset="none") is None
+    assert f"/experiments/{experiment}/" in ui_server.ui_links("http://here")["runs"]
 
 
 def test_more_than_a_thousand_experiments_and_runs_of_a_server(store_template, tmp_path_factory, digits, monkeypatch):
@@ -206,16 +207,16 @@ def test_more_than_a_thousand_experiments_and_runs_of_a_server(store_template, t
             )
             newest = [str(1000 + i) for i in range(1100)]
         with stores.opened():
-            assert set(newest) < set(listing.all_experiments(mlflow.MlflowClient()))
+            assert set(newest) < set(pagination.all_experiments(mlflow.MlflowClient()))
             server.asked.clear()
-            assert len(read.children_of(parent, experiment)) == 1101
+            assert len(run_queries.children_of(parent, experiment)) == 1101
             assert sum(path.endswith("runs/search") for _, path in server.asked) == 2
-            assert read.find_run(child[:12]).info.run_id == child
-            assert read.best_run().info.run_id == read.best_run("cnnlab-digits").info.run_id == child
+            assert run_queries.find_run(child[:12]).info.run_id == child
+            assert run_queries.best_run().info.run_id == run_queries.best_run("cnnlab-digits").info.run_id == child
             with tracking.tracked_run(tracking.experiment_for(digits), "b", params={}, tags={}) as run_id:
                 pass
-            assert read.find_run(run_id).info.experiment_id == experiment
-        assert f"/experiments/{experiment}/" in ui.ui_links(server.uri)["runs"]
+            assert run_queries.find_run(run_id).info.experiment_id == experiment
+        assert f"/experiments/{experiment}/" in ui_server.ui_links(server.uri)["runs"]
 
 
 def test_a_full_disk_is_said_before_the_work_and_read_all_the_same(store, digits, monkeypatch):
@@ -226,4 +227,4 @@ def test_a_full_disk_is_said_before_the_work_and_read_all_the_same(store, digits
         stores.open_store()
     with stores.opened(writes=False):
         assert stores.is_read_only()
-        assert read.find_run(run_id).info.status == "FINISHED"
+        assert run_queries.find_run(run_id).info.status == "FINISHED"

@@ -16,9 +16,9 @@ import mlflow
 import pytest
 
 import cnnlab
-from cnnlab.tracking import run as tracking
-from cnnlab.tracking.store import expect_usable_store, open_store
-from cnnlab.tracking.ui import ui_links
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.mlflow_store import expect_usable_store, open_store
+from cnnlab.tracking.ui_server import ui_links
 
 
 def _start(folder, barrier, failures):
@@ -64,7 +64,7 @@ def test_moved_store_finds_its_artifacts_and_models(store, small_cnn, digits, wo
 KILLED = """
 import os, signal, cnnlab
 from cnnlab.tracking import run as tracking
-from cnnlab.tracking.store import open_store
+from cnnlab.tracking.mlflow_store import open_store
 open_store()
 dataset = cnnlab.load_dataset("digits", limit=20)
 with tracking.tracked_run(tracking.experiment_for(dataset), "doomed", params={}, tags={}):
@@ -224,7 +224,7 @@ def test_a_signal_while_a_run_starts_or_ends_leaves_none_running(store, digits, 
 
 def test_what_only_reads_the_store_loads_no_keras():
     code = (
-        "import sys, cnnlab.tracking.registry, cnnlab.tracking.ui; "
+        "import sys, cnnlab.tracking.model_registry, cnnlab.tracking.ui_server; "
         "sys.exit(str({'keras', 'tensorflow'} & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 import cnnlab
-from cnnlab.prepare import build_model, prepare
-from cnnlab.training import compute, devices
-from cnnlab.training.loop import train
+from cnnlab.resolve import build_model, prepare
+from cnnlab.training import multi_device, runtime
+from cnnlab.training.trainer import train
 
 [cpu] = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
@@ -26,7 +26,7 @@ def precise():
     recipe = cnnlab.Recipe(epochs=2, class_weights="balanced")
     dataset = cnnlab.load_dataset("digits", limit=146)  # 131 to train on: four batches of 32 and one of 3
     keras.utils.set_random_seed(0)
-    with devices.built_for(recipe.batch_size), compute.policy("float64"):
+    with multi_device.built_for(recipe.batch_size), runtime.policy("float64"):
         x = images = keras.Input((32, 32, 3), dtype="uint8")
         x = keras.layers.Rescaling(1 / 255)(x)
         x = keras.layers.MaxPooling2D(2)(x)
@@ -41,7 +41,7 @@ def precise():
 
 done = []
 for asked in json.load(sys.stdin):
-    os.environ[devices.VARIABLE] = str(asked["devices"])
+    os.environ[multi_device.VARIABLE] = str(asked["devices"])
     if asked.get("float64"):
         recipe, dataset, model = precise()
     else:
@@ -52,7 +52,7 @@ for asked in json.load(sys.stdin):
     weights = np.concatenate([w.ravel().astype("float64") for w in model.get_weights()])
     done.append(
         {
-            **{"history": trained.history, "test_loss": test.loss, "devices": devices.count(model)},
+            **{"history": trained.history, "test_loss": test.loss, "devices": multi_device.count(model)},
             "weights": weights.tolist(),
         }
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import files
-from cnnlab.training import checkpoint, loop
+from cnnlab.training import checkpointing, trainer
+from cnnlab.utils import files
 
 SMALL = {"dataset": "digits", "limit": 150, "batch_size": 16, "deterministic": True}
 CNN = {"model": "cnn", "filters": (4, 8), "dense_units": 8, **SMALL}
@@ -72,10 +72,10 @@ def state(model):
 def train(recipe, digits, file=None, interrupted=None):
     """`(trained, model)`, gone on with from the file where there is one."""
     model = cnnlab.build_model(recipe, digits)
-    found = checkpoint.read(file) if file and file.exists() else None
-    kept = checkpoint.Checkpoint(file, {}, 0, found) if file else None
+    found = checkpointing.read(file) if file and file.exists() else None
+    kept = checkpointing.Checkpoint(file, {}, 0, found) if file else None
     callbacks = [] if interrupted is None else [Interrupt(interrupted)]
-    return loop.train(model, digits, recipe, quiet=True, callbacks=callbacks, checkpoint=kept), model
+    return trainer.train(model, digits, recipe, quiet=True, callbacks=callbacks, checkpoint=kept), model
 
 
 def expect_equal(again, model_again, whole, model):
@@ -100,20 +100,20 @@ def test_an_interrupted_training_ends_as_one_that_was_not(name, digits, backbone
     for epoch in epochs:
         with pytest.raises(KeyboardInterrupt):
             train(recipe, digits, file, epoch)
-        assert checkpoint.read(file).epochs == epoch
-    before = checkpoint.read(file).progress["seconds"]
+        assert checkpointing.read(file).epochs == epoch
+    before = checkpointing.read(file).progress["seconds"]
     again, model_again = train(recipe, digits, file)
     expect_equal(again, model_again, whole, model)
     assert again.seconds > before > 0
     if recipe.schedule == "plateau":  # what was written behind the last epoch leads to the end without another one
-        assert checkpoint.read(file).progress["stopped"]
+        assert checkpointing.read(file).progress["stopped"]
         expect_equal(*train(recipe, digits, file), whole, model)
 
 
 @pytest.fixture
 def kept(tmp_path):
     """A checkpoint that is written without a training."""
-    kept = checkpoint.Checkpoint(tmp_path / "kept.npz", {"training": "1"}, 0)
+    kept = checkpointing.Checkpoint(tmp_path / "kept.npz", {"training": "1"}, 0)
     kept.write({"history": {"loss": [1.0]}}, {"variables": [np.arange(3.0), np.ones((2, 2), np.uint8)]})
     return kept
 
@@ -127,7 +127,7 @@ def test_a_damaged_file_is_a_sentence(kept):
         damaged[generator.integers(len(whole))] ^= 1 << generator.integers(8)
         kept.file.write_bytes(damaged[: len(whole) if generator.random() < 0.7 else generator.integers(len(whole))])
         try:
-            found = checkpoint.read(kept.file)
+            found = checkpointing.read(kept.file)
         except cnnlab.LabError:
             refused += 1
         else:  # of bits that say nothing, such as times in the archive
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_a_sentence(kept):
     for text in (b"", b"PK", b"\x80\x04."):
         kept.file.write_bytes(text)
         with pytest.raises(cnnlab.LabError, match="Received a damaged file"):
-            checkpoint.read(kept.file)
+            checkpointing.read(kept.file)
 
 
 def test_nothing_in_a_file_is_run(kept):
@@ -146,16 +146,16 @@ def test_nothing_in_a_file_is_run(kept):
 
     np.savez(kept.file, facts=np.array([Evil()], dtype=object))
     with pytest.raises(cnnlab.LabError, match="damaged"):
-        checkpoint.read(kept.file)
+        checkpointing.read(kept.file)
 
 
 def test_a_checkpoint_of_another_model_is_a_sentence(kept):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
-    kept.found = checkpoint.read(kept.file)
+    kept.found = checkpointing.read(kept.file)
     x = np.zeros((2, 2))
     with pytest.raises(cnnlab.LabError, match="Received: one with other variables"):
-        model.fit(x, x, callbacks=[checkpoint.Keeper(kept, {}, [], [], (0, 0))], verbose=0)
+        model.fit(x, x, callbacks=[checkpointing.Keeper(kept, {}, [], [], (0, 0))], verbose=0)
 
 
 def test_a_full_disk_is_said_once_and_leaves_the_checkpoint_before(kept, monkeypatch, capsys):
@@ -166,10 +166,10 @@ def test_a_full_disk_is_said_once_and_leaves_the_checkpoint_before(kept, monkeyp
     for _ in range(2):
         kept.write({"history": {"loss": [1.0, 2.0]}}, {})
     assert capsys.readouterr().err.count("no checkpoint in") == 1
-    assert checkpoint.read(kept.file).epochs == 1
+    assert checkpointing.read(kept.file).epochs == 1
     assert [file.name for file in kept.file.parent.glob("kept*")] == ["kept.npz"]
 
 
 def test_a_short_training_is_not_kept(tmp_path):
-    assert not checkpoint.Checkpoint(tmp_path / "kept.npz", {}, 60).is_due()
-    assert checkpoint.Checkpoint(tmp_path / "kept.npz", {}, 0).is_due()
+    assert not checkpointing.Checkpoint(tmp_path / "kept.npz", {}, 60).is_due()
+    assert checkpointing.Checkpoint(tmp_path / "kept.npz", {}, 0).is_due()

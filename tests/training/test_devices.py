@@ -11,17 +11,17 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from cnnlab.tuning.search import run_search
+from cnnlab.tuning.search_settings import Search
 
-from cnnlab.cli import main
-from cnnlab.data.batches import Batches
+from cnnlab.cli.main import main
+from cnnlab.data.batching import Batches
 from cnnlab.errors import ArgumentError
-from cnnlab.prepare import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.reproduce import reproduce
-from cnnlab.training import devices
+from cnnlab.resolve import build_model
+from cnnlab.training import multi_device
 from cnnlab.training.callbacks import Lookahead
-from tuning.search import run_search
-from tuning.settings import Search
 
 SCRIPT = Path(__file__).with_name("several_devices.py")
 # 135 pictures to train on, so that a last batch of 7 cannot be shared equally.
@@ -105,7 +105,7 @@ def test_random_layers_of_two_devices_draw_other_numbers():
 
 def test_a_batch_that_does_not_divide_is_given_to_each_device_as_a_whole():
     images, labels = np.arange(7, dtype="uint8").reshape(7, 1, 1, 1), np.arange(7) % 2
-    batches = devices.EvenBatches(Batches(images, labels, 4, weights=np.array([0, 2], "float32")), 2)
+    batches = multi_device.EvenBatches(Batches(images, labels, 4, weights=np.array([0, 2], "float32")), 2)
     x, y, weights = batches[0]
     assert (x.ravel().tolist(), y.tolist(), weights.tolist()) == ([0, 1, 2, 3], [0, 1, 0, 1], [0, 2, 0, 2])
     x, y, weights = batches[1]
@@ -147,7 +147,7 @@ def test_devices_that_are_not_there_are_an_error_before_anything_is_written(want
 
 def test_auto_is_one_device_where_there_are_not_several_gpus(monkeypatch, digits):
     monkeypatch.setenv("CNNLAB_DEVICES", "auto")
-    assert devices.count(build_model(Recipe(**SMALL), digits)) == 1
+    assert multi_device.count(build_model(Recipe(**SMALL), digits)) == 1
 
 
 def test_several_trainings_at_a_time_have_one_device_each(store, monkeypatch):
@@ -162,7 +162,7 @@ def test_a_run_on_two_devices_is_repeated_on_one(store, workplace):
     start = (
         "import tensorflow as tf; [cpu] = tf.config.list_physical_devices('CPU');"
         "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2);"
-        "import sys; from cnnlab.cli import main; main()"
+        "import sys; from cnnlab.cli.main import main; main()"
     )
     options = ["--dataset", "digits", "--limit", "150", "--filters", "8,8", "--dense-units", "16", "--optimizer", "sgd"]
     subprocess.run(

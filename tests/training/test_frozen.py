@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import cached
-from cnnlab.data.batches import Batches
-from cnnlab.data.rows import MappedRows
-from cnnlab.training import cache, compute, frozen, loop
-from cnnlab.training.frozen import features_of, split_at_frozen_front
+from cnnlab.data.batching import Batches
+from cnnlab.data.disk_rows import MappedRows
+from cnnlab.training import frozen_features, frozen_layers, runtime, trainer
+from cnnlab.training.frozen_layers import features_of, split_at_frozen_front
+from cnnlab.utils import user_cache
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ RECIPE = cnnlab.Recipe(epochs=3)
 @pytest.fixture
 def passes(monkeypatch):
     """How many images each pass through a frozen front computed."""
-    computed, original = [], cache._compute
+    computed, original = [], frozen_features._compute
 
     def counting(front, parts, first, *rest):
         computed.append(len(first))
         return original(front, parts, first, *rest)
 
-    monkeypatch.setattr(cache, "_compute", counting)
+    monkeypatch.setattr(frozen_features, "_compute", counting)
     return computed
 
 
@@ -60,7 +60,7 @@ def parts(dataset):
 
 
 def train(model, recipe, digits):
-    trained = loop.train(model, digits, recipe)
+    trained = trainer.train(model, digits, recipe)
     return trained.history, trained.predictions["test"].probabilities, [w.numpy() for w in model.trainable_weights]
 
 
@@ -72,8 +72,8 @@ def test_training_on_features_equals_training_the_whole_model(kind, vgg16, digit
         )
 
     on_features = train(*build(), digits)
-    assert len(cached.entries()) == 1
-    monkeypatch.setattr(loop, "split_at_frozen_front", lambda model: None)
+    assert len(user_cache.entries()) == 1
+    monkeypatch.setattr(trainer, "split_at_frozen_front", lambda model: None)
     whole = train(*build(), digits)
     for a, b in zip(on_features[2], whole[2], strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=2e-5)
@@ -119,7 +119,7 @@ def test_key_follows_images_weights_and_configuration(digits, passes):
     features_of(split_at_frozen_front(half_frozen()), changed, val_images, test_images)
     features_of(split_at_frozen_front(half_frozen(scale=1 / 127)), train_images, val_images, test_images)
     features_of(split_at_frozen_front(half_frozen(seed=1)), train_images, val_images, test_images)
-    with compute.policy("mixed_bfloat16"):
+    with runtime.policy("mixed_bfloat16"):
         features_of(split_at_frozen_front(half_frozen()), train_images, val_images, test_images)
     assert len(passes) == 5
     features_of(split_at_frozen_front(half_frozen()), train_images, val_images, test_images)
@@ -146,7 +146,7 @@ def test_flip_takes_two_passes_and_picks_one_of_them(digits, passes):
 def test_damaged_file_is_computed_again_with_a_warning(damage, vgg16, digits, passes, capsys):
     split = split_at_frozen_front(half_frozen())
     before = features_of(split, *parts(digits))
-    [path] = cached.cache_folder("features").glob("*.npy")
+    [path] = user_cache.cache_folder("features").glob("*.npy")
     path.write_bytes(damage(path.read_bytes()))
     after = features_of(split, *parts(digits))
     assert len(passes) == 2
@@ -160,17 +160,17 @@ def test_oldest_out_first_and_clear(digits, monkeypatch):
     monkeypatch.setenv("CNNLAB_CACHE_GB", str(45 * 512 * 4 / 1e9))  # room for two of 20 images, not for three
     for i in range(3):
         features_of(split, train_images[20 * i : 20 * i + 20], train_images[:0], train_images[:0])
-        for age, entry in enumerate(reversed(cached.entries())):
-            os.utime(cached.cache_folder("features") / f"{entry['key']}.npy", (1000 * i + age, 1000 * i + age))
-    assert len(cached.entries()) == 2
-    assert {tuple(e["shape"]) for e in cached.entries()} == {(20, 8, 8, 8)}
-    assert cached.clear() > 2 * 20 * 512 * 4
-    assert cached.entries() == []
+        for age, entry in enumerate(reversed(user_cache.entries())):
+            os.utime(user_cache.cache_folder("features") / f"{entry['key']}.npy", (1000 * i + age, 1000 * i + age))
+    assert len(user_cache.entries()) == 2
+    assert {tuple(e["shape"]) for e in user_cache.entries()} == {(20, 8, 8, 8)}
+    assert user_cache.clear() > 2 * 20 * 512 * 4
+    assert user_cache.entries() == []
 
 
 def test_large_features_are_read_batch_by_batch(digits, store, monkeypatch):
     in_memory = train(half_frozen(), RECIPE, digits)
-    monkeypatch.setattr(frozen, "IN_MEMORY", 0)
+    monkeypatch.setattr(frozen_layers, "IN_MEMORY", 0)
     mapped = features_of(split_at_frozen_front(half_frozen()), *parts(digits))
     assert isinstance(mapped[0], MappedRows)
     history, probabilities, _ = train(half_frozen(), RECIPE, digits)
@@ -187,7 +187,7 @@ def test_half_precision_is_kept_and_what_does_not_fit_is_said(digits, capsys):
     [half] = features_of(split, digits.test.images, dtype="float16")
     assert half.dtype == np.float16
     assert half == pytest.approx(whole, rel=1e-3, abs=1e-5)
-    assert len(cached.entries()) == 2
+    assert len(user_cache.entries()) == 2
     assert capsys.readouterr().err == ""
     large = split_at_frozen_front(half_frozen(scale=1e4))
     [kept] = features_of(large, digits.test.images, dtype="float16")
@@ -204,7 +204,7 @@ def test_a_front_in_bfloat16_feeds_a_trained_stage_in_float32(digits, store):
     model = cnnlab.build_model(recipe, digits)
     assert model.get_layer("block4_conv3").compute_dtype == "bfloat16"
     assert model.get_layer("block5_conv1").compute_dtype == "float32"
-    trained = loop.train(model, digits, recipe)
+    trained = trainer.train(model, digits, recipe)
     assert np.isfinite(trained.history["loss"]).all()
-    [entry] = cached.entries()
+    [entry] = user_cache.entries()
     assert entry["shape"][1:] == [2, 2, 512]

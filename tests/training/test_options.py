@@ -10,12 +10,12 @@ import pytest
 import tensorflow as tf
 
 import cnnlab
-from cnnlab.compare import train_model
-from cnnlab.data.batches import Batches
+from cnnlab.data.batching import Batches
 from cnnlab.data.class_weights import class_weights
-from cnnlab.models.augment import augmented_samples, mixing_layers, parse_augment
-from cnnlab.training import loop
-from cnnlab.training.compiling import compile_model
+from cnnlab.models.augmentation import augmented_samples, mixing_layers, parse_augment
+from cnnlab.train import train_model
+from cnnlab.training import trainer
+from cnnlab.training.optimizers import compile_model
 
 # Each option beside each other one at least once; all pairs were tried by hand.
 TOGETHER = [
@@ -33,7 +33,7 @@ TOGETHER = [
 def test_options_combine(fields, small_cnn, digits, workplace):
     recipe = dataclasses.replace(small_cnn, **fields)
     model = cnnlab.build_model(recipe, digits)
-    trained = loop.train(model, digits, recipe, parts=("val",), quiet=True)
+    trained = trainer.train(model, digits, recipe, parts=("val",), quiet=True)
     assert np.isfinite(trained.history["loss"]).all()
     # What was validated last, with averaged weights, is what predicts.
     assert trained.predictions["val"].accuracy == pytest.approx(trained.history["val_accuracy"][-1], abs=1e-6)
@@ -75,7 +75,7 @@ def test_the_learning_rate_is_logged_by_epoch(store, small_cnn):
 
 def test_label_smoothing_is_in_the_loss_and_not_in_the_test_loss(small_cnn, digits, workplace):
     recipe = dataclasses.replace(small_cnn, label_smoothing=0.3)
-    trained = loop.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
+    trained = trainer.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
     val = trained.predictions["val"]
     smooth = np.eye(10)[val.labels] * 0.7 + 0.03
     expected = -(smooth * np.log(val.probabilities)).sum(axis=1).mean()
@@ -88,9 +88,9 @@ def test_label_smoothing_is_in_the_loss_and_not_in_the_test_loss(small_cnn, digi
 def test_averaged_weights_are_validated_and_kept(small_cnn, digits, workplace):
     """With a decay of 0.9999 over a few steps the average is still near the start, and hardly better than chance."""
     recipe = dataclasses.replace(small_cnn, ema=0.9999, epochs=2, learning_rate=0.02)
-    averaged = loop.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
+    averaged = trainer.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
     plain = dataclasses.replace(recipe, ema=0.0)
-    trained = loop.train(cnnlab.build_model(plain, digits), digits, plain, quiet=True)
+    trained = trainer.train(cnnlab.build_model(plain, digits), digits, plain, quiet=True)
     assert averaged.history["accuracy"] == pytest.approx(trained.history["accuracy"], abs=0.02)
     assert averaged.history["val_loss"][-1] == pytest.approx(np.log(10), abs=0.15)
     assert averaged.predictions["val"].loss == pytest.approx(averaged.history["val_loss"][-1], rel=1e-4)
@@ -109,7 +109,7 @@ def test_lookahead_takes_the_weights_back_by_more_and_more():
     model = keras.Model(images, keras.layers.Dense(2, activation="softmax", use_bias=False)(images))
     [weights] = model.get_weights()
     compile_model(model, 0.5, optimizer="sgd", label_smoothing=1e-9, lookahead=0.8)
-    model.fit(x, y, batch_size=2, epochs=2, shuffle=False, callbacks=[loop.Lookahead(0.8, 26)], verbose=0)
+    model.fit(x, y, batch_size=2, epochs=2, shuffle=False, callbacks=[trainer.Lookahead(0.8, 26)], verbose=0)
     slow, step, without = weights, 0, weights
     for _ in range(2):  # epochs of 13 steps
         for start in range(0, 26, 2):
@@ -131,7 +131,7 @@ def test_lookahead_averages_the_statistics_of_batch_normalization_too(digits):
     model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(x))
     compile_model(model, 0.0, optimizer="sgd", lookahead=0.8)
     pictures, labels = digits.train.images[:30] / 255, digits.train.labels[:30]
-    model.fit(pictures, labels, batch_size=3, shuffle=False, callbacks=[loop.Lookahead(0.8, 10)], verbose=0)
+    model.fit(pictures, labels, batch_size=3, shuffle=False, callbacks=[trainer.Lookahead(0.8, 10)], verbose=0)
     fifth, tenth = (pictures[start : start + 3].mean(axis=(0, 1, 2)) for start in (12, 27))  # what momentum 0 leaves
     kept = 0.8 * 0.5**3
     half = (1 - kept) * fifth
@@ -240,7 +240,7 @@ def test_a_training_alternates_by_the_epoch(small_cnn, digits, monkeypatch, work
     recipe = dataclasses.replace(small_cnn, augment="altflip,crop", batch_size=135, epochs=3)
     model = cnnlab.build_model(recipe, digits)
     assert [layer.name for layer in model.layers if "random" in layer.name] == ["random_crop"]
-    loop.train(model, digits, recipe, quiet=True)
+    trainer.train(model, digits, recipe, quiet=True)
     epochs = [x for x, _ in seen[-3:]]  # Keras looks at the first batch before it starts
     assert (epochs[0] == epochs[1][:, :, ::-1]).all()
     assert (epochs[0] == epochs[2]).all()
@@ -354,7 +354,7 @@ def test_no_data_set_of_a_training_is_tuned(small_cnn, digits, monkeypatch, work
 
     monkeypatch.setattr(tf.data.Dataset, "__iter__", seen)
     recipe = dataclasses.replace(small_cnn, epochs=2)
-    loop.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
+    trainer.train(cnnlab.build_model(recipe, digits), digits, recipe, quiet=True)
     assert len(tuned) >= 6  # of each epoch the pictures and the validation; two predictions
     assert set(tuned) == {False}
     assert tf.data.Dataset.__iter__ is seen

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import cached, reproduce
-from cnnlab.compare import train_model
-from cnnlab.data.batches import Batches
-from cnnlab.models.graft import layers_from
+from cnnlab import reproduce
+from cnnlab.data.batching import Batches
+from cnnlab.models.model_surgery import layers_from
+from cnnlab.models.pretrained import read_network
 from cnnlab.models.transfer import check_transfer
-from cnnlab.models.weights import read_network
-from cnnlab.training import loop
+from cnnlab.train import train_model
+from cnnlab.training import trainer
 from cnnlab.training.stages import begin_fine_tuning, stages_of
+from cnnlab.utils import user_cache
 
 STAGED = {"dataset": "digits", "limit": 150, "epochs": 2, "fine_tune": 1, "dense_units": 0, "batch_size": 16}
 
@@ -42,7 +43,7 @@ def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
     assert (run.data.params["fine_tune"], run.data.params["fine_tune_from"]) == ("1", "top")
     assert "fine-tuning from top" in run.data.tags["cnnlab.stages"]
     # Both stages' frozen fronts were computed once: what the head takes, and what the upper stage takes.
-    assert [entry["shape"][1:] for entry in cached.entries()] in ([[64], [8, 8, 8]], [[8, 8, 8], [64]])
+    assert [entry["shape"][1:] for entry in user_cache.entries()] in ([[64], [8, 8, 8]], [[8, 8, 8], [64]])
     assert result.trainable_params == (9 * 8 + 1) * 16 + 65 * 10
     again = reproduce.reproduce(result.run_id)
     assert all(figure.difference < 1e-5 for figure in again.figures), again.figures
@@ -55,7 +56,7 @@ def test_weights_of_the_second_stage_move_and_those_below_do_not(staged, digits,
     recipe = dataclasses.replace(staged, fine_tune_learning_rate=1e-3, fine_tune_from=start)
     model = cnnlab.build_model(recipe, digits)
     before = {layer.name: layer.get_weights() for layer in model.layers}
-    trained = loop.train(model, digits, recipe, quiet=True)
+    trained = trainer.train(model, digits, recipe, quiet=True)
     moved = {
         layer.name
         for layer in model.layers
@@ -82,7 +83,7 @@ def test_a_stage_that_diverges_is_taken_back(staged, digits, capsys):
             if epoch == staged.epochs:
                 self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
 
-    trained = loop.train(cnnlab.build_model(staged, digits), digits, staged, callbacks=[Diverge()])
+    trained = trainer.train(cnnlab.build_model(staged, digits), digits, staged, callbacks=[Diverge()])
     assert not trained.stages[1].kept
     assert trained.predictions["val"].accuracy == trained.stages[0].val_accuracy
     assert "fine-tuning from top diverged, so the weights before it are kept" in capsys.readouterr().out
@@ -91,7 +92,7 @@ def test_a_stage_that_diverges_is_taken_back(staged, digits, capsys):
 def test_the_test_set_chooses_no_stage(staged):
     dataset = cnnlab.load_dataset("digits", limit=150, val_fraction=0)
     recipe = dataclasses.replace(staged, val_fraction=0, epochs=8, fine_tune_learning_rate=5.0)
-    trained = loop.train(cnnlab.build_model(recipe, dataset), dataset, recipe, quiet=True)
+    trained = trainer.train(cnnlab.build_model(recipe, dataset), dataset, recipe, quiet=True)
     assert trained.stages[1].kept
     assert trained.predictions["test"].accuracy == trained.stages[1].val_accuracy
 
@@ -150,7 +151,7 @@ def test_small_pictures_first_is_one_training_of_all_its_epochs(digits, monkeypa
 
     monkeypatch.setattr(Batches, "__getitem__", seen)
     model = cnnlab.build_model(recipe, digits)
-    trained = loop.train(model, digits, recipe, quiet=True)
+    trained = trainer.train(model, digits, recipe, quiet=True)
     side = digits.image_shape[0]
     small = round(side * 25 / 32)
     assert list(dict.fromkeys(sizes)) == [(small, small, 3), (side, side, 3)]
@@ -159,7 +160,7 @@ def test_small_pictures_first_is_one_training_of_all_its_epochs(digits, monkeypa
     assert int(model.optimizer.iterations) == 5 * steps
     # The schedule is one over both: it ends where that of a training on whole pictures does.
     whole = dataclasses.replace(recipe, small_first=0.0)
-    rates = loop.train(cnnlab.build_model(whole, digits), digits, whole, quiet=True).history["learning_rate"]
+    rates = trainer.train(cnnlab.build_model(whole, digits), digits, whole, quiet=True).history["learning_rate"]
     assert trained.history["learning_rate"] == pytest.approx(rates)
     assert len(trained.history["val_accuracy"]) == 5
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from cnnlab.tuning.search import run_search
+from cnnlab.tuning.search_settings import Search
 
 import cnnlab
-from cnnlab.models import Range
-from cnnlab.training.compute import freed_models
-from tuning.search import run_search
-from tuning.settings import Search
+from cnnlab.models.model_table import Range
+from cnnlab.training.runtime import freed_models
 
 SPACE = {"learning_rate": Range(1e-3, 1e-2, log=True), "dense_units": (8, 16)}
 
@@ -116,7 +116,7 @@ def fit_twice(*args, **kwargs):
         kwargs["callbacks"] = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(5))]
     return fit(*args, **kwargs)
 trials.fit_and_evaluate = fit_twice
-from cnnlab.job import job
+from cnnlab.utils.startup import job
 with job():
     search.run_search(small_search(trials=4))
 """
@@ -164,7 +164,7 @@ def test_three_failures_in_a_row_end_the_search(store, workers):
 
 
 def test_a_diverging_trial_fails_and_the_search_goes_on(store, monkeypatch):
-    from tuning import trials
+    from cnnlab.tuning import trials
 
     fit, calls = trials.fit_and_evaluate, []
 

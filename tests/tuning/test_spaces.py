@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from cnnlab.tuning.oracles import hyperparameters, make_oracle
+from cnnlab.tuning.search_settings import Search
+from cnnlab.tuning.spaces import check_space, fixed, narrowed, narrowed_space, recipe_of
 
 import cnnlab
-from cnnlab.models import MODELS, Range
-from tuning.kerastuner import hyperparameters, make_oracle
-from tuning.settings import Search
-from tuning.spaces import check_space, fixed, narrowed, narrowed_space, recipe_of
+from cnnlab.models.model_table import MODELS, Range
 
 SPACES = {name: model.space for name, model in MODELS.items()}
 

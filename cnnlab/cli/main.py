@@ -1,0 +1,63 @@
+"""The `cnnlab` command: parses, calls one function, prints. Heavy imports wait until a job starts."""
+
+import contextlib
+import gc
+import sys
+import traceback
+
+import click
+
+from cnnlab.cli import model_commands, store_commands, training_commands
+from cnnlab.cli.library_errors import sentence
+from cnnlab.errors import LabError, first_line, masked
+from cnnlab.utils.text import shown
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="cnnlab")
+def cli():
+    """Train, compare and use image classifiers, with every run tracked by MLflow."""
+
+
+for _command in (*training_commands.COMMANDS, *model_commands.COMMANDS, *store_commands.COMMANDS):
+    _help = "Show the traceback of an error."
+    _command.params.append(
+        click.Option(["--debug"], is_flag=True, expose_value=False, help=_help)  # `main` looks for it
+    )
+    cli.add_command(_command)
+
+
+def main():
+    """Run the command; a `LabError` is one sentence on stderr and its exit status."""
+    debug = "--debug" in sys.argv
+    with contextlib.suppress(AttributeError):  # closed, or somebody else's
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as stderr is: a name that it has no characters for ends no job
+    try:
+        cli(prog_name="cnnlab", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        status = error.exit_code
+    except click.ClickException as error:
+        print(f"error: {shown(error.format_message())} See 'cnnlab --help'.", file=sys.stderr)
+        status = error.exit_code
+    except LabError as error:
+        if debug:
+            print(masked(traceback.format_exc()), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        status = error.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes an Abort of it inside a command
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except Exception as error:
+        said = sentence(error)
+        if said is None or debug:
+            print(masked(traceback.format_exc()), file=sys.stderr)
+        print(f"error: {shown(said or masked(first_line(error)))}", file=sys.stderr)
+        status = 1
+    else:
+        status = 0
+    # The interpreter's last collection goes through all of TensorFlow's objects for two seconds, to no end.
+    gc.freeze()
+    sys.exit(status)

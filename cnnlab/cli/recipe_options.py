@@ -1,0 +1,214 @@
+"""The recipe as options of the command line: one for each of its fields, with its help, default and bounds."""
+
+import dataclasses
+import inspect
+import os
+
+import click
+
+from cnnlab.errors import ArgumentError
+from cnnlab.fields import bounds_text
+from cnnlab.models.model_table import MODELS, find_model
+from cnnlab.recipe import Recipe, applies
+
+SHOWN = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
+# Autologging has a param class_weight of its own.
+OPTION_NAMES = {"arguments": "--arg", "class_weights": "--class-weight"}
+METAVARS = {
+    **{"dataset": "NAME_OR_FOLDER", "arguments": "NAME=VALUE", "backbone": "NAME_OR_FILE"},
+    **{"augment": "NAME,...", "class_weights": "none|balanced|FILE", "fine_tune_from": "STAGE"},
+}
+
+
+def recipe_options(command, names=None, defaults=None):
+    """Add an option for every field of the recipe but the model, or for those of some names, with other defaults."""
+    for f in reversed(dataclasses.fields(Recipe)):
+        if f.name == "model" or (names and f.name not in names):
+            continue
+        flag = f.type is bool
+        bounds, default = bounds_text(f.metadata), "" if flag else _default_text(f)
+        default = (defaults or {}).get(f.name, default)
+        models = "" if names else _models_text(f)
+        parts = [
+            f.metadata["help"],
+            f"({bounds})" if bounds else "",
+            f"[{models} only]" if models else "",
+            f"[default: {default}]" if default else "",
+        ]
+        command = click.option(
+            option_name(f.name),
+            f.name,
+            type=_option_type(f),
+            is_flag=flag,
+            multiple=f.name == "arguments",
+            default=None,  # told apart from a value that was given
+            metavar=METAVARS.get(f.name),
+            help="  ".join(part for part in parts if part),
+        )(command)
+    return command
+
+
+def _variable_option(name, variable, text, **how):
+    """A decorator that adds an option which is a variable for this process and the workers that it starts."""
+
+    def set_variable(context, option, value):
+        if value:
+            os.environ[variable] = "1" if value is True else value
+
+    return click.option(name, expose_value=False, callback=set_variable, help=text, **how)
+
+
+experiment_option = _variable_option(
+    "--experiment",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLflow's experiment for the runs.  [default: $MLFLOW_EXPERIMENT_NAME, or one for each data set]",
+)
+recheck_option = _variable_option(
+    "--recheck",
+    "CNNLAB_RECHECK",
+    "Compare the files of a folder with its stored pictures byte by byte; else names, sizes and times tell.",
+    is_flag=True,
+)
+checkpoint_option = _variable_option(
+    "--checkpoint",
+    "CNNLAB_CHECKPOINT",
+    "Keep what an interrupted training goes on from, at the end of an epoch, if as many seconds have passed "
+    "since the last time; 0 for every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
+    metavar="SECONDS|none",
+)
+devices_option = _variable_option(
+    "--devices",
+    "CNNLAB_DEVICES",
+    "Share every batch between so many GPUs of this machine; auto for all that can share it equally.  "
+    "[default: $CNNLAB_DEVICES, or 1]",
+    metavar="auto|N",
+)
+
+
+def cluster_options(command):
+    """Add `--on`, a Ray cluster, and what each job asks it for."""
+
+    def expect(context, option, value):
+        if value is not None:
+            from cnnlab.utils.ray_workers import expect_address
+
+            expect_address(value)  # answers at once, not after TensorFlow has loaded
+        return value
+
+    for option in (
+        click.option("--gpus", type=click.FloatRange(0), help="GPUs for each job on --on.  [default: 1 if it has any]"),
+        click.option(
+            "--cpus",
+            type=click.FloatRange(0, min_open=True),
+            help="CPUs for each job on --on.  [default: a GPU's share of its node, else 1]",
+        ),
+        click.option(
+            "--on",
+            metavar="CLUSTER",
+            callback=expect,
+            help="Work on a Ray cluster: ray (of this machine, for this command), HOST:PORT (that this machine is a "
+            "node of) or ray://HOST:PORT.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def expect_on(on, cpus, gpus) -> None:
+    """Raise `ArgumentError` where something is asked of a cluster and there is none."""
+    given = [name for name, value in (("--cpus", cpus), ("--gpus", gpus)) if value is not None]
+    if given and on is None:
+        raise ArgumentError(f"Expected {given[0]} with --on, a cluster. Received: no --on. Give it, or leave it out.")
+
+
+def recipes_of(models, options) -> list[Recipe]:
+    """A recipe for each model; options that were not given keep the recipe's defaults.
+
+    Raises:
+        ArgumentError: an unknown model, an option that applies to none of them, a value out of bounds.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    for model in models:
+        find_model(model)
+    for f in dataclasses.fields(Recipe):
+        if f.name in given and not any(applies(f, model) for model in models):
+            raise ArgumentError(
+                f"Expected options that apply to {' and '.join(models)}. "
+                f"Received: {option_name(f.name)}, {_for_whom(f)}. Leave it out."
+            )
+    if "dataset" in given:
+        from cnnlab.data.builtin_sets import is_folder
+
+        is_folder(given["dataset"])  # a wrong name answers at once, not after TensorFlow has loaded
+    fields = dataclasses.fields(Recipe)
+    return [
+        Recipe(model=model, **{f.name: given[f.name] for f in fields if f.name in given and applies(f, model)})
+        for model in models
+    ]
+
+
+def option_name(field_name) -> str:
+    """The option of a field of the recipe."""
+    return OPTION_NAMES.get(field_name, "--" + field_name.replace("_", "-"))
+
+
+def _option_type(f):
+    if f.metadata["choices"]:
+        return click.STRING  # checked by the recipe, which names the nearest valid choice
+    if f.name == "filters":
+        return _Integers()
+    return {int: click.INT, float: click.FLOAT, bool: click.BOOL}.get(_scalar(f.type), click.STRING)
+
+
+def _scalar(annotation):
+    for kind in (int, float, bool):
+        if annotation in (kind, kind | None):
+            return kind
+    return str
+
+
+class _Integers(click.ParamType):
+    name = "integers"
+
+    def convert(self, value, param, ctx):
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"Expected integers separated by commas, such as 32,64,128. Received: '{value}'.", param, ctx)
+
+
+def _default_text(recipe_field) -> str:
+    """A field's default in words, for `--help`: its own, or those of the models that take it."""
+    if unsaid := recipe_field.metadata["unsaid"]:
+        return unsaid
+    if recipe_field.default not in (None, ()):
+        return str(recipe_field.default)
+    texts = {}  # default to the models that have it
+    for name in SHOWN:
+        default = MODELS[name].recipe_defaults.get(recipe_field.name)
+        if default not in (None, inspect.Parameter.empty):
+            text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            texts.setdefault(text, []).append("other backbones" if name == "transfer" else name)
+    if len(texts) == 1:
+        return next(iter(texts))
+    return "; ".join(f"{text} for {_listed(models)}" for text, models in texts.items())
+
+
+def _listed(names):
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _models_text(recipe_field) -> str:
+    """The models that a field says something about, in words; empty where it is all of them."""
+    taking = [name for name in SHOWN if applies(recipe_field, name)]
+    if recipe_field.name == "arguments":
+        return "FILE.py:FUNCTION"
+    if len(taking) == len(SHOWN):
+        return ""
+    return _listed({"vgg16": "backbones"}.get(name, name) for name in taking if name != "transfer" or len(taking) == 1)
+
+
+def _for_whom(recipe_field):
+    models = _models_text(recipe_field)
+    return f"which is for {models}" if models else "which the function has no argument for"

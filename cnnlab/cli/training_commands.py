@@ -1,0 +1,227 @@
+"""The commands that train: one model, several, a search."""
+
+import contextlib
+import dataclasses
+import functools
+import re
+
+import click
+
+from cnnlab.cli.recipe_options import (
+    checkpoint_option,
+    cluster_options,
+    devices_option,
+    expect_on,
+    experiment_option,
+    option_name,
+    recheck_option,
+    recipe_options,
+    recipes_of,
+)
+from cnnlab.errors import ArgumentError, expect_one_of
+from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.utils.startup import job
+
+MOST_PROCESSES = 64
+# Of the recipe, what says which pictures there are and what frozen layers make of them.
+FEATURE_OPTIONS = (
+    *("image_size", "fit", "labels", "class_names", "skip_bad", "drop_duplicates", "picture_size", "val_fraction"),
+    *("limit", "split_seed", "augment", "backbone", "weights", "preprocessing", "train_blocks", "precision"),
+    *("frozen_precision", "feature_dtype"),
+)
+
+
+@contextlib.contextmanager
+def helped(on, cpus, gpus):
+    """Around a job whose pass through frozen layers a cluster makes, where there is one."""
+    expect_on(on, cpus, gpus)
+    if on is None:
+        yield
+        return
+    from cnnlab.utils.ray_workers import ray_workers
+    from cnnlab.utils.worker_pool import helped_by
+
+    with ray_workers(on, cpus=cpus, gpus=gpus) as workers, helped_by(workers):
+        yield
+
+
+restart_option = click.option(
+    "--restart", is_flag=True, help="Train from the beginning, also where an equal training was interrupted."
+)
+
+
+def _given(options):
+    return [option_name(name) for name, value in options.items() if value not in (None, ())]
+
+
+@click.command()
+@click.argument("model", metavar="MODEL", required=False)
+@click.option("--resume", metavar="RUN_ID", help="Go on with an interrupted run, as it was; without MODEL.")
+@restart_option
+@cluster_options
+@devices_option
+@checkpoint_option
+@experiment_option
+@recheck_option
+@recipe_options
+def train(model, resume, restart, on, cpus, gpus, **options):
+    """Train MODEL as one tracked run.
+
+    The same command again goes on with a run that was interrupted, from its last checkpoint.
+
+    MODEL is cnn, resnet9, vgg16, another backbone ('cnnlab models --available' lists them), transfer with any
+    --backbone, or a function of your own, FILE.py:FUNCTION, that takes (input_shape, num_classes, **arguments) and
+    returns a model. With --on, a cluster makes the pass through its frozen layers; the rest is trained here.
+    """
+    if resume:
+        if given := ["MODEL"] * bool(model) + ["--restart"] * restart + _given(options):
+            raise ArgumentError(
+                f"Expected no more than --resume {resume}: the run goes on as it was. Received: {given[0]}. "
+                "Leave it out."
+            )
+    elif not model:
+        raise click.UsageError("Missing argument 'MODEL'.")
+    recipe = None if resume else recipes_of([model], options)[0]
+    with job(), helped(on, cpus, gpus):
+        from cnnlab.cli.tables import print_next_step, print_results
+        from cnnlab.train import resume_run, train_model
+
+        result = resume_run(resume) if resume else train_model(recipe, restart)
+        print_results([result], [result.recipe.label], f"on {result.dataset_name}")
+        print_next_step(result.run_id)
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="[MODEL|RUN_ID]...")
+@click.option("--seeds", type=click.IntRange(1, 100), help="Train each model this often, from --seed upwards.")
+@restart_option
+@devices_option
+@checkpoint_option
+@experiment_option
+@recheck_option
+@recipe_options
+def compare(models, seeds, restart, **options):
+    """Train models (by default cnn and vgg16) side by side, or compare runs of the store by their ids.
+
+    The same command again goes on with a comparison that was interrupted: what it has trained stays.
+
+    A comparison is a run with the table, verdicts, and figures: curves, confusion matrices, calibration, and where the
+    two best disagree. Models that are trained are tracked runs below it.
+    """
+    trains = not models or not all(re.fullmatch("[0-9a-f]{4,32}", model) for model in models)
+    given = ["--seeds"] * (seeds is not None) + ["--restart"] * restart + _given(options)
+    if not trains and given:
+        raise ArgumentError(
+            f"Expected no options with runs that are trained already. Received: {given[0]}. "
+            "Leave it out, or name models."
+        )
+    recipes = recipes_of(models or ("cnn", "vgg16"), options) if trains else []
+    with job():
+        from cnnlab.cli.tables import print_next_step, print_results
+        from cnnlab.compare import compare_models, compare_runs
+        from cnnlab.evaluation.comparison_report import labels_of
+
+        if trains:
+            seeded = [
+                dataclasses.replace(recipe, seed=recipe.seed + i) for recipe in recipes for i in range(seeds or 1)
+            ]
+            comparison = compare_models(seeded, restart)
+        else:
+            comparison = compare_runs(models)
+        results = comparison.results
+        print_results(results, labels_of(results), f"on {results[0].dataset_name}")
+        print("\n".join(comparison.verdicts))
+        print_next_step(comparison.run_id)
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--tuner", default="bayesian", show_default=True, help="One of: bayesian, random, hyperband.")
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Recipes to try.")
+@click.option("--objective", default="val_accuracy", show_default=True, help=f"One of: {', '.join(OBJECTIVES)}.")
+@click.option(
+    "--space",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Narrow a hyperparameter to a range (learning_rate=1e-4:1e-2) or choices (filters=16,32,64), or add one "
+    "(label_smoothing); may be repeated.",
+)
+@click.option("--finalists", type=click.IntRange(1), default=3, show_default=True, help="Best recipes trained afresh.")
+@click.option("--final-seeds", type=click.IntRange(1), default=2, show_default=True, help="Seeds for each finalist.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Trainings at the same time.  [default: 1; with --on as many as there is room for]",
+)
+@cluster_options
+@click.option("--name", help="Of the search; the same name and settings go on.  [default: the model's]")
+@click.option("--restart", is_flag=True, help="Forget an unfinished search of that name.")
+@devices_option
+@checkpoint_option
+@experiment_option
+@recheck_option
+@recipe_options
+def tune(
+    model, tuner, trials, objective, space, finalists, final_seeds, workers, on, cpus, gpus, name, restart, **options
+):
+    """Search the hyperparameters of MODEL, which is as in 'cnnlab train'.
+
+    Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
+    Options of the recipe that are given are kept fixed. The same command goes on where an earlier one was interrupted.
+    """
+    from cnnlab.tuning.search_settings import TUNERS, Search
+    from cnnlab.tuning.spaces import narrowed_space
+
+    [recipe] = recipes_of([model], options)
+    given = [option for option, value in options.items() if value not in (None, ())]
+    space = narrowed_space(recipe, given, space)
+    expect_one_of("tuner", tuner, TUNERS)
+    expect_one_of("objective", objective, OBJECTIVES)
+    if name and not re.fullmatch(r"[\w-]+", name):
+        raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
+    expect_on(on, cpus, gpus)
+    if on is None and (workers or 1) > MOST_PROCESSES:
+        raise ArgumentError(
+            f"Expected at most {MOST_PROCESSES} --workers on one machine. Received: {workers}. Use fewer, or --on, a "
+            "cluster."
+        )
+    search = Search(recipe, space, tuner, objective, finalists, final_seeds, trials)
+    with job():
+        from cnnlab.cli.tables import print_next_step
+        from cnnlab.tuning.search import run_search
+
+        result = run_search(search, name=name, workers=workers, on=on, cpus=cpus, gpus=gpus, restart=restart)
+        print(f"Winner: run {result.winner_run_id}.")
+        print_next_step(result.parent_run_id)
+
+
+@click.command()
+@click.argument("dataset", metavar="DATASET")
+@click.argument("model", metavar="MODEL")
+@click.option("--for-search", is_flag=True, help="As trials of a search need them: without the test pictures.")
+@cluster_options
+@recheck_option
+@functools.partial(recipe_options, names=FEATURE_OPTIONS)
+def features(model, for_search, on, cpus, gpus, **options):
+    """Store the features that MODEL's frozen layers give for the pictures of DATASET.
+
+    A training with the same options then starts at once; 'cnnlab cache' shows what is stored. With --on, the pass is
+    spread over a cluster.
+    """
+    [recipe] = recipes_of([model], options)
+    with job(), helped(on, cpus, gpus):
+        from cnnlab.features import store_features
+
+        stored = store_features(recipe, ("train", "val") if for_search else ("train", "val", "test"))
+        if not stored.new:
+            print(f"The features of {stored.pictures:,} pictures were stored already.")
+            return
+        for entry in stored.new:
+            print(f"{entry['key'][:12]}  {entry['bytes'] / 1e6:,.1f} MB  {entry['shape']} {entry['what']}")
+        print(
+            f"Stored in {stored.seconds:.1f} s, {stored.pictures * len(stored.new) / stored.seconds:,.0f} pictures a "
+            "second."
+        )
+
+
+COMMANDS = (train, compare, tune, features)

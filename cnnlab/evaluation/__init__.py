@@ -1,0 +1,1 @@
+"""Scores, statistics, figures and reports from plain arrays."""

@@ -1,0 +1,302 @@
+"""Figures from plain arrays."""
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    LogFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+    StrMethodFormatter,
+)
+
+from cnnlab.evaluation.fonts import NAME, as_written, fitting
+
+# Without pyplot: no global state, no display, and nothing to close.
+DPI = 110
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
+LEGEND = 36  # characters of a name in a legend
+MARKERS = "osD^v"  # once the colours are used up
+CAPTION = 24  # characters over an image of a grid
+
+
+@as_written()
+def curves(histories, borders=None) -> Figure:
+    """Accuracy and loss by epoch, training dashed and validation solid, one colour a run; of one run its learning rate.
+
+    Args:
+        histories: label to a Keras history, `{"accuracy": [...], "val_accuracy": [...], "loss": ..., "val_loss": ...}`,
+            and "learning_rate" at each epoch's end.
+        borders: label to the numbers of epochs after which another stage of its training begins.
+    """
+    borders = borders or {}
+    rates = next(iter(histories.values())).get("learning_rate") if len(histories) == 1 else None
+    figure = Figure(figsize=(14 if rates else 10, 4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, 3 if rates else 2)
+    for axis, metric in zip(axes, ("accuracy", "loss"), strict=False):
+        for i, (label, history) in enumerate(histories.items()):
+            colour = COLOURS[i % len(COLOURS)]
+            for key, style, part in ((metric, "--", "training"), (f"val_{metric}", "-", "validation")):
+                values = history.get(key, [])
+                epochs = range(1, len(values) + 1)
+                axis.plot(
+                    epochs, values, style, marker="o", markersize=3, color=colour, label=f"{fitting(label)} {part}"
+                )
+        axis.set(title=metric.capitalize())
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0].legend(**_all_of(axes[0].lines), fontsize=8)
+    if rates:
+        axes[2].plot(range(1, len(rates) + 1), rates, marker="o", markersize=3, color="grey")
+        axes[2].set(title="Learning rate at the epoch's end")
+    for axis in axes:
+        axis.set(xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        for i, label in enumerate(histories):
+            for border in borders.get(label, ()):
+                colour = COLOURS[i % len(COLOURS)] if len(histories) > 1 else "black"
+                axis.axvline(border + 0.5, color=colour, lw=1, linestyle=":")
+    return figure
+
+
+def _all_of(drawn):
+    """A legend of all that was drawn: matplotlib by itself leaves out labels with an underscore in front."""
+    return {"handles": drawn, "labels": [each.get_label() for each in drawn]}
+
+
+@as_written()
+def accuracy_by_seconds(points) -> Figure:
+    """Accuracy against training seconds, one point a run, with its interval as a bar.
+
+    Args:
+        points: label to `(seconds, accuracy, low, high)`.
+    """
+    figure = Figure(figsize=(9, 4.5), dpi=DPI, layout="constrained")
+    axis = figure.subplots()
+    best_first = dict(sorted(points.items(), key=lambda item: -item[1][1]))
+    spread = [max(seconds, 1e-3) for seconds, *_ in points.values()]
+    for i, (label, (seconds, accuracy, low, high)) in enumerate(best_first.items()):
+        how = {"fmt": MARKERS[i // len(COLOURS) % len(MARKERS)], "color": COLOURS[i % len(COLOURS)], "capsize": 3}
+        axis.errorbar(seconds, accuracy, [[accuracy - low], [high - accuracy]], label=fitting(label, LEGEND), **how)
+    # Beside the points names would lie on each other where several runs come out alike.
+    figure.legend(**_all_of(axis.containers), loc="outside right upper", fontsize=8)
+    if max(spread) / min(spread) > 8:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axis.set(xlabel="training seconds", ylabel="test accuracy")
+    axis.margins(x=0.15)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.grid(alpha=0.3)
+    return figure
+
+
+@as_written()
+def confusion_matrices(matrices, class_names) -> Figure:
+    """Confusion matrices side by side: rows are the true classes, colour is the share of the row.
+
+    Args:
+        matrices: label to `(C, C)` counts, rows true and columns predicted.
+        class_names: C names. The counts are written in the cells up to 20 classes, the names up to 50.
+    """
+    size, class_names = len(class_names), [fitting(name) for name in class_names]
+    side = min(max(4.0, 1.2 + 0.5 * size + 0.08 * max(map(len, class_names))), 14.0)
+    figure = Figure(figsize=(side * len(matrices), side), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+    for axis, (label, matrix) in zip(axes, matrices.items(), strict=True):
+        matrix = np.asarray(matrix)
+        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axis.set(title=fitting(label), xlabel="predicted", ylabel="true")
+        if size <= 50:
+            axis.set_xticks(range(size), class_names, rotation=90, fontsize=8 if size <= 20 else 5)
+            axis.set_yticks(range(size), class_names, fontsize=8 if size <= 20 else 5)
+        if size <= 20:
+            for row, column in np.argwhere(matrix):
+                colour = "white" if share[row, column] > 0.5 else "black"
+                text = str(matrix[row, column])
+                axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    return figure
+
+
+@as_written()
+def class_scores(precision, recall, class_names) -> Figure:
+    """Recall and precision of each class as horizontal bars, the lowest recall at the bottom.
+
+    Args:
+        precision, recall: `(C,)`, NaN for an absent class.
+        class_names: C names.
+    """
+    order = np.argsort(recall)
+    figure = Figure(figsize=(7, min(max(2.5, 0.36 * len(order) + 1), 30)), dpi=DPI, layout="constrained")
+    axis = figure.subplots()
+    places = np.arange(len(order))
+    for shift, values, name, colour in ((0.2, recall, "recall", COLOURS[0]), (-0.2, precision, "precision", "#aec7e8")):
+        shown = np.asarray(values, float)[order]
+        bars = axis.barh(places + shift, shown, 0.4, color=colour, label=name)
+        axis.bar_label(bars, [f"{value:.1%}" for value in shown], padding=3, fontsize=7)
+    axis.set_yticks(places, [fitting(class_names[i]) for i in order])
+    axis.set(xlim=(0, 1.15), title="Test images by class")
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    axis.margins(y=0.01)
+    return figure
+
+
+@as_written()
+def image_grid(images, captions, title, columns=6, heat=None) -> Figure:
+    """Images `(N, H, W, 3) uint8` in a grid with a caption over each; a line of text where there are none.
+
+    Args:
+        heat: `(N, h, w)`, 0 to 1, laid over the images.
+    """
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.7 * columns, 2.1 * rows + 0.4), dpi=DPI, layout="constrained")
+    # One axis for all: an axis an image takes ten times as long to lay out. Each gets a unit cell.
+    axis = figure.subplots()
+    axis.set_title(fitting(title if len(images) else f"{title}: none", 3 * NAME))
+    axis.axis("off")
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = i % columns, i // columns * 1.3 + 0.3
+        place = {"extent": (left + 0.03, left + 0.97, top + 0.97, top + 0.03), "aspect": "equal"}
+        axis.imshow(image, **place)
+        if heat is not None:
+            axis.imshow(heat[i], cmap="jet", vmin=0, vmax=1, alpha=0.45, interpolation="bicubic", **place)
+        caption = "\n".join(fitting(line, CAPTION) for line in caption.split("\n"))
+        axis.text(left + 0.5, top, caption, ha="center", va="bottom", fontsize=7)
+    axis.set(xlim=(0, columns), ylim=(rows * 1.3, 0))  # imshow moved them
+    return figure
+
+
+@as_written()
+def best_so_far(trials, seconds, scores, objective, higher_is_better) -> Figure:
+    """Scores of trials as dots and the best so far as steps, by the trial's number and by seconds spent.
+
+    Args:
+        trials, seconds, scores: one entry a trial, in the order of the trials.
+        objective: what the scores are.
+        higher_is_better: the direction of "best".
+    """
+    best = (np.maximum if higher_is_better else np.minimum).accumulate(np.asarray(scores, float))
+    figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, x, label in zip(axes, (trials, seconds), ("trial", "seconds of trials"), strict=True):
+        axis.plot(x, scores, "o", color=COLOURS[0], alpha=0.6, label="trial")
+        axis.step(x, best, where="post", color=COLOURS[1], label="best so far")
+        axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel=objective)
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+@as_written()
+def scores_by_hyperparameter(values, scores, objective) -> Figure:
+    """Score against each hyperparameter that varied, one small plot each.
+
+    Args:
+        values: name to the trials' values, `None` where the trial has no such hyperparameter.
+        scores: of the trials.
+    """
+    values = _varied(values) or values
+    columns = min(4, len(values))
+    rows = -(-len(values) // columns)
+    figure = Figure(figsize=(3 * columns, 2.6 * rows), dpi=DPI, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axis in axes[::columns]:
+        axis.set(ylabel=objective)
+    for axis, (name, column) in zip(axes, values.items(), strict=False):
+        there = [(value, score) for value, score in zip(column, scores, strict=True) if value is not None]
+        positions, ticks, log = _positions([value for value, _ in there])
+        axis.plot(positions, [score for _, score in there], "o", color=COLOURS[0], alpha=0.6)
+        axis.set(xlabel=name)
+        if log:
+            axis.set_xscale("log")
+            # Those that are usual for such a scale write formulas.
+            axis.xaxis.set_major_formatter(LogFormatter())
+            axis.xaxis.set_minor_formatter(LogFormatter())
+            axis.tick_params(axis="x", which="both", labelsize=7)
+        if ticks:
+            axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+            axis.margins(x=0.15)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(values) :]:
+        axis.axis("off")
+    return figure
+
+
+@as_written()
+def parallel_coordinates(values, scores, objective) -> Figure:
+    """A line for each trial through its values and its score, coloured by the score; arguments as above."""
+    names = list(_varied(values))
+    figure = Figure(figsize=(max(6, 1.1 * (len(names) + 1)), 5.5), dpi=DPI, layout="constrained")
+    axis = figure.subplots()
+    scaled = []
+    for i, name in enumerate([*names, objective]):
+        column = scores if i == len(names) else values[name]
+        positions, ticks, log = _positions([value for value in column if value is not None])
+        positions = np.log(positions) if log and name != objective else np.asarray(positions, float)
+        low, span = positions.min(), max(np.ptp(positions), 1e-12)
+        places = iter((positions - low) / span)
+        scaled.append([next(places) if value is not None else np.nan for value in column])
+        numbers = [value for value in column if value is not None]
+        texts = ticks or [f"{min(numbers):.3g}", f"{max(numbers):.3g}"]
+        heights = (np.arange(len(texts)) - low) / span if ticks else (0, 1)
+        for height, text in zip(heights, texts, strict=True):
+            axis.text(i + 0.03, height, text, fontsize=8, va="center")
+    colours = colormaps["viridis"]
+    share = (np.asarray(scores) - min(scores)) / max(np.ptp(scores), 1e-12)
+    for line, colour in zip(np.array(scaled).T, share, strict=True):
+        there = ~np.isnan(line)  # on to the score, over what this trial does not have
+        axis.plot(np.flatnonzero(there), line[there], color=colours(colour), alpha=0.8, lw=1.2)
+    axis.set_xticks(range(len(names) + 1), [*names, objective], rotation=20, ha="right")
+    axis.set(yticks=[], xlim=(-0.2, len(names) + 0.4), ylim=(-0.05, 1.05))  # one trial alone would leave no range
+    axis.grid(axis="x")
+    return figure
+
+
+def _varied(values):
+    """The hyperparameters of which the trials had several values."""
+    return {name: column for name, column in values.items() if len({v for v in column if v is not None}) > 1}
+
+
+def _positions(values):
+    """`(positions, tick labels or None, whether to draw them on a log scale)`: numbers as they are, texts and few
+    distinct integers by rank.
+    """
+    distinct = sorted(set(values))
+    if any(isinstance(value, str) for value in distinct) or (
+        len(distinct) <= 6 and all(isinstance(value, int) for value in distinct)
+    ):
+        return [distinct.index(value) for value in values], [fitting(value, 20) for value in distinct], False
+    return values, None, min(values) > 0 and max(values) / min(values) > 5
+
+
+@as_written()
+def reliability(calibrations) -> Figure:
+    """Accuracy against confidence, one diagram a model, with the share of the images in each bin below.
+
+    Args:
+        calibrations: label to `(confidence, accuracy, count, error)` as `evidence.calibration` gives them.
+    """
+    figure = Figure(figsize=(3.6 * len(calibrations), 4.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(2, len(calibrations), squeeze=False, sharex=True, height_ratios=(3, 1))
+    for (top, bottom), (label, (confidence, accuracy, count, error)) in zip(axes.T, calibrations.items(), strict=True):
+        edges = np.linspace(0, 1, len(count) + 1)
+        filled = count > 0
+        top.plot((0, 1), (0, 1), "--", color="grey", lw=1)
+        top.plot(confidence[filled], accuracy[filled], marker="o", markersize=4, color=COLOURS[0])
+        top.set(
+            title=f"{fitting(label, 20)}: calibration error {error:.1%}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1)
+        )
+        bottom.bar(edges[:-1], count / count.sum(), np.diff(edges), align="edge", color=COLOURS[0], alpha=0.6)
+        bottom.set(xlabel="confidence", ylabel="images")
+        for formatted in (top.yaxis, bottom.xaxis, bottom.yaxis):
+            formatted.set_major_formatter(PercentFormatter(1, decimals=0))
+        top.title.set_fontsize(9)
+        top.grid(alpha=0.3)
+    return figure

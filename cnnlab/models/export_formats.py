@@ -1,0 +1,205 @@
+"""A model as a file of ONNX, LiteRT, TensorFlow's SavedModel or Keras, and in its runtime."""
+
+import importlib.util
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cnnlab.errors import LabError, first_line
+from cnnlab.models.inference_graph import inference_model
+from cnnlab.utils.signals import signals_held
+from cnnlab.utils.startup import quiet
+from cnnlab.utils.text import shown
+
+ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "", "keras": ".keras"}
+PACKAGES = {"onnx": ("onnx", "tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}  # of the extra of that name
+ABOUT, LABELS = "cnnlab.json", "labels.txt"
+
+
+def expect_packages(file_format) -> None:
+    """Raise `LabError` where a format's own packages are not installed."""
+    for name in PACKAGES.get(file_format, ()):
+        if importlib.util.find_spec(name) is None:
+            raise LabError(
+                f"Expected the packages that write and run {file_format}. Received: no {name.replace('_', '-')}. "
+                f"Install them: pip install 'cnnlab[{file_format}]'."
+            )
+
+
+def write_model(model, path, file_format, about, calibration=None) -> None:
+    """Write a trained model for answers alone.
+
+    ONNX carries `about` as its metadata. LiteRT and Keras files have `cnnlab.json` and `labels.txt` in the zip archive
+    at their end, where LiteRT's tools look for labels; a SavedModel has them in its folder `assets.extra`.
+
+    Args:
+        model: `keras.Model` from `(N, H, W, 3) uint8` to probabilities.
+        path: of the file, or of a SavedModel's folder, which is made.
+        file_format: one of `ENDINGS`.
+        about: JSON-able values by name, "class_names" among them.
+        calibration: `(M, H, W, 3) uint8`, pictures by whose activations a LiteRT file is rounded to 8-bit integers.
+
+    Raises:
+        LabError: the format has no operation for something in the model.
+    """
+    path = Path(path)
+    try:
+        with signals_held(), quiet():
+            _WRITERS[file_format](model, path, calibration)
+    except Exception as error:  # of whatever converter
+        raise LabError(
+            f"Expected the model to be convertible to {file_format}. Received {type(error).__name__}: "
+            f"{shown(first_line(error))[:200]}. Use another --format: keras and saved_model take every model."
+        ) from error
+    if file_format == "onnx":
+        _describe_onnx(path, about)
+        return
+    texts = {ABOUT: json.dumps(about, indent=2), LABELS: "".join(f"{shown(n)}\n" for n in about["class_names"])}
+    if path.is_dir():
+        for name, text in texts.items():
+            extra = path / "assets.extra" / name
+            extra.parent.mkdir(exist_ok=True)
+            extra.write_text(text, encoding="utf-8")
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            for name, text in texts.items():
+                archive.writestr(name, text)
+
+
+def open_model(path, file_format):
+    """A written model in its own runtime: a function from `(N, H, W, 3) uint8` to `(N, num_classes) float32`.
+
+    Raises:
+        LabError: the runtime does not take the file; so does the function.
+    """
+    run = _run(file_format, _OPENERS[file_format], str(path))
+    return lambda images: _run(file_format, run, images)
+
+
+def _run(file_format, function, argument):
+    try:
+        with quiet():
+            return function(argument)
+    except Exception as error:  # of whatever runtime
+        raise LabError(
+            f"Expected the {file_format} file to run. Received {type(error).__name__}: "
+            f"{shown(first_line(error))[:200]}. Use another --format."
+        ) from error
+
+
+def read_about(path, file_format) -> dict:
+    """What a written model says of itself."""
+    if file_format == "onnx":
+        import onnx
+
+        props = onnx.load(path, load_external_data=False).metadata_props
+        return {prop.key: json.loads(prop.value) for prop in props}
+    if Path(path).is_dir():
+        return json.loads(Path(path, "assets.extra", ABOUT).read_text(encoding="utf-8"))
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(ABOUT))
+
+
+def _write_onnx(model, path, calibration):
+    _teach_erfc()
+    shape = (None, *model.input_shape[1:])
+    signature = [keras.InputSpec(shape=shape, dtype="uint8", name="images")]  # or Keras wants it called before
+    inference_model(model, portable=True).export(path, format="onnx", input_signature=signature, verbose=False)
+
+
+def _write_litert(model, path, calibration):
+    # Without TensorFlow's own operations, which LiteRT's package does not have.
+    options = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
+    if calibration is not None:
+        whole_range = calibration[:1].copy()
+        whole_range[:, 0, :2] = [[0], [255]]
+
+        def pictures():
+            # A black and a white pixel make a step of the input 1, so that it takes pixels as they are.
+            for images in (whole_range, *np.split(calibration, len(calibration))):
+                yield [images.astype("float32")]
+
+        options = {
+            "target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]},
+            "optimizations": [tf.lite.Optimize.DEFAULT],
+            "representative_dataset": pictures,
+            "inference_input_type": tf.uint8,
+        }
+    converted = inference_model(model, portable=True, float_input=calibration is not None)
+    converted.export(path, format="litert", verbose=False, **options)
+
+
+def _write_saved_model(model, path, calibration):
+    inference_model(model).export(path, format="tf_saved_model", verbose=False)
+
+
+def _write_keras(model, path, calibration):
+    inference_model(model).save(path)
+
+
+def _open_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def _open_litert(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path)
+    interpreter.allocate_tensors()
+    given, answer = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def predict(images):
+        interpreter.resize_tensor_input(given, images.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(given, images)
+        interpreter.invoke()
+        return interpreter.get_tensor(answer)
+
+    return predict
+
+
+def _open_saved_model(path):
+    loaded = tf.saved_model.load(path)
+    return lambda images: loaded.serve(images).numpy()
+
+
+def _open_keras(path):
+    loaded = keras.models.load_model(path)
+    return loaded.predict_on_batch
+
+
+_WRITERS = {"onnx": _write_onnx, "litert": _write_litert, "saved_model": _write_saved_model, "keras": _write_keras}
+_OPENERS = {"onnx": _open_onnx, "litert": _open_litert, "saved_model": _open_saved_model, "keras": _open_keras}
+
+
+def _describe_onnx(path, about):
+    import onnx
+
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"  # tf2onnx numbers the unknown ones
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
+    onnx.save(model, path)
+
+
+def _teach_erfc():
+    """Give tf2onnx 1.17 a word for Erfc, which TensorFlow makes GELU of: 1 - Erf."""
+    from tf2onnx.handler import tf_op
+
+    @tf_op("Erfc")
+    class Erfc:
+        @classmethod
+        def version_9(cls, graph, node, **_):
+            shapes, dtypes = node.output_shapes, node.output_dtypes
+            one = graph.make_const(f"{node.name}_one", np.ones((), np.float32)).output[0]
+            erf = graph.make_node("Erf", [node.input[0]]).output[0]
+            graph.remove_node(node.name)
+            graph.make_node("Sub", [one, erf], name=node.name, outputs=node.output, shapes=shapes, dtypes=dtypes)

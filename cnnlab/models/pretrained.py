@@ -1,0 +1,228 @@
+"""Pre-trained networks: those of `keras.applications`, a saved model's, a registered model's, KerasHub's.
+
+Each is read once a process and copied into the models that are built from it.
+"""
+
+import functools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
+from cnnlab.models import safe_loading
+from cnnlab.models.backbones import BACKBONES
+from cnnlab.models.keras_hub_presets import read_preset
+from cnnlab.utils.downloads import download_timeout
+
+REGISTERED, HUB = "models:/", "hub:"
+VGG16_SEEDS = 13  # one for the kernel of each convolution
+# Files of registered models by their URI; who knows the registry puts them here.
+FETCHED = {}
+DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network without its head.
+
+    Attributes:
+        name: for the model that is made of it.
+        model: functional `keras.Model` from what `preprocess` gives to features `(N, H, W, C)` or `(N, C)`.
+        preprocess: from pixels, 0 to 255, to what the network was trained with; a function of Keras tensors.
+        stages: names of the layers that its stages start behind, top first, "" for the input; `None` where unknown.
+    """
+
+    name: str
+    model: keras.Model
+    preprocess: Callable
+    stages: tuple[str, ...] | None = None
+
+
+def read_network(backbone, weights, side) -> Network:
+    """A backbone with its weights.
+
+    Args:
+        backbone: a name, a `.keras` file, `models:/...` or `hub:...`.
+        weights: of a named one: "imagenet", "random" or a file.
+        side: of the images; paddings depend on it.
+
+    Raises:
+        ArgumentError: there is no such backbone or file.
+        LabError: it cannot be downloaded, or does not load.
+    """
+    if backbone in BACKBONES:
+        if weights == "random":
+            return _named(backbone, None, side)
+        if weights != "imagenet" and not Path(weights).is_file():
+            raise ArgumentError(
+                f"Expected weights to be 'imagenet', 'random' or an existing file. Received: '{weights}'."
+            )
+        # The seeds of the layers to come do not depend on whether this process has read the weights before.
+        state = random.getstate()
+        try:
+            network = _cached(backbone, weights, side, _changed(weights))
+        finally:
+            random.setstate(state)
+        if backbone == "vgg16":  # as where it is built with random weights, so that earlier runs repeat bit for bit
+            for _ in range(VGG16_SEEDS):
+                keras.initializers.GlorotUniform()
+        return network
+    state = random.getstate()
+    try:
+        if backbone.startswith(HUB):
+            return _hub(backbone)
+        path = FETCHED.get(backbone, backbone)
+        if backbone.startswith(REGISTERED) and path == backbone:
+            raise LabError(f"Expected '{backbone}' to be fetched from the registry. Received: only its name.")
+        if not Path(path).is_file():
+            near = sorted(BACKBONES)
+            shown = ["a name of 'cnnlab models --available'", "a .keras file", "models:/NAME@ALIAS", "hub:PRESET"]
+            expect_one_of("backbone", backbone, near, shown)
+        return _saved(backbone, path, _changed(path))
+    finally:
+        random.setstate(state)
+
+
+def features_text(backbone) -> str:
+    """Which features of a network from elsewhere are used, in words."""
+    model = read_network(backbone, None, None).model
+    shape = ", ".join("any" if side is None else str(side) for side in model.output_shape[1:])
+    return f"the output of its layer '{model.layers[-1].name}', ({shape})"
+
+
+def has_depthwise(backbone) -> bool:
+    """Whether it convolves each channel by itself, which bfloat16 makes no faster on a processor."""
+    if backbone in BACKBONES:
+        return BACKBONES[backbone].depthwise
+    layers = read_network(backbone, None, None).model.layers
+    return any(
+        isinstance(layer, DEPTHWISE) or getattr(layer, "groups", 1) == getattr(layer, "filters", None)
+        for layer in layers
+    )
+
+
+def usual_side(backbone) -> int:
+    """Pixels a side that a backbone was trained with: the only ones that it takes, or the field's usual 224."""
+    if backbone in BACKBONES:
+        return BACKBONES[backbone].usual
+    return read_network(backbone, None, None).model.input_shape[1] or 224
+
+
+def _changed(path):
+    return Path(path).stat().st_mtime_ns if Path(path).is_file() else None
+
+
+@functools.lru_cache(maxsize=8)
+def _cached(backbone, weights, side, changed):
+    return _named(backbone, weights, side)
+
+
+def _named(backbone, weights, side):
+    row = BACKBONES[backbone]
+    build = functools.partial(getattr(keras.applications, row.build), include_top=False, input_shape=(side, side, 3))
+    if weights == "imagenet":
+        try:
+            with download_timeout():
+                model = build(weights="imagenet")
+        except Exception as error:  # Keras raises a bare Exception when the host cannot be reached
+            raise LabError(
+                f"Expected to download {row.build}'s ImageNet weights. Received: {error}. Connect to a network, pass a "
+                "weights file, or use weights='random'."
+            ) from error
+    else:
+        model = build(weights=None)
+        if weights is not None:
+            _load_weights(model, weights, row)
+
+    def preprocess(x):
+        if not row.preprocess:
+            return x
+        return keras.applications.imagenet_utils.preprocess_input(keras.ops.cast(x, "float32"), mode=row.preprocess)
+
+    return Network(backbone, model, preprocess, row.stages)
+
+
+def _load_weights(model, path, row):
+    try:
+        safe_loading.load_weights(model, path)
+    except Exception as error:  # whatever a file of unknown origin makes Keras raise
+        raise LabError(
+            f"Expected '{path}' to hold the weights of {row.build} without its top (.weights.h5 or .h5). "
+            f"Received a file that does not load: {first_line(error)}. Use another file, 'imagenet' or 'random'."
+        ) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _saved(backbone, path, changed):
+    """A saved Keras model, loaded without running code from it; where it ends in a softmax, without its head."""
+    if Path(path).suffix != ".keras":
+        raise ArgumentError(
+            f"Expected a backbone saved as .keras. Received: '{path}'. Save it with model.save('name.keras')."
+        )
+    try:
+        model = safe_loading.load_model(path)
+    except Exception as error:  # whatever a file of unknown origin makes Keras raise
+        raise LabError(
+            f"Expected '{path}' to be a Keras model of built-in layers. Received a file that does not load: "
+            f"{first_line(error)}. Save the model anew, without code of your own in it."
+        ) from error
+    return Network(Path(backbone).stem.partition("@")[0], _without_head(model, backbone), lambda x: x)
+
+
+def _without_head(model, backbone):
+    """From behind its augmentation, which is this training's own matter, to the features before its classifier."""
+    try:
+        functional = keras.Model(model.inputs[0], model.outputs[0])
+        alone = len(model.inputs) == len(model.outputs) == 1
+    except (AttributeError, ValueError, IndexError, TypeError):
+        alone = False
+    if not alone or len(model.inputs[0].shape) != 4:
+        raise LabError(
+            f"Expected '{backbone}' to be a functional or sequential model with one image in and one output. "
+            "Received another kind. Save it as such."
+        )
+    if model.inputs[0].shape[-1] not in (3, None):
+        raise LabError(
+            f"Expected '{backbone}' to take images (H, W, 3). Received a model of {model.inputs[0].shape[1:]}. "
+            "Use one that was trained on RGB pictures."
+        )
+    if len({None, *model.inputs[0].shape[1:3]}) > 2:
+        raise LabError(
+            f"Expected '{backbone}' to take square images. Received a model of {model.inputs[0].shape[1:]}. "
+            "Use another."
+        )
+    # A copy, as the layers of a sequential model may be part of another graph as well.
+    copy = keras.models.clone_model(functional)
+    copy.set_weights(functional.get_weights())
+    start, layers = copy.inputs[0], copy.layers[1:]
+    while isinstance(layers[0], keras.layers.Pipeline) or type(layers[0]).__name__.startswith("Random"):
+        start = layers.pop(0).output
+    if not _classifies(layers[-1]):
+        return keras.Model(start, copy.outputs[0])
+    first = next((i for i, layer in enumerate(layers) if layer.weights), len(layers))
+    with_places = [layer.output for layer in layers[first:] if len(getattr(layer.output, "shape", ())) == 4]
+    if not with_places:
+        raise LabError(f"Expected '{backbone}' to have convolutions below its head. Received: none.")
+    return keras.Model(start, with_places[-1])
+
+
+def _classifies(layer):
+    """Whether a model's last layer makes probabilities."""
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in probabilities
+
+
+@functools.lru_cache(maxsize=2)
+def _hub(backbone):
+    preset = backbone.removeprefix(HUB)
+    model, scale, offset = read_preset(preset)
+
+    def preprocess(x):
+        if scale is None and offset is None:
+            return x
+        return keras.layers.Rescaling(1.0 if scale is None else scale, 0.0 if offset is None else offset)(x)
+
+    return Network(Path(preset).name, model, preprocess)

@@ -1,0 +1,344 @@
+"""Model and weights files of unknown origin, looked through before Keras opens them.
+
+Keras's safe mode keeps a file from bringing code. What is refused here besides: classes that read or run something
+else, whatever is not a class of Keras at all, names and sizes of an archive that Keras did not write, links out of an
+HDF5 file, and layers of a size that the file has no weights for.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+
+import h5py
+import keras
+from keras.src.backend.common import global_state
+
+from cnnlab.errors import first_line
+from cnnlab.utils.temporary_folders import private_folder
+
+CONFIG, WEIGHTS, ABOUT = "config.json", "model.weights.h5", "metadata.json"
+MOST_CONFIG = 2**24  # bytes; the largest of keras.applications has 1.6 million
+MOST_DEPTH, MOST_OBJECTS = 100, 200_000  # of the configuration
+MOST_LAYERS = 5_000
+MOST_VALUES = 2**26  # of one layer's output for one picture
+EXPANSION, SMALL = 100, 2**24  # times that data may be larger than it is stored, beyond so many bytes
+MOST_PARTS = 100_000  # of an HDF5 file
+SPECIAL = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__")
+# Layers that run code from the file or of another library, read files that it names, or make tables at any size.
+REFUSED = (
+    "Lambda TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper TextVectorization StringLookup IntegerLookup IndexLookup "
+    "HashedCrossing FeatureSpace MelSpectrogram STFTSpectrogram Tokenizer"
+).split()
+KINDS = (
+    *(keras.Operation, keras.Initializer, keras.Regularizer, keras.constraints.Constraint, keras.optimizers.Optimizer),
+    *(keras.optimizers.schedules.LearningRateSchedule, keras.Loss, keras.Metric, keras.DTypePolicy),
+    *(keras.quantizers.Quantizer, keras.random.SeedGenerator),
+)
+HOMES = ("layers", "models", "initializers", "regularizers", "constraints", "optimizers", "losses", "metrics")
+FUNCTIONS = (*HOMES[2:], "activations")
+FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
+
+
+class RefusedFileError(ValueError):
+    """A file that is not opened; its message is the reason."""
+
+
+def load_model(path) -> keras.Model:
+    """A saved model, not compiled, without running code from its file.
+
+    Raises:
+        RefusedFileError: it holds something else than layers of Keras, or registered ones, and their weights.
+        Exception: whatever Keras raises.
+    """
+    expect_file(path)
+    with private_folder("model") as folder:
+        weights = folder / WEIGHTS
+        try:
+            with zipfile.ZipFile(path) as archive:
+                _check_members(archive)
+                config = _parsed(archive.read(CONFIG))
+                with archive.open(WEIGHTS) as packed, weights.open("wb") as file:
+                    shutil.copyfileobj(packed, file, 2**20)
+                size = archive.getinfo(WEIGHTS).compress_size
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError) as error:
+            raise RefusedFileError(f"its archive cannot be read ({first_line(error)})") from error
+        _forget_compilation(config)
+        check_config(config)
+        stored = check_hdf5(weights, size)
+        model = built(lambda: keras.saving.deserialize_keras_object(config, safe_mode=True), stored)
+        model.load_weights(str(weights))
+    return model
+
+
+@contextlib.contextmanager
+def uncompiled(model):
+    """Let a model be saved without its optimizer, loss and metrics inside; afterwards it is compiled as it was.
+
+    An answer needs none of them, and they may name classes that a reader does not have. An optimizer's variables make
+    a file up to three times as large.
+    """
+    parts = [part for part in (model, *_models_in(model)) if part.compiled]
+    before = [(part, part.optimizer) for part in parts]
+    try:
+        for part in parts:
+            part.compiled, part.optimizer = False, None
+        yield
+    finally:
+        for part, optimizer in before:
+            part.compiled, part.optimizer = True, optimizer
+
+
+def save_model(model, path) -> None:
+    """Save a model as a `.keras` file, not compiled."""
+    with uncompiled(model):
+        model.save(path)
+
+
+def _models_in(model):
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield layer
+            yield from _models_in(layer)
+
+
+def built(build, stored, keep=True):
+    """What `build` makes, which gets memory for its weights only where so many are stored; none if not to `keep`."""
+    # Private: without it, variables of a model that was refused would be made by whatever comes next. Keras 3.15.1.
+    waiting = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
+    before = list(waiting)
+    scope = keras.StatelessScope(initialize_variables=False)  # in it, variables have shapes and no values
+    try:
+        with scope:
+            model = build()
+            _check_sizes(model, stored)
+            scope.initialize_variables = keep
+    except BaseException:
+        waiting[:] = before
+        raise
+    if not keep:
+        waiting[:] = before
+    return model
+
+
+def load_weights(model, path) -> None:
+    """Put the weights of an HDF5 file (`.weights.h5`, `.h5`, `.hdf5`) into a model.
+
+    Raises:
+        RefusedFileError: it holds something else than arrays.
+        Exception: whatever Keras raises.
+    """
+    expect_file(path)
+    if not str(path).endswith((".h5", ".hdf5")):
+        raise RefusedFileError("its name ends neither in .h5 nor in .hdf5")
+    check_hdf5(path, os.stat(path).st_size)
+    model.load_weights(str(path))
+
+
+def expect_file(path) -> None:
+    """Raises RefusedFileError where it is a folder, a pipe or the like."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise RefusedFileError("it is no file")
+
+
+def _check_members(archive):
+    members = archive.infolist()
+    names = sorted(member.filename for member in members)
+    if names not in ([CONFIG, ABOUT, WEIGHTS], [CONFIG, WEIGHTS]):
+        other = next((name for name in names if name not in (CONFIG, ABOUT, WEIGHTS)), None)
+        raise RefusedFileError(f"its archive holds '{other}'" if other else "its archive lacks parts, or has one twice")
+    for member in members:
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise RefusedFileError(f"'{member.filename}' in its archive is no file")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
+            raise RefusedFileError(f"'{member.filename}' in its archive is packed in a way that Keras does not use")
+        most = MOST_CONFIG if member.filename != WEIGHTS else max(SMALL, EXPANSION * member.compress_size)
+        if member.file_size > most:
+            raise RefusedFileError(f"'{member.filename}' in its archive unpacks to {member.file_size:,} bytes")
+
+
+def _parsed(text):
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RefusedFileError("its configuration is no JSON that can be read") from error
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise RefusedFileError("its configuration is none of a model")
+    return config
+
+
+def _forget_compilation(config):
+    """Take the optimizer, the loss and the metrics out of the configurations of a model and of those within it.
+
+    They are not wanted, so that Keras is not given them, and files with any optimizer can be read.
+    """
+    left = [config]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            if "class_name" in node:
+                node.pop("compile_config", None)
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+
+
+def check_config(config) -> None:
+    """Find every object that a configuration names to be one of Keras's that computes, or one that is registered.
+
+    Raises:
+        RefusedFileError: another is named.
+    """
+    left, objects, layers = [(config, 0)], 0, 0
+    while left:
+        node, depth = left.pop()
+        objects += 1
+        if depth > MOST_DEPTH or objects > MOST_OBJECTS:
+            raise RefusedFileError("its configuration is too deep or too long")
+        if isinstance(node, dict):
+            if "class_name" in node:
+                layers += _check_object(node)
+            left += [(value, depth + 1) for value in node.values() if isinstance(value, dict | list)]
+        else:
+            left += [(value, depth + 1) for value in node if isinstance(value, dict | list)]
+    if layers > MOST_LAYERS:
+        raise RefusedFileError(f"it has {layers:,} layers, and at most {MOST_LAYERS:,} are read")
+
+
+def _check_object(node):
+    """Whether an object of the configuration is a layer or another operation."""
+    name, module = node["class_name"], node.get("module")
+    registered = node.get("registered_name")
+    if not all(text is None or isinstance(text, str) for text in (name, module, registered)) or name is None:
+        raise RefusedFileError("its configuration names a class that is no text")
+    if name in SPECIAL:
+        return False
+    if name == "function":
+        if not _is_function(module, node.get("config")):
+            raise RefusedFileError(f"it names the function '{module}.{node.get('config')}', which is none of a model")
+        return False
+    found = keras.saving.get_registered_object(registered) if registered else None
+    if found is None:
+        found = _found(name, module)
+    if not (isinstance(found, type) and issubclass(found, KINDS)):
+        raise RefusedFileError(f"it names '{f'{module}.' if module else ''}{name}', which is no layer of Keras")
+    if wrong := next((base.__name__ for base in found.__mro__ if base.__name__ in REFUSED), None):
+        raise RefusedFileError(f"it has a layer '{wrong}', which may run code or read other files")
+    return issubclass(found, keras.Operation)
+
+
+def _found(name, module):
+    """A class of Keras by its name; nothing is imported for it."""
+    if module in (None, "builtins"):
+        return next((home[name] for home in map(_public, HOMES) if name in home), None)
+    if module.startswith("keras.src."):
+        return vars(sys.modules.get(module, keras)).get(name)
+    found = keras
+    for part in module.split(".")[1:]:
+        found = getattr(found, part, None)
+    return getattr(found, name, None) if module.partition(".")[0] == "keras" else None
+
+
+def _is_function(module, name):
+    if not isinstance(name, str):
+        return False
+    if keras.saving.get_registered_object(name) is not None:
+        return True
+    home = (module or "").removeprefix("keras.")
+    homes = FUNCTIONS if module == "builtins" else (home,) if home in FUNCTIONS else ()
+    return any(name in _public(home) for home in homes) and name not in ("get", "serialize", "deserialize")
+
+
+def _public(home):
+    return vars(getattr(keras, home))
+
+
+def _check_sizes(model, stored):
+    if not isinstance(model, keras.Model):
+        raise RefusedFileError("it is no model")
+    declared = sum(math.prod(variable.shape) for variable in model.variables)
+    # Seeds and the like are not stored.
+    if declared > stored + SMALL // 4:
+        raise RefusedFileError(f"its layers have {declared:,} weights, and {stored:,} are stored")
+    for operation in _operations(model):
+        for node in operation._inbound_nodes:
+            for tensor in node.output_tensors:
+                if math.prod(side or 1 for side in tensor.shape[1:]) > MOST_VALUES:
+                    raise RefusedFileError(f"its layer '{operation.name}' makes {tensor.shape} of a picture")
+
+
+def _operations(model):
+    for operation in getattr(model, "operations", model.layers):
+        yield operation
+        if isinstance(operation, keras.Model):
+            yield from _operations(operation)
+
+
+def check_hdf5(path, size):
+    """How many numbers an HDF5 file holds, of nothing but groups and arrays of its own; `size` in bytes as it came.
+
+    Raises:
+        RefusedFileError: it holds something else.
+    """
+    try:
+        with h5py.File(path, "r") as opened:
+            total, values = _check_parts(opened.id)
+    except RefusedFileError:
+        raise
+    except Exception as error:  # h5py has one of every kind for a damaged file
+        raise RefusedFileError(f"its weights cannot be read ({first_line(error)})") from error
+    if total > max(SMALL, EXPANSION * size):
+        raise RefusedFileError(f"its arrays have {total:,} bytes, and {size:,} are stored")
+    return values
+
+
+def _check_parts(root):
+    """Bytes and numbers of all arrays below a group."""
+    left, seen, total, values = [root], set(), 0, 0
+    while left:
+        part = left.pop()
+        address = h5py.h5o.get_info(part).addr
+        if address in seen:  # a group may lie in itself
+            continue
+        seen.add(address)
+        _check_attributes(part)
+        if isinstance(part, h5py.h5d.DatasetID):
+            total += _check_dataset(part)
+            values += math.prod(part.shape)
+            continue
+        if not isinstance(part, h5py.h5g.GroupID):
+            raise RefusedFileError("it has a part that is no array")
+        for name in part:
+            if part.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+                raise RefusedFileError(f"its part '{name.decode(errors='replace')}' is a link to elsewhere")
+            left.append(h5py.h5o.open(part, name))
+            if len(left) > MOST_PARTS:
+                raise RefusedFileError(f"it has more than {MOST_PARTS:,} parts")
+    return total, values
+
+
+def _check_dataset(dataset):
+    properties = dataset.get_create_plist()
+    if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
+        raise RefusedFileError("it has an array that lies in another file")
+    if any(properties.get_filter(i)[0] not in FILTERS for i in range(properties.get_nfilters())):
+        raise RefusedFileError("it has an array packed in a way that Keras does not use")
+    kind = dataset.get_type()
+    # Texts stand in weights of earlier versions; bfloat16 is stored as two bytes without a meaning.
+    if not isinstance(kind, h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID | h5py.h5t.TypeEnumID) and not (
+        isinstance(kind, h5py.h5t.TypeOpaqueID) and kind.get_size() == 2
+    ):
+        raise RefusedFileError("it has an array that is not of numbers")
+    return math.prod(dataset.shape) * kind.get_size()
+
+
+def _check_attributes(item):
+    for i in range(h5py.h5a.get_num_attrs(item)):
+        attribute = h5py.h5a.open(item, index=i)
+        if math.prod(attribute.shape) * attribute.get_type().get_size() > SMALL:
+            raise RefusedFileError("it has an attribute that is too large")

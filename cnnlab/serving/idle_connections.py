@@ -1,0 +1,46 @@
+"""Connections that end when nothing comes of them: uvicorn waits for a request for as long as it takes to arrive."""
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from cnnlab.serving.middleware import TIME
+
+HEADERS_TIME = 15  # seconds for a request's headers
+MOST_HEADERS = 2**16  # bytes, beyond the part in which they end
+ANSWER_TIME = TIME + 10  # seconds for a request and its answer, which the app itself ends before, where it still can
+EVERY = 1
+
+
+class TimedProtocol(AutoHTTPProtocol):
+    """uvicorn's protocol with an end to waiting. Its attributes are not documented; seen in uvicorn 0.54."""
+
+    _since = _watched = _timer = None
+    _headers = 0
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._timer = self.loop.call_later(EVERY, self._look)
+
+    def connection_lost(self, exc):
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data):
+        super().data_received(data)
+        # What is left of a body that was answered early is no header.
+        between = self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
+        self._headers = self._headers + len(data) if between else 0
+        if self._headers > MOST_HEADERS:
+            self.transport.abort()
+
+    def _answering(self):
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _look(self):
+        watched = self.cycle, self._answering()
+        if watched != self._watched:
+            self._watched, self._since = watched, self.loop.time()
+        if self.loop.time() - self._since > (ANSWER_TIME if self._answering() else HEADERS_TIME):
+            self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(EVERY, self._look)

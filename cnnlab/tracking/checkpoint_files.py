@@ -1,0 +1,137 @@
+"""Where checkpoints of trainings lie, whose runs can be gone on with, and which are swept away: `RUN_ID.npz` beside a
+local store, for a server in the user's cache. What is in them is `cnnlab.training.checkpointing`'s.
+"""
+
+import contextlib
+import os
+import re
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import mlflow
+
+from cnnlab.errors import ArgumentError
+from cnnlab.tracking.store_location import local_folder
+from cnnlab.tracking.tag_names import TAG
+from cnnlab.utils.files import UNFINISHED
+
+VARIABLE = "CNNLAB_CHECKPOINT"
+NONE = "none"  # the variable's value for no checkpoints
+SECONDS = 60  # between two checkpoints
+DAYS = 14  # that one is kept for
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint on the disk: its `run_id`, `file`, `bytes`, and when it was `written` (seconds since the epoch)."""
+
+    run_id: str
+    file: Path
+    bytes: int
+    written: float
+
+
+def seconds_between() -> float | None:
+    """How many seconds pass between two checkpoints, `None` where there are to be none.
+
+    Raises:
+        ArgumentError: `$CNNLAB_CHECKPOINT` says neither.
+    """
+    given = os.environ.get(VARIABLE) or str(SECONDS)
+    if given == NONE:
+        return None
+    with contextlib.suppress(ValueError):
+        if float(given) >= 0:
+            return float(given)
+    raise ArgumentError(
+        f"Expected {VARIABLE} (--checkpoint) to be seconds, 0 for every epoch, or '{NONE}'. Received: '{given}'."
+    )
+
+
+def checkpoint_folder() -> Path:
+    """Where the open store's checkpoints are."""
+    return local_folder(mlflow.get_tracking_uri()) / "checkpoints"
+
+
+def checkpoint_file(run_id) -> Path:
+    """Where the checkpoint of a run of the open store is, if it has one."""
+    return checkpoint_folder() / f"{run_id}.npz"
+
+
+def stored_checkpoints(folder=None) -> list[Stored]:
+    """The checkpoints in a folder, that of the open store by default, newest first."""
+    found = []
+    for file in (folder or checkpoint_folder()).glob("*.npz"):
+        if not re.fullmatch("[0-9a-f]{32}", file.stem):  # somebody else's
+            continue
+        with contextlib.suppress(OSError):  # removed meanwhile
+            about = file.stat()
+            found.append(Stored(file.stem, file, about.st_size, about.st_mtime))
+    return sorted(found, key=lambda one: -one.written)
+
+
+def sweep() -> None:
+    """Remove what nobody goes on from, and say so: checkpoints of runs that finished or were deleted, those that are
+    older than `DAYS`, and files that a kill left half-written.
+    """
+    for one in stored_checkpoints():
+        run = _run(one.run_id)
+        if why := why_stray(one, run.info.status if run else None):
+            one.file.unlink(missing_ok=True)
+            print(f"Removed the checkpoint of run {one.run_id[:8]}, {why} ({one.bytes / 1e6:,.1f} MB).")
+    for file in unfinished_checkpoints(checkpoint_folder()):
+        file.unlink(missing_ok=True)
+
+
+def why_stray(stored, status) -> str:
+    """Why nobody goes on from a checkpoint, or nothing.
+
+    Args:
+        stored: the checkpoint.
+        status: its run's; `None` where it was deleted.
+    """
+    if status is None:
+        return "whose run was deleted"
+    if status == "FINISHED":
+        return "whose run is finished"
+    if status != "RUNNING" and time.time() - stored.written > DAYS * 86400:
+        return f"from {datetime.fromtimestamp(stored.written):%Y-%m-%d}; they are kept for {DAYS} days"
+    return ""
+
+
+def unfinished_checkpoints(folder) -> list[Path]:
+    """Files that a kill left half-written."""
+    found = []
+    for file in folder.glob(f"*{UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > 3600:  # no disk takes as long
+                found.append(file)
+    return found
+
+
+def interrupted_runs(experiment_id, parent_run_id=None, **tags) -> list[str]:
+    """The ids of an experiment's runs, below a run or below none, that ended without finishing, have a checkpoint, and
+    carry these tags of ours; the one that was written last first.
+    """
+    found = []
+    for one in stored_checkpoints():
+        run = _run(one.run_id)
+        if run is None or run.info.status in ("FINISHED", "RUNNING") or run.info.experiment_id != experiment_id:
+            continue
+        expected = {"mlflow.parentRunId": parent_run_id, **{TAG + name: value for name, value in tags.items()}}
+        if all(run.data.tags.get(name) == value for name, value in expected.items()):
+            found.append(one.run_id)
+    return found
+
+
+def _run(run_id):
+    """The run, or `None` where there is none, or one in MLflow's bin."""
+    try:
+        run = mlflow.MlflowClient().get_run(run_id)
+    except mlflow.MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None

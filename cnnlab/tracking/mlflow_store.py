@@ -1,0 +1,319 @@
+"""Where runs are kept: the local store in `./mlruns`, or what `MLFLOW_TRACKING_URI` or the user's own run names."""
+
+import contextlib
+import getpass
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import sys
+import threading
+
+import mlflow
+from filelock import FileLock
+from sqlalchemy.exc import SQLAlchemyError
+
+from cnnlab.errors import LabError, first_line
+from cnnlab.tracking.maintenance.sqlite_files import readable, replacing, schema_of
+from cnnlab.tracking.mlflow_internals import (
+    globals_kept,
+    is_known_schema,
+    latest_schema,
+    make_database,
+    put_beside,
+    upgrade_database,
+)
+from cnnlab.tracking.offline import spool
+from cnnlab.tracking.pagination import running_runs
+from cnnlab.tracking.run_locks import is_gone, lock_file, remove_lock
+from cnnlab.tracking.server_checks import expect_database, expect_reachable
+from cnnlab.tracking.store_location import (
+    TRACKING_VARIABLE,
+    artifacts_folder,
+    is_in_memory,
+    is_server,
+    local_database,
+    local_folder,
+    read_from_copy,
+    sqlite_uri,
+    store_uri,
+)
+from cnnlab.tracking.tag_names import TAG
+from cnnlab.utils.temporary_folders import private_folder
+
+LEAST_BYTES = 10**6  # free on the disk of a local store
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
+
+# Chatter about schema migrations, and about alembic's context, at the first start of a store.
+# What the database refuses is raised as well as logged, with its traceback.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+_waits = "mlflow.store.model_registry.abstract_store"  # and how long a server may take to register a model
+for _name in (
+    "mlflow.tracking.fluent",
+    "urllib3.connectionpool",
+    _waits,
+    "alembic",
+    "alembic.runtime.migration",
+):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+# What a server misses is sent again, and said then.
+logging.getLogger("mlflow.utils.async_logging.async_logging_queue").setLevel(logging.CRITICAL)
+# MLflow's default of 7 retries blocks for minutes on a server that went away.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+# A lab's use is its own business, and a closed network would be tried in vain.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# With a server it prints two lines for every run; ours says where to look once.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # no entry for this user, as in many containers; MLflow asks for the name
+    os.environ["LOGNAME"] = str(os.getuid())
+
+_opened = contextlib.ExitStack()
+_users, _turn = [], threading.RLock()
+
+
+@contextlib.contextmanager
+def opened(writes=True):
+    """Around a verb: MLflow points at the store inside, and at what it pointed at before afterwards.
+
+    The store is that of the user's own active run where there is one, so that ours nests below it. Blocks may be
+    nested; the outermost one counts.
+
+    Args:
+        writes: without, a store that may not be written is read from a copy of its database.
+
+    Raises:
+        LabError: as `open_store`.
+    """
+    with _turn:
+        if not _users:
+            with contextlib.ExitStack() as until_open:
+                until_open.enter_context(globals_kept())
+                _say_undelivered(open_store(writes))
+                _opened.push(until_open.pop_all())
+        _users.append(True)
+    try:
+        yield
+    finally:
+        with _turn:
+            _users.pop()
+            if not _users:
+                _opened.close()
+
+
+@contextlib.contextmanager
+def opened_at(uri):
+    """Inside, MLflow and `opened` are at this store, whichever the user's is."""
+    with globals_kept():
+        open_store(elsewhere=uri)
+        with _turn:
+            _users.append(True)
+        try:
+            yield
+        finally:
+            with _turn:
+                _users.pop()
+
+
+def expect_usable_store(writes=True) -> None:
+    """Find out, within seconds and without writing anything, whether the store can be used.
+
+    Args:
+        writes: without, a local store that may only be read will do.
+
+    Raises:
+        LabError: the server does not answer, or the local folder cannot be written.
+    """
+    uri = address()
+    if is_server(uri):
+        if not spool.reached_before(uri):  # it may be a typing error; one that is away does without for a while
+            expect_reachable(uri)
+        _expect_space(spool.outbox_folder())
+    elif (database := local_database(uri)) and (writes or not database.exists()):
+        existing = next(folder for folder in (database.parent, *database.parent.parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise _unwritable(database.parent, f"'{existing}' is not a writable folder")
+        if database.exists() and not os.access(database, os.W_OK):
+            raise _unwritable(database.parent, f"'{database}' is read-only")
+        _expect_space(database.parent)
+
+
+def open_store(writes=True, elsewhere=None) -> str:
+    """Point MLflow at the store and return its address.
+
+    A new sqlite store is migrated in a temporary file and renamed into place under a file lock, since MLflow migrates
+    without a lock of its own and a kill half-way leaves a database that never opens again. Runs that a killed process
+    left RUNNING are closed.
+
+    Args:
+        writes: as in `opened`.
+        elsewhere: the address of another store than the user's.
+
+    Raises:
+        LabError: the folder cannot be written, or the server does not answer.
+    """
+    uri = elsewhere or address()
+    database = local_database(uri)
+    try:
+        if not writes and database and database.exists() and not _may_write(database):
+            uri = sqlite_uri(copied(database))
+            database = None  # nobody else's runs are closed
+            mlflow.set_tracking_uri(uri)
+            mlflow.MlflowClient()
+            return uri
+        if is_server(uri):
+            expect_reachable(uri)
+        elif not elsewhere:
+            expect_usable_store()
+            if _kind(uri) in DRIVERS:
+                expect_database(uri)
+        if database:
+            _open_local_store(database)
+        _point_at(uri)
+        client = mlflow.MlflowClient()
+        with contextlib.suppress(mlflow.MlflowException if is_server(uri) else ()):  # who may only read closes nothing
+            _close_stale_runs(client)
+    except ModuleNotFoundError as error:
+        raise LabError(
+            f"Expected a driver for the store at {uri}. Received: {first_line(error)}. "
+            f"Install one: pip install '{DRIVERS.get(_kind(uri), error.name)}'."
+        ) from error
+    except (OSError, sqlite3.Error, SQLAlchemyError, mlflow.MlflowException) as error:
+        if found := re.search(r"found version (\w+)", str(error)):
+            cure = f"Copy its database, then bring it up to date: mlflow db upgrade '{uri}'."
+            raise _of_another_mlflow(uri, found[1], cure) from error
+        if database:
+            broken = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+            raise _unwritable(
+                database.parent, error, *["Save what can be read with 'cnnlab doctor --fix'."] * broken
+            ) from error
+        hint = f" Did you mean http://{uri}?" if "://" not in uri and ":" in uri else ""
+        raise LabError(
+            f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {first_line(error)}.{hint} "
+            "Correct the address, or unset the variable to use ./mlruns."
+        ) from error
+    return uri
+
+
+def is_read_only() -> bool:
+    """Whether the store that is open is a copy of one that may not be written."""
+    database = local_database(mlflow.get_tracking_uri())
+    return database is not None and database.parent != artifacts_folder(database).parent
+
+
+def address() -> str:
+    """The address of the store that a verb will open: that of the user's own active run, or `places.store_uri`.
+
+    Raises:
+        LabError: it is in memory.
+    """
+    if mlflow.active_run():
+        return mlflow.get_tracking_uri()
+    uri = store_uri()
+    if is_in_memory(uri):
+        raise LabError(
+            f"Expected a store that outlives this process. Received: {uri} (MLFLOW_TRACKING_URI), which is in memory. "
+            "Name a file, such as sqlite:///mlruns/mlflow.db, or unset the variable to use ./mlruns."
+        )
+    return uri
+
+
+def _kind(uri):
+    """Of a database's address, the kind: postgresql, say."""
+    return uri.partition("://")[0].partition("+")[0]
+
+
+def _point_at(uri):
+    named = TRACKING_VARIABLE in os.environ
+    mlflow.set_tracking_uri(uri)
+    if not named:  # MLflow sets it too, and our own default must not pass for the user's word
+        os.environ.pop(TRACKING_VARIABLE, None)
+
+
+def _say_undelivered(uri):
+    """Remind of what an earlier job left in the outbox; not in a worker, whose store is there."""
+    database = local_database(uri)
+    inside = database and spool.outbox_folder() in database.parents
+    if not inside and (sentence := spool.undelivered()):
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def _may_write(database):
+    folder = database.parent
+    return os.access(database, os.W_OK) and os.access(folder, os.W_OK) and not _is_full(folder)
+
+
+def _is_full(folder):
+    """Whether not even a run's entries have room; there are file systems that do not say how large they are."""
+    disk = shutil.disk_usage(folder)
+    return disk.total > 0 and disk.free < LEAST_BYTES
+
+
+def _expect_space(folder):
+    if _is_full(next(there for there in (folder, *folder.parents) if there.exists())):
+        raise LabError(
+            f"Expected space on the disk for the MLflow store in '{folder}'. Received: less than 1 MB. "
+            "Free some, work in another folder, or set MLFLOW_TRACKING_URI."
+        )
+
+
+def copied(database):
+    """A copy of a database that is not to be written, brought up to date, for as long as a store is open; its artifacts
+    stay where they are.
+    """
+    copy = _opened.enter_context(private_folder("read")) / database.name
+    with readable(database) as connection, contextlib.closing(sqlite3.connect(copy)) as fresh:
+        connection.backup(fresh)  # whole, also while others write
+    if (revision := schema_of(copy)) not in ("", latest_schema()) and is_known_schema(revision):
+        upgrade_database(copy)
+    mlflow.MlflowClient(sqlite_uri(copy))
+    put_beside(copy)
+    read_from_copy(database, copy)
+    return copy
+
+
+def _of_another_mlflow(uri, revision, cure):
+    older = is_known_schema(revision)
+    return LabError(
+        f"Expected a store of MLflow {mlflow.__version__} at {uri}. Received: one of "
+        + (f"an older MLflow. {cure}" if older else "a newer MLflow. Use that version: pip install -U mlflow.")
+    )
+
+
+def _unwritable(folder, reason, cure="Make the folder writable, work in another one, or set MLFLOW_TRACKING_URI."):
+    return LabError(f"Expected to write the MLflow store in '{folder}'. Received: {first_line(reason)}. {cure}")
+
+
+def copy_empty_store(database) -> None:
+    """Put a fresh store where none is. It is a copy, which takes a millisecond, of one that took seconds to make."""
+    empty = database.parents[1] / "empty" / f"{mlflow.__version__}.db"
+    _open_local_store(empty)
+    with replacing(database) as fresh:
+        shutil.copyfile(empty, fresh)
+
+
+def _open_local_store(database):
+    artifacts_folder(database).mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock"):
+        if not database.exists():
+            with replacing(database) as fresh:
+                make_database(fresh)
+        # MLflow would migrate some of an older one's tables where they are, and leave them broken if it is killed.
+        if (revision := schema_of(database)) not in ("", latest_schema()):
+            cure = "Bring it up to date with 'cnnlab doctor --fix', which keeps a copy of its database."
+            raise _of_another_mlflow(sqlite_uri(database), revision, cure)
+        mlflow.MlflowClient(sqlite_uri(database))
+        put_beside(database)
+
+
+def _close_stale_runs(client):
+    """End as KILLED what a process that is gone left RUNNING (SIGKILL, power loss)."""
+    folder = local_folder(mlflow.get_tracking_uri())
+    for run in list(running_runs(client)):
+        if is_gone(run.info.run_id, run.data.tags, folder):
+            client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
+            client.set_terminated(run.info.run_id, "KILLED")
+            remove_lock(lock_file(folder, run.info.run_id))

@@ -1,0 +1,166 @@
+"""The registry: one name a data set, a version for each registered run.
+
+A version's tags say what it is; its model card and the evidence of its promotion lie beside the model.
+"""
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+
+import mlflow
+
+from cnnlab.errors import ArgumentError, LabError
+from cnnlab.evaluation.model_card import model_card
+from cnnlab.evaluation.predictions import PREDICTIONS_FILE, save_predictions
+from cnnlab.tracking import logged_models as stored_models
+from cnnlab.tracking import mlflow_store, run_logging, run_queries
+from cnnlab.tracking.pagination import every
+from cnnlab.tracking.tag_names import BEST, TAG, matches, our_tags
+from cnnlab.utils.text import markdown, shown
+
+CHAMPION = "champion"
+RUN_ONLY = (TAG + "process", TAG + "kind", TAG + "label")  # tags that say nothing of the model
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model: `name`, `number`, `run_id`, `aliases`, and our `tags` without their prefix."""
+
+    name: str
+    number: int
+    run_id: str
+    aliases: tuple[str, ...]
+    tags: dict
+
+    def __str__(self):
+        return f"{self.name} version {self.number}"
+
+
+def register(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple[Version, list[str]]:
+    """Register a run's model, or find the version that it already is.
+
+    Args:
+        run_id: whole or its first characters; `None` takes the best run by validation score.
+        experiment: where to look for the best one; the one used last by default.
+        name: of the registered model; that of the run's experiment by default, so one for each data set.
+        by: one of `SCORES`, which says what the best run is.
+
+    Returns:
+        The version, and sentences about how it was chosen.
+
+    Raises:
+        LabError: the run is unknown, failed, or has no model.
+    """
+    with mlflow_store.opened():
+        return _register(run_id, experiment, name, by)
+
+
+def _register(run_id, experiment, name, by):
+    client = mlflow.MlflowClient()
+    run = run_queries.find_finished_run(run_id) if run_id else run_queries.best_run(experiment, by)
+    result = run_queries.read_result(run)
+    experiment = client.get_experiment(run.info.experiment_id).name
+    said = []
+    if not run_id:
+        score = run.data.metrics[f"final_val_{by}"]
+        said.append(f"Best of {experiment} by validation {by.replace('_', ' ')}: {run.info.run_name}, {score:.2%}.")
+    if run.data.tags[f"{TAG}validation"] == "test set":
+        said.append("It was validated on the test set, so its validation score is a test score.")
+    name = legal_name(name or experiment)
+    for version in list_versions(name):
+        if version.run_id == run.info.run_id:
+            return version, [*said, f"It is {version} already."]
+    stored_models.load(result.model_uri)  # one that does not load again must not become the champion
+    with contextlib.suppress(mlflow.MlflowException):  # it is there already
+        client.create_registered_model(
+            name, description=f"Classifiers of {markdown(result.dataset_name)} images, by cnnlab."
+        )
+    tags = {
+        **{key: value for key, value in run.data.tags.items() if key.startswith(TAG) and key not in RUN_ONLY},
+        TAG + "recipe": json.dumps({k: v for k, v in run.data.params.items() if k in result.recipe.params()})[:5000],
+        TAG + "classes": json.dumps(result.class_names)[:5000],
+        **{TAG + key: f"{run.data.metrics[key]:.4f}" for key in ("test_accuracy", "test_loss", BEST)},
+    }
+    card = model_card(result, our_tags(run.data.tags))
+    # With its predictions, so that it can be compared when its run is gone.
+    predictions = {
+        PREDICTIONS_FILE: lambda path: save_predictions(
+            path, result.class_names, val=result.validation, test=result.test
+        )
+    }
+    run_logging.log_model_texts(result.model_uri, {stored_models.CARD_FILE: card}, predictions)
+    made = client.create_model_version(
+        name,
+        source=result.model_uri,
+        run_id=run.info.run_id,
+        tags=tags,
+        description=card.split("\n## ")[0],
+        model_id=result.model_uri.removeprefix("models:/"),
+    )
+    return _version(client.get_model_version(name, made.version), aliases={}), said
+
+
+def champion_uri(name=None) -> str:
+    """`models:/NAME@champion` of a registered model, or of the only one there is.
+
+    Raises:
+        LabError: there is none, or none with a champion.
+    """
+    name = the_name(name)
+    if find_champion(name) is None:
+        raise LabError(
+            f"Expected {name} to have a champion. Received: none. Promote one with 'cnnlab register --promote', or "
+            f"name a version with --model models:/{name}/1."
+        )
+    return f"models:/{name}@{CHAMPION}"
+
+
+def list_versions(name=None) -> list[Version]:
+    """All versions, of one registered model or of all of ours, newest first."""
+    client = mlflow.MlflowClient()
+    found = every(client.search_model_versions, matches("name", name) if name else None)
+    found = [v for v in found if f"{TAG}classes" in v.tags and name in (None, v.name)]
+    # A search of versions leaves their aliases out.
+    aliases = {name: client.get_registered_model(name).aliases for name in {version.name for version in found}}
+    versions = [_version(version, aliases[version.name]) for version in found]
+    return sorted(versions, key=lambda version: (version.name, -version.number))
+
+
+def find_champion(name) -> Version | None:
+    """The version that holds the alias `champion`, or `None`."""
+    return next((version for version in list_versions(name) if CHAMPION in version.aliases), None)
+
+
+def names() -> list[str]:
+    """Of the registered models of ours, sorted."""
+    return sorted({version.name for version in list_versions()})
+
+
+def the_name(name=None) -> str:
+    """A registered model's name: the one given, or the only one there is.
+
+    Raises:
+        LabError: there is none, or several and none was named, or not that one.
+    """
+    names_here = names()
+    if not names_here:
+        raise LabError(
+            "Expected a registered model. Received: an empty registry. Use 'cnnlab register' after training."
+        )
+    if name is None and len(names_here) == 1:
+        return names_here[0]
+    if name not in names_here:
+        received = f"'{name}'" if name else "no name, and there are several: give one"
+        raise ArgumentError(f"Expected the name of a registered model ({', '.join(names_here)}). Received: {received}.")
+    return name
+
+
+def legal_name(name) -> str:
+    """A name for a registered model, without what MLflow forbids (`/` and `:`) or takes for parts of an address."""
+    return re.sub(r"[/:?#@]", "-", shown(name)).strip() or "model"
+
+
+def _version(version, aliases):
+    held = tuple(alias for alias, number in aliases.items() if int(number) == int(version.version))
+    return Version(version.name, int(version.version), version.run_id, held, our_tags(version.tags))

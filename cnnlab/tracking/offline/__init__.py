@@ -1,0 +1,1 @@
+"""Recording for a server that may be unreachable, and copies between stores."""

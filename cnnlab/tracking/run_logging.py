@@ -1,0 +1,103 @@
+"""What is written on the active run: the data set, results and the whole model."""
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from cnnlab.tracking.tracked_run import DATA_NAME
+from cnnlab.utils.temporary_folders import private_folder
+from cnnlab.utils.text import shortened, shown
+
+
+def log_dataset(dataset) -> None:
+    """Record the data set on the active run as an MLflow dataset input (its digest cut to MLflow's 36 characters)."""
+    source = CodeDatasetSource({"source": dataset.source})
+    data = MetaDataset(source, name=shortened(shown(dataset.name), DATA_NAME), digest=dataset.digest[:36])
+    for attempt in range(10):
+        try:
+            mlflow.log_input(data, context="training")
+            return
+        except mlflow.MlflowException as error:
+            # MLflow looks whether the data set is there, then adds it: another process may have been between.
+            if attempt == 9 or not any(word in str(error) for word in ("UNIQUE", "IntegrityError", "duplicate key")):
+                raise
+            time.sleep(0.05 * (attempt + 1))
+
+
+def log_results(metrics, figures, texts, files=()) -> None:
+    """Log metrics, matplotlib figures and texts (by artifact path) and files on the active run, in one upload."""
+    mlflow.log_metrics(metrics)
+    with private_folder("files") as private:
+        # MLflow copies the folder's mode too, and nobody else may look into a temporary one.
+        folder = private / "results"
+        folder.mkdir()
+        write_results(folder, figures, texts, files)
+        mlflow.log_artifacts(folder)
+
+
+def write_results(folder, figures, texts, files=(), **facts) -> None:
+    """Write figures and texts (by path), files, and JSON files of facts by their names, into a folder."""
+    if figures:
+        from cnnlab.evaluation.fonts import save  # in here, as reading the store takes no matplotlib
+    for path, figure in figures.items():
+        target = Path(folder, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(figure, target)
+    _write_texts(folder, {**texts, **{f"{name}.json": json.dumps(fact, indent=2) for name, fact in facts.items()}})
+    for path, write in dict(files).items():
+        write(Path(folder, path))
+
+
+def log_model_texts(model_uri, texts, files=()) -> None:
+    """Put texts and files (by artifact path) beside a logged model, given by its `models:/m-...` URI."""
+    with private_folder("files") as private:
+        folder = private / "texts"
+        folder.mkdir()
+        write_results(folder, {}, texts, files)
+        mlflow.MlflowClient().log_model_artifacts(model_uri.removeprefix("models:/"), folder)
+
+
+def log_model(model, dataset) -> str:
+    """Log the whole model on the active run, raw images in and probabilities out; return its `models:/m-...` URI.
+
+    It is logged without its optimizer, loss and metrics.
+
+    With it go the names of its classes, and how a picture became the images that it was trained on.
+
+    Requirements are given, not inferred: inferring imports TensorFlow in a subprocess, for 7 to 9 seconds.
+    """
+    from cnnlab.models import safe_loading  # in here, as what only reads the store takes no Keras
+
+    # Unnamed: named specs break pyfunc for models with one unnamed input.
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype("uint8"), (-1, *dataset.image_shape))]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, len(dataset.class_names)))]),
+    )
+    with safe_loading.uncompiled(model):
+        logged = mlflow.keras.log_model(
+            model,
+            name="model",
+            signature=signature,
+            pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")],
+            metadata={
+                "class_names": list(dataset.class_names),
+                "fit": dataset.fit,
+                "grey_range": dataset.grey_range and list(dataset.grey_range),
+            },
+        )
+    return logged.model_uri
+
+
+def _write_texts(folder, texts):
+    for path, text in texts.items():
+        target = Path(folder, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")

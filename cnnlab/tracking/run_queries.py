@@ -1,0 +1,261 @@
+"""Runs of the store, read back as what they were when they ended."""
+
+import re
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import LoggedModelStatus
+
+from cnnlab.errors import ArgumentError, LabError, first_line, reading
+from cnnlab.evaluation.predictions import PREDICTIONS_FILE, load_predictions
+from cnnlab.evaluation.run_result import RunResult
+from cnnlab.recipe import Recipe
+from cnnlab.tracking.offline import spool
+from cnnlab.tracking.pagination import OURS, all_experiments, every
+from cnnlab.tracking.store_location import local_database
+from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
+from cnnlab.utils.temporary_folders import private_folder
+
+HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+
+
+def find_run(run_id):
+    """The MLflow run with this id, or with this beginning of an id, in the open store.
+
+    Raises:
+        ArgumentError: no run has it, or several have.
+    """
+    if not re.fullmatch(r"[0-9a-f]{4,32}", run_id):
+        raise ArgumentError(
+            f"Expected a run's id, or at least its first 4 characters (0-9, a-f). Received: '{run_id}'. "
+            "'cnnlab ui' shows the runs."
+        )
+    client = mlflow.MlflowClient()
+    # Its id here, where it was recorded or copied from, and in the stores between.
+    for name, before in (("attributes.run_id", ""), (f"tags.`{RECORDED_AS}`", ""), (f"tags.`{KNOWN_AS}`", "% ")):
+        condition = f"{name} LIKE '{before}{run_id}%' and {OURS}"
+        runs = client.search_runs(all_experiments(client), condition, max_results=2)
+        if runs:
+            break
+    if not runs and spool.entry_with(run_id):
+        raise ArgumentError(
+            f"Expected a run that the store has. Received: {run_id[:8]}, which waits in '{spool.outbox_folder()}'. "
+            "Deliver it with 'cnnlab sync'."
+        )
+    if len(runs) != 1:
+        own = Path("mlflow.db").resolve()  # of MLflow itself, and so of `mlflow run`
+        another = own.exists() and own != local_database(mlflow.get_tracking_uri())
+        received = f"'{run_id}', which is that of {'several runs' if runs else 'no run'} in this store"
+        raise ArgumentError(
+            f"Expected the id of a run, or enough of its first characters. Received: {received}. "
+            "'cnnlab ui' shows the runs; the store is the one of the working folder, or MLFLOW_TRACKING_URI's."
+            + (" MLflow's own is here too: MLFLOW_TRACKING_URI=sqlite:///mlflow.db." if another else "")
+        )
+    return runs[0]
+
+
+def find_finished_run(run_id):
+    """`find_run`, for a finished run of one model.
+
+    Raises:
+        ArgumentError: also when the run failed, or is not the run of a model.
+    """
+    run = find_run(run_id)
+    _expect_one_model(run)
+    if run.info.status != "FINISHED":
+        raise ArgumentError(f"Expected a finished run. Received: {_state_of(run)}.")
+    return run
+
+
+def find_interrupted_run(run_id):
+    """`find_run`, for a run of one model that ended without finishing.
+
+    Raises:
+        ArgumentError: also when it is finished or still runs, is not the run of a model, or is a part of a search.
+    """
+    run = find_run(run_id)
+    _expect_one_model(run)
+    if "label" in our_tags(run.data.tags):
+        raise ArgumentError(
+            f"Expected the run of one training. Received: {run.info.run_id[:8]}, which a search made. Start the search "
+            "again with the same command, and it goes on."
+        )
+    if run.info.status in ("FINISHED", "RUNNING"):
+        raise ArgumentError(f"Expected an interrupted run. Received: {_state_of(run)}.")
+    return run
+
+
+def _expect_one_model(run):
+    kind = run.data.tags.get(TAG + "kind")
+    if kind in ("compare", "search", "audit"):
+        received = "an audit" if kind == "audit" else f"a {kind} run. Take one of the runs below it"
+        raise ArgumentError(f"Expected the run of one model. Received: {run.info.run_id[:8]}, {received}.")
+
+
+def _state_of(run):
+    reason = run.data.tags.get(TAG + "reason")
+    if rest := run.data.tags.get(UNDELIVERED):
+        reason = f"the rest of it waits at {rest}: deliver it there with 'cnnlab sync'"
+    return f"{run.info.run_id[:8]}, which is {run.info.status}{f' ({reason})' if reason else ''}"
+
+
+def best_run(experiment=None, by="accuracy"):
+    """The finished run with the best validation score of an experiment: by name, or the one that was used last.
+
+    Args:
+        experiment: its name.
+        by: one of `SCORES`.
+
+    Raises:
+        ArgumentError: no such experiment.
+        LabError: it has no finished run with a model.
+    """
+    client = mlflow.MlflowClient()
+    # A trial of a search has that score too, but no model.
+    finished = (
+        f"attributes.status = 'FINISHED' and metrics.final_val_{by} >= 0 and metrics.test_accuracy >= 0 and {OURS}"
+    )
+    names = {e.name: e.experiment_id for e in every(client.search_experiments)}
+    experiments = list(names.values())
+    if experiment:
+        if experiment not in names:
+            some = ", ".join([*list(names)[:20], *(["..."] if len(names) > 20 else [])])
+            raise ArgumentError(f"Expected an experiment of this store ({some}). Received: '{experiment}'.")
+        experiments = [names[experiment]]
+    newest = _first(client, experiments, finished, "attributes.start_time DESC")
+    if newest is None:
+        raise LabError(
+            "Expected a finished run with a model. Received: none in this store. Train one with 'cnnlab compare', "
+            "in this folder."
+        )
+    return _first(client, [newest.info.experiment_id], finished, f"metrics.final_val_{by} DESC")
+
+
+def read_result(run) -> RunResult:
+    """What `fit_and_evaluate` returned for a run that is finished.
+
+    Raises:
+        LabError: the run has no test predictions (a trial of a search), or they are gone.
+    """
+    metrics = run.data.metrics
+    if not was_tested(run):
+        raise LabError(
+            f"Expected a run with a model and test predictions. Received: {run.info.run_id[:8]}, a "
+            f"{run.data.tags.get(TAG + 'kind')} run without them. Of a search, take the winner."
+        )
+    class_names, parts = read_predictions(run)
+    return RunResult(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        recipe=read_recipe(run),
+        dataset_name=run.data.tags[TAG + "dataset"],
+        class_names=class_names,
+        history=read_history(run),
+        test=parts["test"],
+        validation=parts["val"],
+        params=int(metrics["params"]),
+        trainable_params=int(metrics["trainable_params"]),
+        train_seconds=metrics["train_seconds"],
+        total_seconds=metrics["total_seconds"],
+        stage_borders=(int(metrics["stage1_epochs"]),) if "stage1_epochs" in metrics else (),
+        model_uri=f"models:/{_model_of(run)}",
+    )
+
+
+def _model_of(run):
+    """The id of a run's model; a kill may have left a half-written one beside it, before the run was gone on with."""
+    ids = [output.model_id for output in run.outputs.model_outputs]
+    if len(ids) == 1:
+        return ids[0]
+    client = mlflow.MlflowClient()
+    return next((one for one in ids if client.get_logged_model(one).status == LoggedModelStatus.READY), ids[0])
+
+
+def was_tested(run) -> bool:
+    """Whether a run has a test score and a model; a trial of a search has neither."""
+    return "test_accuracy" in run.data.metrics
+
+
+def read_predictions(run):
+    """`(class_names, parts)` of a run that was tested, as `load_predictions` gives them."""
+    return _artifact(run, PREDICTIONS_FILE, load_predictions)
+
+
+def read_recipe(run) -> Recipe:
+    """The recipe that a run logged."""
+    return Recipe.from_json(read_text(run, "recipe.json"))
+
+
+def read_text(run, name) -> str:
+    """A text artifact of a run."""
+    return _artifact(run, name, text_of)
+
+
+def text_of(path) -> str:
+    """A file of a run as text."""
+    with reading(f"'{Path(path).name}' to be a text", "Restore the store's artifacts, or train again."):
+        return Path(path).read_text(encoding="utf-8")
+
+
+def read_history(run) -> dict:
+    """Per-epoch metrics of a run, `{"loss": [...], "val_accuracy": [...], ...}`."""
+    client = mlflow.MlflowClient()
+    history = {name: client.get_metric_history(run.info.run_id, name) for name in HISTORY}
+    history = {name: [m.value for m in sorted(values, key=lambda m: m.step)] for name, values in history.items()}
+    return {name: values for name, values in history.items() if values or name != "learning_rate"}  # of earlier runs
+
+
+def _artifact(run, name, read):
+    with private_folder("files") as folder:
+        try:
+            return read(
+                mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=folder)
+            )
+        except (OSError, mlflow.MlflowException) as error:
+            raise LabError(
+                f"Expected run {run.info.run_id[:8]} to have its {name}. Received: {first_line(error)}. "
+                "Restore the store's artifacts, or train again."
+            ) from error
+
+
+def _first(client, experiments, condition, order):
+    runs = client.search_runs(experiments, condition, order_by=[order], max_results=1) if experiments else []
+    return runs[0] if runs else None
+
+
+def children_of(parent_run_id, experiment_id) -> list[dict]:
+    """What the runs below a run say, oldest first: `run_id`, `status`, `seconds`, `metrics`, `params`, our `tags`."""
+    runs = every(
+        mlflow.MlflowClient().search_runs,
+        [experiment_id],
+        matches("tags.mlflow.parentRunId", parent_run_id),
+        order_by=["attributes.start_time ASC"],
+    )
+    return [
+        {
+            "run_id": run.info.run_id,
+            "status": run.info.status,
+            "seconds": ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
+            "metrics": run.data.metrics,
+            "params": run.data.params,
+            "tags": our_tags(run.data.tags),
+        }
+        for run in runs
+    ]
+
+
+def newest_run(experiment_id, running=False, interrupted=False, **tags) -> str | None:
+    """The id of the newest run that carries these tags of ours, or `None`.
+
+    Args:
+        running: leaves ended runs out.
+        interrupted: `None` too where the newest is finished, or still runs.
+    """
+    conditions = [matches(f"tags.`{TAG}{key}`", value) for key, value in tags.items()]
+    conditions += ["attributes.status = 'RUNNING'"] * running
+    runs = mlflow.MlflowClient().search_runs(
+        [experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"], max_results=1
+    )
+    if not runs or (interrupted and runs[0].info.status in ("FINISHED", "RUNNING")):
+        return None
+    return runs[0].info.run_id

@@ -1,0 +1,139 @@
+"""The MLflow UI on the lab's store: started, waited for, and left at a link that shows the comparison."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import mlflow
+
+from cnnlab.errors import LabError, masked
+from cnnlab.tracking import mlflow_store
+from cnnlab.tracking.mlflow_internals import show_runs
+from cnnlab.tracking.pagination import OURS, all_experiments
+from cnnlab.tracking.store_location import artifacts_folder, is_server, local_database
+from cnnlab.tracking.tag_names import TAG, matches
+from cnnlab.utils.ports import LOOPBACK, address, choose_port, names_of
+
+START_TIMEOUT = 90  # seconds
+DEFAULT_PORT = 5000
+UI_VIEW = "cnnlab"
+UI_COLUMNS = (
+    "attributes.`Created`",
+    "attributes.`Duration`",
+    "metrics.`test_accuracy`",
+    "metrics.`test_loss`",
+    "metrics.`val_accuracy`",
+    "metrics.`accuracy`",
+    "metrics.`train_seconds`",
+    "params.`model`",
+    "params.`learning_rate`",
+    "params.`epochs`",
+)
+
+
+def serve_ui(host="127.0.0.1", port=None) -> None:
+    """Start MLflow's server on the store and block until it ends; with a remote store only print the link.
+
+    Raises:
+        ArgumentError: the port is taken.
+        LabError: the server did not start.
+    """
+    with mlflow_store.opened(writes=False):
+        _serve_ui(mlflow.get_tracking_uri(), host, port)
+
+
+def _serve_ui(uri, host, port):
+    if is_server(uri):
+        print(f"The store is a server already:\n{_landing(masked(uri).replace('***@', '').rstrip('/'))}")
+        return
+    port = choose_port(host, port, DEFAULT_PORT)
+    url = address(host, port)
+    arguments = ["--app-name", "cnnlab", "--host", host, "--port", str(port), "--workers", "1"]
+    database = local_database(uri)
+    if database:
+        # From its folder: an address that needs no escaping, which MLflow's server does not undo everywhere.
+        arguments += ["--backend-store-uri", f"sqlite:///{database.name}"]
+        arguments += ["--artifacts-destination", artifacts_folder(database).as_uri()]
+    else:
+        arguments += ["--backend-store-uri", uri]
+    if host not in LOOPBACK:
+        given = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS")
+        allowed = given or ",".join(names_of(host, port))
+        arguments += ["--allowed-hosts", allowed]
+        print(
+            f"Whoever reaches {host} can read and change the store. It answers to these names only: {allowed} "
+            "(MLFLOW_SERVER_ALLOWED_HOSTS for others)."
+        )
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *arguments],
+        cwd=database.parent if database else None,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # Its job queue is for GenAI evaluations: seven more processes, and seconds more to start and to stop.
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )
+    try:
+        _wait_until_up(server, url)
+        print(f"MLflow UI:\n{_landing(url)}\nCtrl-C ends it.", flush=True)
+        # Drain what the server writes, or its pipe fills up and blocks it.
+        for _ in server.stderr:
+            pass
+        server.wait()
+    except KeyboardInterrupt:
+        print("stopped")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def ui_links(server_url) -> dict[str, str]:
+    """Links into the MLflow UI at `server_url` that land on the newest comparison, with the metric columns shown.
+
+    What the UI lists, and how, is kept in a tag of the experiment, which is brought up to date here.
+
+    Returns:
+        "runs" to a link to the runs, and for a comparison or a search "figures" to the figures on its parent run.
+    """
+    client = mlflow.MlflowClient()
+    newest = client.search_runs(all_experiments(client), OURS, order_by=["attributes.start_time DESC"], max_results=1)
+    if not newest:
+        return {"runs": server_url}
+    [run] = newest
+    experiment_id = run.info.experiment_id
+    parent = run.data.tags.get("mlflow.parentRunId")
+    # A comparison of stored runs has no runs below it: it carries the figures itself, and names those that it compared.
+    carrier = client.get_run(parent) if parent else run
+    shown = matches("tags.mlflow.parentRunId", parent) if parent else ""
+    if compared := run.data.tags.get(TAG + "runs"):
+        shown = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in compared.split(','))})"
+    # The UI folds children away under a parent without scores; filtered, they are rows of their own.
+    asked = show_runs(client, experiment_id, UI_VIEW, UI_COLUMNS, shown)
+    runs = f"{server_url}/#/experiments/{experiment_id}/runs"
+    links = {"runs": f"{runs}?{asked}"}
+    figure = carrier.data.tags.get(TAG + "figure", "")
+    if parent or figure:
+        links["figures"] = f"{runs}/{carrier.info.run_id}/artifacts/{figure}?workflowType=machine_learning"
+    return links
+
+
+def _landing(url):
+    return "\n".join(f"  {what:8} {link}" for what, link in ui_links(url).items())
+
+
+def _wait_until_up(server, url):
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            # Past any proxy: it is this machine.
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url + "/health", timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    server.terminate()
+    lines = server.stderr.read().decode(errors="replace").strip().splitlines()
+    raise LabError(f"Expected the MLflow server to answer at {url}. Received: {lines[-1] if lines else 'nothing'}.")

@@ -1,0 +1,1 @@
+"""Training of a compiled model; knows nothing of MLflow."""

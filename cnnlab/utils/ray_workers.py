@@ -1,0 +1,268 @@
+"""Workers in a Ray cluster: one of this machine that begins and ends with the command, or a running one.
+
+The only room that knows Ray, which is the extra `ray`.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
+import pickle
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+
+import psutil
+
+from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.utils.signals import signals_held
+from cnnlab.utils.user_cache import FOLDER_VARIABLE, cache_folder
+from cnnlab.utils.worker_pool import Ended, Shared, perform
+
+LOCAL = "ray"
+OBJECT_STORE = 256 * 2**20  # bytes of a local cluster's: pictures and features on their way
+SENT = ("MLFLOW_", "CNNLAB_")  # the beginnings of variables that workers get from this process
+PATIENCE = 10  # seconds that jobs have to end when they are cancelled, and for an address to answer
+
+
+def expect_address(on) -> None:
+    """Raise `ArgumentError` unless `on` says where a cluster is, or Ray is not installed."""
+    if on != LOCAL and not re.fullmatch(r"(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", on):
+        raise ArgumentError(
+            f"Expected --on to be ray (a cluster on this machine, for this command), HOST:PORT (a cluster that this "
+            f"machine is a node of) or ray://HOST:PORT (any other). Received: '{on}'."
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise ArgumentError(
+            "Expected the package ray for --on. Received: none is installed. Install it: pip install 'cnnlab[ray]'."
+        )
+
+
+@contextmanager
+def ray_workers(on, *, cpus=None, gpus=None, limit=None, variables=(), say=print):
+    """The workers of a cluster, inside this block; what is still under way at its end is cancelled.
+
+    Args:
+        on: "ray", "HOST:PORT" or "ray://HOST:PORT".
+        cpus, gpus: that a job asks for. By default one GPU where there are some, with its share of a node's CPUs, else
+            one CPU.
+        limit: jobs at a time at most; as many as the cluster has room for by default.
+        variables: that workers get besides MLflow's and ours.
+        say: is called with a line on the cluster.
+
+    Raises:
+        LabError: the cluster does not answer.
+        ArgumentError: none of its nodes has what a job asks for.
+    """
+    expect_address(on)
+    with _connected(on) as ray:
+        workers = RayWorkers(ray, on, cpus, gpus, limit, variables)
+        say(workers.described())
+        try:
+            yield workers
+        finally:
+            workers.close()
+
+
+@contextmanager
+def _connected(on):
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # We make no runtime environments, whose hooks `uv run` would set.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Else it takes the GPUs from the sight of a job that asks for none only with a warning.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    if on == LOCAL:
+        # Ray's word for "at the loopback address only" (seen in 2.60); without it, it listens on all of them.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    else:
+        _expect_answer(on)
+    import ray
+
+    quiet = {"logging_level": "ERROR", "log_to_driver": True}
+    # Short, as sockets are in it, and of this user alone.
+    folder = tempfile.mkdtemp(prefix="cnnlab-ray-") if on == LOCAL else None
+    try:
+        with _sigterm_kept():
+            if on == LOCAL:
+                ray.init(
+                    address="local",
+                    num_cpus=psutil.cpu_count(),
+                    object_store_memory=OBJECT_STORE,
+                    include_dashboard=False,
+                    _temp_dir=folder,
+                    **quiet,
+                )
+            else:
+                ray.init(address=on, **quiet)
+    except Exception as error:
+        raise LabError(
+            f"Expected a Ray cluster at '{on}'. Received {type(error).__name__}: {first_line(error)}. "
+            + (
+                "Try without --on."
+                if on == LOCAL
+                else "See 'ray status' there; HOST:PORT needs a node on this machine."
+            )
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _sigterm_kept():
+    """Ray puts a handler of its own in the place of ours, by which a command would end with another status."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _expect_answer(on):
+    host, _, port = on.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise LabError(
+            f"Expected a Ray cluster at '{on}'. Received: {first_line(error)}. Run 'ray start --head' there, "
+            "or use --on ray."
+        ) from error
+
+
+class RayWorkers:
+    """Jobs as Ray's tasks, each with the CPUs and GPUs that it asks for, wherever there is room."""
+
+    def __init__(self, ray, on, cpus, gpus, limit, variables):
+        self.ray, self.on, self.limit = ray, on, limit
+        nodes = self._nodes()
+        with_gpus = [node for node in nodes if node.get("GPU")]
+        if gpus is None:
+            gpus = 1 if with_gpus and cpus is None else 0
+        if cpus is None:
+            cpus = 1
+            if gpus:
+                cpus = min((max(1, int(node["CPU"] * gpus // node["GPU"])) for node in with_gpus), default=1)
+        self.needed = {"CPU": cpus, "GPU": gpus}
+        if not any(_fits(node, self.needed) for node in nodes):
+            largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+            raise ArgumentError(
+                f"Expected a node with {_text(self.needed)} for each job in the cluster at '{on}'. Received: "
+                f"{len(nodes)} nodes, the largest with {_text(largest)}. Ask for fewer with --cpus and --gpus."
+            )
+        self.variables = {name: value for name, value in os.environ.items() if name.startswith(SENT)} | dict(variables)
+        if FOLDER_VARIABLE in os.environ:
+            self.variables[FOLDER_VARIABLE] = str(cache_folder().resolve())
+        self.call = ray.remote(max_retries=0, num_cpus=cpus, num_gpus=gpus)(_perform)
+        ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+        self.elsewhere = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} - ours)
+        self.jobs, self.waits_since, self.said = {}, None, False
+
+    def described(self) -> str:
+        nodes = self._nodes()
+        total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+        where = "on this machine" if self.on == LOCAL else f"at {self.on}"
+        return (
+            f"Ray cluster {where}: {len(nodes)} node{'s' * (len(nodes) > 1)}, {_text(total)}; "
+            f"{self.room()} at a time with {_text(self.needed)} each."
+        )
+
+    def _nodes(self):
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+    def room(self):
+        fitting = sum(_fits(node, self.needed) for node in self._nodes())
+        return max(1, min(fitting, self.limit or fitting))
+
+    def share(self, value):
+        return self.ray.put(value)
+
+    def start(self, job):
+        # Ray puts a shared value in its place only where it is an argument of the call itself.
+        shared = [argument for argument in job.arguments if isinstance(argument, self.ray.ObjectRef)]
+        arguments = [Shared(shared.index(a)) if isinstance(a, self.ray.ObjectRef) else a for a in job.arguments]
+        pickled = pickle.dumps(dataclasses.replace(job, arguments=tuple(arguments)), protocol=5)
+        self.jobs[self.call.options(name=job.name).remote(pickled, self.variables, *shared)] = job
+
+    @signals_held()  # raised in Ray's midst, SystemExit loses its status
+    def next_ended(self):
+        with _cluster_gone(self.ray, self.on):
+            ready, _ = self.ray.wait(list(self.jobs), timeout=1)
+            if not ready:
+                self._say_waiting()
+                return None
+        self.waits_since, self.said = None, False
+        job = self.jobs.pop(ready[0])
+        try:
+            return Ended(job, *self.ray.get(ready[0]))
+        except self.ray.exceptions.RayTaskError as error:  # before our code was reached
+            return Ended(job, error=str(error))
+        except self.ray.exceptions.RayError as error:
+            return Ended(job, lost=f"{type(error).__name__}, {first_line(error)}")
+
+    def _say_waiting(self):
+        """Where no node has room for a job any more, nothing would ever end."""
+        if any(_fits(node, self.needed) for node in self._nodes()):
+            self.waits_since = None
+            return
+        self.waits_since = self.waits_since or time.monotonic()
+        if not self.said and time.monotonic() > self.waits_since + PATIENCE:
+            print(f"Waiting for a node with {_text(self.needed)}.", file=sys.stderr, flush=True)
+            self.said = True
+
+    def close(self):
+        """Cancel what is under way: a training ends as it does at Ctrl-C, so that its run says so."""
+        calls, self.jobs = list(self.jobs), {}
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            for call in calls:
+                self.ray.cancel(call)
+            self.ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
+
+
+@contextmanager
+def _cluster_gone(ray, on):
+    try:
+        yield
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise LabError(
+            f"Expected the Ray cluster at '{on}' to go on answering. Received {type(error).__name__}: "
+            f"{first_line(error)}. Start it again, and then this job."
+        ) from error
+
+
+def _fits(node, needed):
+    """Jobs that a node's resources suffice for."""
+    return min(math.floor(node.get(kind, 0) / count) for kind, count in needed.items() if count)
+
+
+def _text(resources):
+    shown = {"CPU": 0, **resources}
+    return " and ".join(
+        f"{shown[kind]:g} {kind}{'s' * (shown[kind] != 1)}"
+        for kind in ("CPU", "GPU")
+        if shown.get(kind) or kind == "CPU"
+    )
+
+
+def _perform(pickled, variables, *shared):
+    """A task: what a worker of the cluster does. The job is unpickled last, as that imports TensorFlow."""
+    from cnnlab.utils.startup import job
+
+    os.environ.update(variables)
+    # Ray sets this one to the CPUs that the task asked for.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    with job():
+        return perform(pickled, shared)

@@ -1,0 +1,133 @@
+"""The user's cache: decoded pictures and features of frozen layers, each a `KEY.npy` with a `KEY.json` about it."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from cnnlab.errors import ArgumentError
+from cnnlab.utils.files import is_held
+
+FOLDER_VARIABLE = "CNNLAB_CACHE"
+LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
+DEFAULT_LIMIT_GB = 20
+KINDS = ("features", "pictures")
+UNFINISHED = "unfinished-"
+
+
+def cache_folder(kind="") -> Path:
+    """`$CNNLAB_CACHE`, else `cnnlab` in the user's cache folder, and in it what is of one kind."""
+    if given := os.environ.get(FOLDER_VARIABLE):
+        return Path(given, kind)
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given, "cnnlab", kind)
+    try:
+        return Path.home() / ".cache" / "cnnlab" / kind
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir(), f"cnnlab-{os.getuid()}", kind)
+
+
+def entries() -> list[dict]:
+    """What is stored, newest use first: `key`, `kind`, `path`, `shape`, `bytes`, `used` (seconds since the epoch) and
+    `what`.
+    """
+    found = []
+    for kind in KINDS:
+        for path in cache_folder(kind).glob("*.npy"):
+            # Cleared or damaged meanwhile, or somebody else's.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                about = json.loads(path.with_suffix(".json").read_text())
+                size = sum(part.stat().st_size for part in _parts(path))
+                what = about.get("what") or f"up to layer {about['front']}"
+                found.append(
+                    {
+                        **{"key": path.stem, "kind": kind, "path": path, "shape": about["shape"]},
+                        **{"bytes": size, "used": path.stat().st_mtime, "what": what},
+                    }
+                )
+    return sorted(found, key=lambda entry: -entry["used"])
+
+
+def leftovers() -> list[Path]:
+    """What a process that was killed has left, while none is at work with that kind: unfinished files, and parts
+    without the others. Decoded pictures that a pass has got to are kept for a day, since the next pass goes on there.
+    """
+    found = []
+    for kind in KINDS:
+        folder = cache_folder(kind)
+        unfinished = [path for path in folder.glob(f"{UNFINISHED}*") if kind == "features" or _is_old(path)]
+        parts = [path for end in ("npy", "npz", "json") for path in folder.glob(f"*.{end}") if not _is_whole(path)]
+        if (unfinished or parts) and not any(map(is_held, folder.glob("*.lock"))):
+            found += [*unfinished, *parts]
+    return sorted(found)
+
+
+def _is_old(path):
+    files = [path, *path.iterdir()]
+    return time.time() - max(file.stat().st_mtime for file in files) > 86400
+
+
+def _is_whole(path):
+    return path.with_suffix(".npy").exists() and path.with_suffix(".json").exists()
+
+
+def clear() -> int:
+    """Remove every stored file; returns the bytes freed."""
+    freed = 0
+    for folder in map(cache_folder, KINDS):
+        for unfinished in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
+            freed += sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for ending in ("npy", "npz", "json", "lock"):
+            for path in folder.glob(f"*.{ending}"):
+                freed += path.stat().st_size
+                path.unlink(missing_ok=True)
+    return freed
+
+
+def bound() -> float:
+    """Bytes that may be stored.
+
+    Raises:
+        ArgumentError: `$CNNLAB_CACHE_GB` is no number.
+    """
+    given = os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT_GB
+    try:
+        return float(given) * 1e9
+    except ValueError as error:
+        raise ArgumentError(f"Expected {LIMIT_VARIABLE} to be a number of gigabytes. Received: '{given}'.") from error
+
+
+def remove_oldest(keep) -> None:
+    """Keep all that is stored below `$CNNLAB_CACHE_GB`, the longest unused going first, but not the file `keep`."""
+    limit, stored = bound(), entries()
+    total = sum(entry["bytes"] for entry in stored)
+    for entry in reversed(stored):
+        if total <= limit:
+            break
+        if entry["path"] != keep:
+            for part in _parts(entry["path"]):
+                part.unlink(missing_ok=True)
+            total -= entry["bytes"]
+
+
+def reserve(file) -> None:
+    """Take a file's space on the disk now: where there is none, writing to its mapping would kill the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    size = Path(file).stat().st_size
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, size)
+    elif shutil.disk_usage(Path(file).parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _parts(path):
+    return [part for ending in (".npy", ".npz", ".json") if (part := path.with_suffix(ending)).exists()]

@@ -1,0 +1,97 @@
+"""An honest winner: the best recipes trained afresh with new seeds, the best of those scored on the test set."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+from cnnlab.tuning import search_report
+from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.tuning.spaces import recipe_of
+from cnnlab.tuning.trials import place_of, train_scored
+
+from cnnlab.models import custom_model
+from cnnlab.resolve import build_model
+from cnnlab.tracking import run_logging
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline.delivery import recorded
+from cnnlab.train import fit_and_evaluate
+from cnnlab.utils.text import markdown
+from cnnlab.utils.worker_pool import Job, spread
+
+
+def train_finalists(search, oracle, place, workers):
+    """Train the best trials' recipes afresh; returns the `Recipe` with the best mean score.
+
+    Raises:
+        LabError: one of these trainings failed.
+    """
+    completed = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED"]
+    best_first = sorted(completed, key=lambda trial: trial.score, reverse=OBJECTIVES[search.objective] == "max")
+    recipes = {}
+    for trial in best_first:
+        recipe = dataclasses.replace(
+            recipe_of(trial.hyperparameters.values, search.recipe), epochs=search.recipe.epochs
+        )
+        if recipe not in recipes.values():  # hyperband trains a recipe several times
+            recipes[int(trial.trial_id)] = recipe
+        if len(recipes) == search.finalists:
+            break
+    scores, means = {}, {}  # by number and seed, as "3.0"; by number
+    waiting = _trainings(search, recipes, place)
+    for ended in spread(lambda: next(waiting, None), workers):
+        label = ended.job.arguments[3]
+        scores[label] = ended.result()
+        number = int(label.partition(".")[0])
+        of_it = [scores.get(f"{number}.{i}") for i in range(search.final_seeds)]
+        if None not in of_it:
+            means[number] = float(np.mean(of_it))
+            listed = ", ".join(f"{score:.4f}" for score in of_it)
+            print(f"trial {number} afresh  {search.objective} {means[number]:.4f} (of {listed})", flush=True)
+    pick = max if OBJECTIVES[search.objective] == "max" else min
+    winner = pick(recipes, key=means.get)  # of equal ones the better trial
+    run_logging.log_results(
+        {f"best_{search.objective}": means[winner]},
+        {},
+        {"finalists.json": json.dumps({f"trial {number}": means[number] for number in recipes}, indent=2)},
+    )
+    [trial] = [trial for trial in completed if int(trial.trial_id) == winner]
+    best = f"trial {winner}: {search_report.values_text(oracle, trial)}"
+    tracking.tag_run(best=best)
+    tracking.describe_run(f"The best of {len(completed)}, {search.objective} {means[winner]:.4f}: {markdown(best)}")
+    return recipes[winner]
+
+
+def _trainings(search, recipes, place):
+    for number, recipe in recipes.items():
+        for i in range(search.final_seeds):
+            seeded, name = (
+                dataclasses.replace(recipe, seed=search.seed(2**20, i)),
+                f"trial {number} afresh, seed {i + 1}",
+            )
+            yield Job(name, train_scored, (place.address(search), seeded, "final", f"{number}.{i}", name))
+
+
+def train_winner(address, recipe):
+    """Train the winning recipe once more, with the search's own seed, as an ordinary run with a test score.
+
+    Returns:
+        The run's id and its test accuracy; those of the run that is there already where this was done before.
+    """
+    with custom_model.pinned([recipe.model]), recorded(directly=True):
+        place = place_of(address)
+        label = "winner " + hashlib.sha256(recipe.to_json().encode()).hexdigest()[:12]
+        for run in place.children(kind="train", label=label):
+            if run["status"] == "FINISHED":
+                return run["run_id"], run["metrics"]["test_accuracy"]
+        resumed = place.interrupted_run(recipe, "train", label)
+        result = fit_and_evaluate(
+            build_model(recipe, place.dataset),
+            place.dataset,
+            recipe,
+            run_name=f"winner {recipe.label} on {place.dataset.name}",
+            parent_run_id=place.parent_run_id,
+            tags={"label": label, **place.tags},
+            resume_run_id=resumed,
+        )
+    return result.run_id, result.test_accuracy

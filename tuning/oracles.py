@@ -1,0 +1,188 @@
+"""KerasTuner around the shared runner, made to survive: state written whole, half-ended trials put right, a gentle
+failure limit.
+
+The only room that knows KerasTuner, whose private parts it reaches for; each reach says why, as seen in 1.4.8.
+"""
+
+import functools
+import json
+import warnings
+from pathlib import Path
+
+import keras_tuner
+import numpy as np
+from cnnlab.tuning import search_report
+from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.tuning.spaces import LENGTHS, kind_of, value_of
+from sklearn.exceptions import ConvergenceWarning
+
+from cnnlab.errors import reading
+from cnnlab.models.model_table import Range
+from cnnlab.utils.files import written_whole
+
+# The Gaussian process's, between the lines of the trials: a length scale at its bound is usual with few trials.
+warnings.filterwarnings("ignore", category=ConvergenceWarning)
+
+FAILURES = 3  # in a row end a search
+
+
+class Durable:
+    """Mixed into an oracle: asked for trials and told how they ended, by whoever runs them.
+
+    After `FAILURES` failed trials in a row since this start it has no new ones; KerasTuner's own raises in the midst of
+    its work.
+    """
+
+    asked = 0
+    failures = ()  # the failed trials in a row up to now or, once they are too many, up to then
+
+    def gave_up(self) -> bool:
+        """Whether so many trials failed in a row that no more are made, however one still under way may end."""
+        return len(self.failures) >= FAILURES
+
+    def ask(self):
+        """The next trial, or `None` where there is none, or none before another one has ended."""
+        if self.gave_up():
+            return None
+        self.asked += 1  # it takes who asks twice for somebody who goes on with the same trial
+        trial = self.create_trial(str(self.asked))
+        return trial if trial.status == "RUNNING" else None
+
+    def tell(self, trial, score=None, error=None):
+        """End a trial, with its score or with the traceback of its error."""
+        trial.message = error
+        trial.status = "FAILED" if error else "COMPLETED"
+        if not error:
+            self.update_trial(trial.trial_id, {self.objective.name: score})
+        self.end_trial(trial)
+        trial = self.trials[trial.trial_id]
+        if not self.gave_up():
+            self.failures = (*self.failures, trial) if trial.status == "FAILED" else ()
+
+    def _random_values(self):
+        """A random recipe, but the first one is the recipe that the search starts from, for the others to beat."""
+        if self.trials:
+            return super()._random_values()
+        start = keras_tuner.HyperParameters()
+        for hyperparameter in self.hyperparameters.space:
+            start.merge([hyperparameter])
+            if start.is_active(hyperparameter):
+                start.values[hyperparameter.name] = hyperparameter.default
+        return start.values
+
+    def save(self):
+        write_json(Path(self._get_oracle_fname()), self.get_state())
+
+    def _save_trial(self, trial):
+        write_json(Path(self._get_trial_dir(trial.trial_id), "trial.json"), trial.get_state())
+
+    def reload(self):
+        """Load the state, and put right what a kill between two writes left behind.
+
+        Raises:
+            LabError: a file is damaged.
+        """
+        for path in sorted(Path(self._project_dir).glob("**/*.json")):
+            with reading_state(path):
+                json.loads(path.read_text())
+        with reading_state(self._project_dir):
+            fresh = self.get_state()
+            super().reload()
+            for name, value in self.get_state().items():
+                if fresh[name] is not None and type(value) is not type(fresh[name]):
+                    raise TypeError(f"{name} is {value!r}")
+            self._put_right()
+
+    def _put_right(self):
+        for trial in self.trials.values():
+            if trial.status not in search_report.FINISHED and trial.trial_id not in self._retry_queue:
+                self._retry_queue.append(trial.trial_id)  # made, but not yet in the oracle's own file
+            elif trial.status in search_report.FINISHED and trial.trial_id in self._retry_queue:
+                self._retry_queue.remove(trial.trial_id)  # ended, but not yet in the oracle's own file
+        for trial_id, trial in sorted(self.trials.items()):
+            if trial.status in search_report.FINISHED and trial_id not in self.end_order:
+                self.end_order.append(trial_id)
+            if trial_id not in self.start_order:
+                self.start_order.append(trial_id)
+        self._retry_queue.sort(reverse=True)  # taken from its end, so the oldest first
+
+
+def hyperparameters(space, base):
+    """The space as KerasTuner's `HyperParameters`; numbers of a field are active only where there are as many.
+
+    The defaults are the base recipe's values, where the space has them.
+    """
+    hp = keras_tuner.HyperParameters()
+    lengths = {field: length for length, field in LENGTHS.items() if length in space}
+    for field, length in lengths.items():
+        _declare(hp, length, space[length], int, len(getattr(base, field) or ()))
+    for name, values in space.items():
+        if name in lengths:
+            counts, numbers = space[lengths[name]], getattr(base, name) or ()
+            for i in range(1, max(counts) + 1):
+                with hp.conditional_scope(lengths[name], [count for count in counts if count >= i]):
+                    _declare(hp, f"{name}_{i}", values, int, numbers[i - 1] if i <= len(numbers) else None)
+        elif name not in LENGTHS:
+            _declare(hp, name, values, kind_of(name, base), value_of(name, base))
+    return hp
+
+
+def _declare(hp, name, values, kind, start):
+    if not isinstance(values, Range):
+        hp.Choice(name, list(values), default=start if start in values else None)
+        return
+    sampling = "log" if values.log else "linear"
+    number = isinstance(start, (int, float))
+    default = kind(start) if number and values.low <= start <= values.high else None
+    if kind is int:
+        hp.Int(name, int(values.low), int(values.high), sampling=sampling, default=default)
+    else:
+        hp.Float(name, values.low, values.high, sampling=sampling, default=default)
+
+
+def make_oracle(search, folder):
+    """The oracle of a search, with the state that is in `folder`.
+
+    "bayesian" is a Gaussian process, the first third of the trials is random; "hyperband" is Li et al.'s (2018,
+    arXiv:1603.06560), many short trainings, the best of them longer.
+    """
+    tuner, trials = search.tuner, search.trials
+    common = {
+        "objective": keras_tuner.Objective(search.objective, OBJECTIVES[search.objective]),
+        "hyperparameters": hyperparameters(search.space, search.recipe),
+        "allow_new_entries": False,
+        # Any of ours is one of its; it takes 0 for none.
+        "seed": int(np.random.SeedSequence(search.recipe.seed).generate_state(1)[0] % 2**31) or 1,
+        "max_consecutive_failed_trials": trials + 1,  # ours counts
+    }
+    if tuner == "hyperband":
+        oracle = _durable("Hyperband")(max_epochs=search.recipe.epochs, hyperband_iterations=None, **common)
+        oracle.max_trials = trials
+    elif tuner == "random":
+        oracle = _durable("RandomSearch")(max_trials=trials, **common)
+    else:
+        # KerasTuner's own number, three for each hyperparameter, is more than most searches have trials.
+        initial = max(3, trials // 3)
+        oracle = _durable("BayesianOptimization")(max_trials=trials, num_initial_points=initial, **common)
+    oracle.verbose = 0
+    # What its tuners do, whose loops are for trials in their own process (seen in 1.4.8).
+    oracle._set_project_dir(str(folder.parent), folder.name)
+    if Path(oracle._get_oracle_fname()).exists():
+        oracle.reload()
+    return oracle
+
+
+@functools.cache
+def _durable(name):
+    return type(f"Durable{name}", (Durable, getattr(keras_tuner.oracles, f"{name}Oracle")), {})
+
+
+def reading_state(file):
+    """As `errors.reading`, for files of a search."""
+    return reading(f"'{file}' to be a search's state", "Restore it, or start the search again with --restart.")
+
+
+def write_json(path, state) -> None:
+    """Write JSON that is there whole or not at all."""
+    with written_whole(path, "w") as file:
+        json.dump(state, file)

@@ -1,0 +1,107 @@
+"""What a search shows: a line for each trial on the screen, a table and figures on the parent run."""
+
+from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.tuning.spaces import LENGTHS
+
+from cnnlab.evaluation import plots
+from cnnlab.utils.text import csv_line
+from cnnlab.utils.worker_pool import last_line
+
+BEST = "best_so_far.png"
+FINISHED = ("COMPLETED", "FAILED")
+
+
+def trial_line(oracle, trial, search) -> str:
+    """One trial in words: number of how many, score, the best so far, and its values."""
+    done = sum(t.status in FINISHED for t in oracle.trials.values())
+    completed = [t for t in oracle.trials.values() if t.status == "COMPLETED"]
+    what = f"{search.objective} {trial.score:.4f}" if trial.status == "COMPLETED" else f"FAILED: {reason_of(trial)}"
+    pick = max if OBJECTIVES[search.objective] == "max" else min
+    best = pick(completed, key=lambda t: t.score, default=None)
+    so_far = f"best {best.score:.4f} (trial {int(best.trial_id)})" if best else "none completed yet"
+    values = values_text(oracle, trial)
+    return f"trial {int(trial.trial_id)}  {done} of {search.trials} done  {what}  {so_far}  {values}"
+
+
+def values_text(oracle, trial) -> str:
+    """A trial's hyperparameters on one line."""
+    return "  ".join(f"{name} {_short(value)}" for name, value in shown_values(oracle, trial).items())
+
+
+def reason_of(trial) -> str:
+    """The last line of a failed trial's error, without the exception's module."""
+    return last_line(trial.message or "unknown")
+
+
+def shown_values(oracle, trial) -> dict:
+    """A trial's hyperparameters that are in effect in the space's order, without KerasTuner's own but the epochs."""
+    values = trial.hyperparameters.values
+    epochs = values.get("tuner/epochs")
+    # A trial that came from another process has them in another order.
+    shown = {
+        parameter.name: values[parameter.name] for parameter in oracle.hyperparameters.space if parameter.name in values
+    }
+    for length, field in LENGTHS.items():
+        if length in shown:  # without those of blocks that this trial does not have
+            gone = {f"{field}_{i}" for i in range(shown[length] + 1, len(values) + 1)}
+            shown = {name: value for name, value in shown.items() if name not in gone}
+    return {**shown, **({"epochs": epochs} if epochs else {})}
+
+
+def trial_rows(oracle, runs) -> list[dict]:
+    """A dict for each trial in the order of their numbers: trial, status, score, seconds, ended_after, run_id, values.
+
+    Args:
+        oracle: has the trials.
+        runs: the trials' runs, as `read.children_of` gives them.
+    """
+    by_label = {run["tags"]["label"]: run for run in runs}
+    names = [parameter.name for parameter in oracle.hyperparameters.space]
+    rows, elapsed = [], 0.0
+    for trial_id, trial in sorted(oracle.trials.items(), key=lambda item: int(item[0])):
+        run = by_label.get(str(int(trial_id)), {})
+        seconds = run.get("seconds", 0.0)
+        elapsed += seconds
+        rows.append(
+            {
+                "trial": int(trial_id),
+                "status": trial.status,
+                "score": trial.score,
+                "seconds": round(seconds, 1),
+                "seconds_so_far": round(elapsed, 1),
+                "run_id": run.get("run_id"),
+                # Those that it does not have too, so that all rows have the space's order.
+                **dict.fromkeys(names),
+                **shown_values(oracle, trial),
+            }
+        )
+    return rows
+
+
+def trials_report(rows, search):
+    """The table of trials and the figures: `(metrics, figures, texts)`, the last two by artifact path."""
+    columns = list(rows[0])
+    table = "".join(map(csv_line, [columns, *([row.get(name) for name in columns] for row in rows)]))
+    figures = {}
+    completed = [row for row in rows if row["status"] == "COMPLETED"]
+    if completed:
+        names = columns[columns.index("run_id") + 1 :]
+        values = {name: [row.get(name) for row in completed] for name in names}
+        scores = [row["score"] for row in completed]
+        figures = {
+            BEST: plots.best_so_far(
+                [row["trial"] for row in completed],
+                [row["seconds_so_far"] for row in completed],
+                scores,
+                search.objective,
+                OBJECTIVES[search.objective] == "max",
+            ),
+            "scores.png": plots.scores_by_hyperparameter(values, scores, search.objective),
+            "parallel_coordinates.png": plots.parallel_coordinates(values, scores, search.objective),
+        }
+    failed = sum(row["status"] == "FAILED" for row in rows)
+    return {"completed_trials": len(completed), "failed_trials": failed}, figures, {"trials.csv": table}
+
+
+def _short(value):
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
