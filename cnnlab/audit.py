@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.training.frozen_layers import Split, features_of
+from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.text import markdown, shown
 
@@ -76,7 +76,7 @@ def _findings(dataset, prepared):
     weak = ""
     if prepared.recipe.weights == "random":
         weak = "the network has random weights, not pre-trained ones. Name --weights or --backbone for a better one."
-        print(f"warning: the label check is weak: {weak}", file=sys.stderr)
+        log.warning(f"the label check is weak: {weak}")
     return audit_report.Findings(
         **{"name": dataset.name, "class_names": dataset.class_names, "lines": dataset.found.lines},
         **{"files": pictures.files, "labels": pictures.labels, "part": pictures.part, "sizes": pictures.stored.sizes},

@@ -1,7 +1,6 @@
 """Several models on the same data, side by side: trained now as children of one run, or read back from the store."""
 
 import hashlib
-import sys
 from dataclasses import dataclass
 
 from cnnlab.errors import ArgumentError, LabError
@@ -16,6 +15,7 @@ from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags
 from cnnlab.tracking.tag_names import TRAINING, our_tags
 from cnnlab.train import train_prepared
+from cnnlab.utils.log import log
 from cnnlab.utils.text import markdown, shown
 
 
@@ -62,7 +62,7 @@ def _compare_prepared(recipes, dataset, prepared, key, restart):
     experiment_id = tracking.experiment_for(dataset)
     resumed = None if restart else run_queries.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
     if resumed:
-        print(f"Going on with comparison {resumed[:8]}, which was interrupted.", flush=True)
+        log.info(f"Going on with comparison {resumed[:8]}, which was interrupted.")
     with tracking.tracked_run(
         experiment_id,
         f"compare {names}",
@@ -95,7 +95,7 @@ def _trained_already(prepared, dataset, before, experiment_id, parent_run_id):
             continue
         if run["status"] == "FINISHED":
             result = run_queries.read_result(run_queries.find_finished_run(run["run_id"]))
-            print(f"{result.name}: trained already, as run {result.run_id[:8]}.", flush=True)
+            log.info(f"{result.name}: trained already, as run {result.run_id[:8]}.")
             return result
         if run["run_id"] not in checkpoint_files.interrupted_runs(experiment_id, parent_run_id):
             tracking.delete_run(run["run_id"])
@@ -163,5 +163,5 @@ def _test_images(result):
     if reason is None:
         return test.images
     where = shown(result.recipe.dataset)
-    print(f"warning: no grid of disagreements, since {where} cannot be read: {reason}", file=sys.stderr)
+    log.warning(f"no grid of disagreements, since {where} cannot be read: {reason}")
     return None

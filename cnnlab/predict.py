@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from cnnlab.errors import ArgumentError, LabError
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import mlflow_store, model_registry, run_queries
 from cnnlab.utils.downloads import URLS, fetch
+from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.text import csv_line, shown
 
@@ -102,7 +102,7 @@ def list_pictures(paths) -> list[str]:
             continue
         listing = list_pictures_below(path)
         if left_out := shown(in_words(listing.left_out)):
-            print(f"Left out of {shown(path)}: {left_out}.", file=sys.stderr)
+            log.warning(f"left out of {shown(path)}: {left_out}.")
         if not len(listing.files):
             raise ArgumentError(f"Expected '{shown(path)}' to hold pictures. Received: none.")
         found.extend(str(path / file) for file in listing.files)  # a path of pathlib takes ten times the memory

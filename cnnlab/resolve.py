@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from pathlib import Path
 
 from cnnlab.data import dataset as data
@@ -19,6 +18,7 @@ from cnnlab.models.model_table import find_model
 from cnnlab.recipe import Recipe, own_arguments
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.training import build, multi_device, runtime
+from cnnlab.utils.log import log
 
 ENLARGED = 3  # at most as many times, where nobody says how much
 SMALLEST = 32  # pixels a side that pictures are brought to in memory
@@ -49,7 +49,7 @@ def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Pr
         ArgumentError: a model cannot be built for these images.
         LabError: data, weights or a backbone cannot be had.
     """
-    say = (lambda line: None) if quiet else print
+    say = (lambda line: None) if quiet else log.info
     recipes = [_located(recipe) for recipe in recipes]
     shared = {
         recipe.batch_size: len(multi_device.devices_for(recipe.batch_size)) for recipe in recipes
@@ -213,10 +213,9 @@ def _weights(backbone, named, side):
     except LabError as error:
         if named is not None or isinstance(error, ArgumentError):
             raise
-    print(
-        f"warning: {BACKBONES[backbone].build}'s ImageNet weights cannot be downloaded; using random ones, so expect a "
-        "poor score (name --weights to choose).",
-        file=sys.stderr,
+    log.warning(
+        f"{BACKBONES[backbone].build}'s ImageNet weights cannot be downloaded; using random ones, so expect a "
+        "poor score (name --weights to choose)."
     )
     return "random", {"weights_stand_in_for": "imagenet"}
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import sys
 
 from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.tracking import checkpoint_files
@@ -12,6 +11,7 @@ from cnnlab.tracking.provenance import environment_tags, file_tags
 from cnnlab.tracking.tag_names import TRAINING
 from cnnlab.training import checkpointing
 from cnnlab.training.checkpointing import Checkpoint, Found
+from cnnlab.utils.log import log
 
 
 def training_key(recipe, dataset) -> str:
@@ -60,10 +60,10 @@ def interrupted_run(recipe, dataset, experiment_id, parent_run_id=None, **tags) 
             checkpointing.read(file)
             return run_id
         except LabError as error:
-            print(f"warning: {error} It is removed now.", file=sys.stderr)
+            log.warning(f"{error} It is removed now.")
             file.unlink(missing_ok=True)
         except OSError as error:  # somebody else's, or on a disk that fails
-            print(f"warning: '{file}' cannot be read ({first_line(error)}); not gone on with.", file=sys.stderr)
+            log.warning(f"'{file}' cannot be read ({first_line(error)}); not gone on with.")
     return None
 
 
@@ -104,7 +104,7 @@ def found_to_go_on_with(run_id, recipe, dataset) -> Found:
 def said_of(run_id, run_name, found, recipe, callbacks, devices) -> str:
     """Say that a run goes on, and what may make a difference; returns the text of the run's tag about that."""
     epochs = f"after epoch {found.epochs} of {recipe.epochs + (recipe.fine_tune or 0)}"
-    print(f"{run_name}: going on with run {run_id[:8]} {epochs}.", flush=True)
+    log.info(f"{run_name}: going on with run {run_id[:8]} {epochs}.")
     before, now = tracking.tags_of(run_id), {**environment_tags(), "devices": devices}
     changes = [
         f"{name.removeprefix('version.')} was {before[name]}, is {now[name]}"
@@ -112,9 +112,9 @@ def said_of(run_id, run_name, found, recipe, callbacks, devices) -> str:
         if name in before and before[name] != str(now[name])
     ]
     if changes:
-        print(f"warning: since it began, {'; '.join(changes)}. It may not end as it would have.", file=sys.stderr)
+        log.warning(f"since it began, {'; '.join(changes)}. It may not end as it would have.")
     if callbacks:
-        print("warning: callbacks of your own begin anew; what they knew is not kept.", file=sys.stderr)
+        log.warning("callbacks of your own begin anew; what they knew is not kept.")
     earlier = [before["resumed"]] if "resumed" in before else []
     return "; ".join([*earlier, ", ".join([epochs, *changes])])
 
@@ -122,5 +122,5 @@ def said_of(run_id, run_name, found, recipe, callbacks, devices) -> str:
 def said_of_difference(difference) -> str:
     """Say how far epochs that were trained twice differ; returns the text for the run's tag."""
     text = f"epochs after that were trained twice, and differ by up to {difference:.3g} from their curves"
-    print(f"warning: {text}, which are of the first time. --deterministic repeats bit for bit.", file=sys.stderr)
+    log.warning(f"{text}, which are of the first time. --deterministic repeats bit for bit.")
     return f", {text}"

@@ -12,6 +12,7 @@ from cnnlab.serving.idle_connections import TimedProtocol
 from cnnlab.serving.middleware import MOST_BYTES
 from cnnlab.serving.picture_routes import MOST_PIXELS
 from cnnlab.tracking import logged_models
+from cnnlab.utils.log import log
 from cnnlab.utils.ports import LOOPBACK, address, choose_port, names_of
 
 DEFAULT_PORT = 5001  # beside the UI's
@@ -42,8 +43,10 @@ def serve(model, host, port, token=None) -> None:
     url = address(host, port)
     header = '-H "Authorization: Bearer TOKEN" ' if token else ""
     if host not in LOOPBACK:
-        print(f"It listens on {host}: whoever reaches it may ask" + (" with the token." if token else "; see --token."))
-    print(
+        log.info(
+            f"It listens on {host}: whoever reaches it may ask" + (" with the token." if token else "; see --token.")
+        )
+    log.info(
         f"{classifier.uri} at {url}, {side} x {side} pixels, {len(classifier.class_names)} classes\n"
         f"  in a browser:    {url}/\n"
         f"  a picture file:  curl {header}--data-binary @picture.jpg {url}/classify\n"
@@ -51,8 +54,7 @@ def serve(model, host, port, token=None) -> None:
         '{"inputs": [image, ...]}, whole numbers from 0 to 255\n'
         "  base64 or a form: not taken; send the file's bytes as the body of /classify\n"
         f"  at most:         {MOST_BYTES:,} bytes a request, {MOST_PIXELS:,} pixels a picture\n"
-        "Ctrl-C ends it.",
-        flush=True,
+        "Ctrl-C ends it."
     )
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -28,6 +28,7 @@ from cnnlab.tracking.store_location import is_server
 from cnnlab.tracking.tag_names import MODEL_SOURCE, TRAINING
 from cnnlab.training import multi_device, runtime
 from cnnlab.training.trainer import stages_in_words, train
+from cnnlab.utils.log import log
 from cnnlab.utils.text import markdown, shown
 
 
@@ -167,7 +168,7 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
         figures, texts, files = _files(model, dataset, recipe, trained, borders, source)
         if tested:
             test = trained.predictions["test"]
-            print(f"{run_name}: test_accuracy {test.accuracy:.4f}, test_loss {test.loss:.4f}")
+            log.info(f"{run_name}: test_accuracy {test.accuracy:.4f}, test_loss {test.loss:.4f}")
 
         def save(folder):
             everything = {**files, "model.keras": lambda path: save_model(model, path)}

@@ -16,6 +16,7 @@ from cnnlab.tracking import run_logging
 from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.offline.delivery import recorded
 from cnnlab.train import fit_and_evaluate
+from cnnlab.utils.log import log
 from cnnlab.utils.text import markdown
 from cnnlab.utils.worker_pool import Job, spread
 
@@ -47,7 +48,7 @@ def train_finalists(search, oracle, place, workers):
         if None not in of_it:
             means[number] = float(np.mean(of_it))
             listed = ", ".join(f"{score:.4f}" for score in of_it)
-            print(f"trial {number} afresh  {search.objective} {means[number]:.4f} (of {listed})", flush=True)
+            log.info(f"trial {number} afresh  {search.objective} {means[number]:.4f} (of {listed})")
     pick = max if OBJECTIVES[search.objective] == "max" else min
     winner = pick(recipes, key=means.get)  # of equal ones the better trial
     run_logging.log_results(

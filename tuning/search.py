@@ -29,6 +29,7 @@ from cnnlab.tracking.provenance import data_tags
 from cnnlab.tracking.store_location import TRACKING_VARIABLE, local_database, store_uri
 from cnnlab.training import multi_device
 from cnnlab.utils.local_workers import Processes
+from cnnlab.utils.log import log
 from cnnlab.utils.ray_workers import expect_address, ray_workers
 from cnnlab.utils.text import markdown
 from cnnlab.utils.worker_pool import Here, Job, spread
@@ -158,7 +159,7 @@ def _run_trials(search, oracle, place, workers):
     for ended in spread(ask, workers):
         trial = trials.pop(ended.job.name)
         oracle.tell(trial, ended.value, ended.error)
-        print(search_report.trial_line(oracle, trial, search), flush=True)
+        log.info(search_report.trial_line(oracle, trial, search))
         if oracle.gave_up():
             workers.close()  # the others of the kind
             return

@@ -1,11 +1,11 @@
 """Image sets: by name or from a folder, as uint8 arrays in three parts, with class names and digests."""
 
 import os
-import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.utils.log import log
 
 if TYPE_CHECKING:  # the command line asks for names only, and answers without NumPy
     import numpy as np
@@ -157,10 +157,8 @@ def load_dataset(
     except LabError as error:
         if source is not None or isinstance(error, ArgumentError):
             raise
-    print(
-        f"warning: {name} cannot be downloaded; using the embedded {builtin_sets.STAND_IN} instead "
-        "(name --dataset to choose).",
-        file=sys.stderr,
+    log.warning(
+        f"{name} cannot be downloaded; using the embedded {builtin_sets.STAND_IN} instead (name --dataset to choose)."
     )
     return replace(
         _from_name(builtin_sets.STAND_IN, image_size, val_fraction, limit, seed, as_found), stands_in_for=name

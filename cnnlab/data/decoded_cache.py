@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,7 @@ from cnnlab.data.parallel_decoding import decode_files
 from cnnlab.data.perceptual_hash import near_pairs
 from cnnlab.errors import LabError
 from cnnlab.utils import user_cache
+from cnnlab.utils.log import log
 
 RECHECK_VARIABLE = "CNNLAB_RECHECK"
 WRITTEN_AT_ONCE = 2**24  # bytes between two notes of how far it is
@@ -139,10 +139,9 @@ def found_or_made(key, shape, what, fill, contents=None) -> Decoded:
                 f"Expected {size / 1e9:,.1f} GB for the decoded pictures in '{path.parent}'. Received: {error}. Make "
                 "room, name another folder with CNNLAB_CACHE, or use a smaller --picture-size or --limit."
             ) from error
-        print(
-            f"warning: decoded pictures ({size / 1e6:,.0f} MB) cannot be stored in '{path.parent}' ({error}); keeping "
-            "them in memory.",
-            file=sys.stderr,
+        log.warning(
+            f"decoded pictures ({size / 1e6:,.0f} MB) cannot be stored in '{path.parent}' ({error}); keeping "
+            "them in memory."
         )
     made = Decoded(np.empty(shape, np.uint8), np.zeros(shape[0], KNOWN), {})
     fill(made, 0, lambda done: None)
@@ -175,14 +174,14 @@ def _load(path, contents):
     except FileNotFoundError:
         return None
     except Exception as error:  # of whatever is in the three files
-        print(f"warning: the decoded pictures '{path}' are damaged ({error}); decoding again.", file=sys.stderr)
+        log.warning(f"the decoded pictures '{path}' are damaged ({error}); decoding again.")
         return None
     if unread:  # what could not be read then may be readable now
         return None
     if os.environ.get(RECHECK_VARIABLE):
         changed = np.count_nonzero(known["content"] != contents()) if contents else 0
         damaged = np.count_nonzero(known["pixels"] != np.array([hashlib.sha256(row).digest() for row in pixels], "S32"))
-        print(f"Rechecked {len(known):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
+        log.info(f"Rechecked {len(known):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
         if changed or damaged:
             return None
     return Decoded(pixels, known, bad, near)

@@ -2,12 +2,12 @@
 
 import contextlib
 import functools
-import sys
 import warnings
 
 from matplotlib import rc_context, rcParams
 from matplotlib.font_manager import fontManager
 
+from cnnlab.utils.log import log
 from cnnlab.utils.text import shortened, shown
 
 NAME = 30  # characters of a name that there is room for
@@ -43,10 +43,9 @@ def save(figure, path) -> None:
 
 @functools.cache  # once a process
 def _say_missing():
-    print(
-        "warning: names hold characters that no font of this system has; figures show boxes for them (a package such "
-        "as fonts-noto-cjk has many; remove matplotlib's cache after installing it).",
-        file=sys.stderr,
+    log.warning(
+        "names hold characters that no font of this system has; figures show boxes for them (a package such "
+        "as fonts-noto-cjk has many; remove matplotlib's cache after installing it)."
     )
 
 

@@ -16,6 +16,7 @@ from cnnlab.errors import ArgumentError
 from cnnlab.tracking.store_location import local_folder
 from cnnlab.tracking.tag_names import TAG
 from cnnlab.utils.files import UNFINISHED
+from cnnlab.utils.log import log
 
 VARIABLE = "CNNLAB_CHECKPOINT"
 NONE = "none"  # the variable's value for no checkpoints
@@ -80,7 +81,7 @@ def sweep() -> None:
         run = _run(one.run_id)
         if why := why_stray(one, run.info.status if run else None):
             one.file.unlink(missing_ok=True)
-            print(f"Removed the checkpoint of run {one.run_id[:8]}, {why} ({one.bytes / 1e6:,.1f} MB).")
+            log.info(f"Removed the checkpoint of run {one.run_id[:8]}, {why} ({one.bytes / 1e6:,.1f} MB).")
     for file in unfinished_checkpoints(checkpoint_folder()):
         file.unlink(missing_ok=True)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import sys
 import time
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import mlflow
 from cnnlab.tracking.mlflow_internals import keras_autologging_alone, no_validation_copies
 from cnnlab.tracking.offline import spool
 from cnnlab.tracking.store_location import is_server
+from cnnlab.utils.log import log
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def complete_history(run_id, history) -> None:
     if not (is_server(mlflow.get_tracking_uri()) or spool.recording()):
         return
     if epochs := _send_missing(run_id, history):
-        print(f"warning: the store had missed {epochs} of the epochs; their metrics were sent again.", file=sys.stderr)
+        log.warning(f"the store had missed {epochs} of the epochs; their metrics were sent again.")
 
 
 def logged_history(run_id, history) -> dict:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sqlite3
-import sys
 import threading
 
 import mlflow
@@ -40,6 +39,7 @@ from cnnlab.tracking.store_location import (
     store_uri,
 )
 from cnnlab.tracking.tag_names import TAG
+from cnnlab.utils.log import log
 from cnnlab.utils.temporary_folders import private_folder
 
 LEAST_BYTES = 10**6  # free on the disk of a local store
@@ -238,7 +238,7 @@ def _say_undelivered(uri):
     database = local_database(uri)
     inside = database and spool.outbox_folder() in database.parents
     if not inside and (sentence := spool.undelivered()):
-        print(f"warning: {sentence}", file=sys.stderr)
+        log.warning(sentence)
 
 
 def _may_write(database):

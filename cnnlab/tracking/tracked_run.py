@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from contextlib import contextmanager
 
 import mlflow
@@ -14,6 +13,7 @@ from cnnlab.tracking.offline.server_unavailable import gone, is_away
 from cnnlab.tracking.run_locks import alive, process_tags
 from cnnlab.tracking.store_location import BESIDE, TRACKING_VARIABLE, local_database
 from cnnlab.tracking.tag_names import TAG, our_tags
+from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.text import markdown, short_hash, shortened, shown
 
@@ -83,10 +83,7 @@ def outer_run():
         run = mlflow.MlflowClient().get_run(run_id)
         if run.info.status == "RUNNING":
             return run
-        print(
-            f"warning: MLFLOW_RUN_ID names run {run_id[:8]}, which is {run.info.status}; it is not opened again.",
-            file=sys.stderr,
-        )
+        log.warning(f"MLFLOW_RUN_ID names run {run_id[:8]}, which is {run.info.status}; it is not opened again.")
         del os.environ["MLFLOW_RUN_ID"]
     return None
 

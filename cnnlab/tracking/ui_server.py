@@ -15,6 +15,7 @@ from cnnlab.tracking.mlflow_internals import show_runs
 from cnnlab.tracking.pagination import OURS, all_experiments
 from cnnlab.tracking.store_location import artifacts_folder, is_server, local_database
 from cnnlab.tracking.tag_names import TAG, matches
+from cnnlab.utils.log import log
 from cnnlab.utils.ports import LOOPBACK, address, choose_port, names_of
 
 START_TIMEOUT = 90  # seconds
@@ -47,7 +48,7 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
 
 def _serve_ui(uri, host, port):
     if is_server(uri):
-        print(f"The store is a server already:\n{_landing(masked(uri).replace('***@', '').rstrip('/'))}")
+        log.info(f"The store is a server already:\n{_landing(masked(uri).replace('***@', '').rstrip('/'))}")
         return
     port = choose_port(host, port, DEFAULT_PORT)
     url = address(host, port)
@@ -63,7 +64,7 @@ def _serve_ui(uri, host, port):
         given = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS")
         allowed = given or ",".join(names_of(host, port))
         arguments += ["--allowed-hosts", allowed]
-        print(
+        log.info(
             f"Whoever reaches {host} can read and change the store. It answers to these names only: {allowed} "
             "(MLFLOW_SERVER_ALLOWED_HOSTS for others)."
         )
@@ -77,13 +78,13 @@ def _serve_ui(uri, host, port):
     )
     try:
         _wait_until_up(server, url)
-        print(f"MLflow UI:\n{_landing(url)}\nCtrl-C ends it.", flush=True)
+        log.info(f"MLflow UI:\n{_landing(url)}\nCtrl-C ends it.")
         # Drain what the server writes, or its pipe fills up and blocks it.
         for _ in server.stderr:
             pass
         server.wait()
     except KeyboardInterrupt:
-        print("stopped")
+        log.info("stopped")
     finally:
         server.terminate()
         server.wait()

@@ -1,7 +1,6 @@
 """A recipe's model, built with seeded weights and compiled."""
 
 import math
-import sys
 
 import keras
 import numpy as np
@@ -13,6 +12,7 @@ from cnnlab.models.layers import image_input
 from cnnlab.models.model_table import TRAINING, find_model
 from cnnlab.training import multi_device, runtime
 from cnnlab.training.optimizers import compile_for, compile_model
+from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 
 
@@ -166,10 +166,9 @@ def _expect_saveable(model, function):
             "@keras.saving.register_keras_serializable()."
         ) from error
     if foreign := sorted({type(layer).__name__ for layer in model.layers if not _is_kerass(layer)}):
-        print(
-            f"warning: {', '.join(foreign)} is no layer of Keras: the logged model loads only where its file is "
-            "imported first, so not in 'cnnlab predict' and 'cnnlab serve'.",
-            file=sys.stderr,
+        log.warning(
+            f"{', '.join(foreign)} is no layer of Keras: the logged model loads only where its file is "
+            "imported first, so not in 'cnnlab predict' and 'cnnlab serve'."
         )
 
 

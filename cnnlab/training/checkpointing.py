@@ -6,7 +6,6 @@ Keras's own BackupAndRestore writes in place, and neither the state of random la
 import contextlib
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from cnnlab.errors import LabError, first_line, reading
 from cnnlab.training.callbacks import Lookahead
 from cnnlab.utils.files import written_whole
+from cnnlab.utils.log import log
 
 FORMAT = 1  # another one cannot be gone on from
 # What our own callbacks know of the epochs before; of SwapEMAWeights see `Keeper`.
@@ -77,10 +77,9 @@ class Checkpoint:
             _write(self.file, {"format": FORMAT, "about": self.about, "progress": progress}, arrays)
         except OSError as error:
             if not self.refused:
-                print(
-                    f"warning: no checkpoint in '{self.file.parent}': {first_line(error)}. The training goes on, and "
-                    "an interrupted one would begin anew, or where the last checkpoint was.",
-                    file=sys.stderr,
+                log.warning(
+                    f"no checkpoint in '{self.file.parent}': {first_line(error)}. The training goes on, and "
+                    "an interrupted one would begin anew, or where the last checkpoint was."
                 )
             self.refused = True
         self.last = time.monotonic()

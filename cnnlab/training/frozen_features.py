@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pickle
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cnnlab.utils import user_cache
+from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.worker_pool import Here, Job, helpers, spread
 
@@ -54,10 +54,9 @@ def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float
         shape = (len(first), *front.output_shape[1:])
         size = math.prod(shape) * np.dtype(dtype).itemsize
         fits = size < psutil.virtual_memory().available / 2
-        print(
-            f"warning: features of frozen layers ({size / 1e6:,.0f} MB) cannot be stored in '{path.parent}' ({error}); "
-            + ("keeping them in memory." if fits else "computing them in every epoch."),
-            file=sys.stderr,
+        log.warning(
+            f"features of frozen layers ({size / 1e6:,.0f} MB) cannot be stored in '{path.parent}' ({error}); "
+            + ("keeping them in memory." if fits else "computing them in every epoch.")
         )
         if not fits:
             return None
@@ -110,7 +109,7 @@ def _load(path, shape):
         os.utime(path)  # the oldest out first goes by the last use
         return stored
     except Exception as error:  # of whatever is in the two files
-        print(f"warning: the cached features '{path}' are damaged ({error}); computing them again.", file=sys.stderr)
+        log.warning(f"the cached features '{path}' are damaged ({error}); computing them again.")
         return None
 
 
@@ -167,10 +166,7 @@ def _fill(stored, front, parts, first, mirrored):
         for ended in spread(ask, workers, ahead=2):
             start, features = ended.result()
             if features is None:
-                print(
-                    f"warning: frozen layers' features are too large for {stored.dtype}; storing them in float32.",
-                    file=sys.stderr,
-                )
+                log.warning(f"frozen layers' features are too large for {stored.dtype}; storing them in float32.")
                 return np.empty(0, np.float32)
             stored[start : start + len(features)] = features
             progress.advance(task, len(features))

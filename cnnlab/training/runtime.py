@@ -7,7 +7,6 @@ import gc
 import os
 import platform
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from cnnlab.errors import LabError
+from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 
 # Linux's names of the instructions that multiply bfloat16: x86 AVX-512 and AMX, Arm.
@@ -31,10 +31,7 @@ def resolve(precision) -> str:
     if precision == "auto":
         return "mixed_bfloat16" if supported else "float32"
     if not supported:
-        print(
-            "warning: this processor has no bfloat16 instructions; mixed_bfloat16 is emulated and slower than float32.",
-            file=sys.stderr,
-        )
+        log.warning("this processor has no bfloat16 instructions; mixed_bfloat16 is emulated and slower than float32.")
     return precision
 
 

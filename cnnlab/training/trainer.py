@@ -22,6 +22,7 @@ from cnnlab.training.checkpointing import Checkpoint, Keeper
 from cnnlab.training.frozen_layers import features_of, split_at_frozen_front
 from cnnlab.training.optimizers import STEPS_PER_EXECUTION, compile_like, wants_one_hot
 from cnnlab.training.stages import begin_fine_tuning, for_crops, stages_of
+from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_between_batches, signals_held
 
 PREDICT_BATCH = 256  # images; large batches use the cores better
@@ -133,7 +134,7 @@ def train(
         cut.trained.set_weights(before)
         results[1] = dataclasses.replace(results[1], kept=False)
     if results and not quiet:
-        print(stages_in_words(results, dataset))
+        log.info(stages_in_words(results, dataset))
     predictions = {}
     for name in sorted(parts):
         same = name == "val" and dataset.val_is_test and "test" in predictions

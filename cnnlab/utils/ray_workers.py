@@ -22,6 +22,7 @@ from contextlib import contextmanager
 import psutil
 
 from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.user_cache import FOLDER_VARIABLE, cache_folder
 from cnnlab.utils.worker_pool import Ended, Shared, perform
@@ -219,7 +220,7 @@ class RayWorkers:
             return
         self.waits_since = self.waits_since or time.monotonic()
         if not self.said and time.monotonic() > self.waits_since + PATIENCE:
-            print(f"Waiting for a node with {_text(self.needed)}.", file=sys.stderr, flush=True)
+            log.warning(f"waiting for a node with {_text(self.needed)}.")
             self.said = True
 
     def close(self):

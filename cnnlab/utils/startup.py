@@ -7,6 +7,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from cnnlab.utils.log import log
+
 
 @contextmanager
 def job(trains=True):
@@ -36,7 +38,7 @@ def expect_home():
         home = Path(tempfile.gettempdir(), f"cnnlab-{os.getuid()}")
         home.mkdir(mode=0o700, exist_ok=True)
         os.environ["HOME"] = str(home)
-        print(f"warning: this user has no home folder; using '{home}'.", file=sys.stderr)
+        log.warning(f"this user has no home folder; using '{home}'.")
 
 
 def load_tensorflow():
@@ -45,7 +47,7 @@ def load_tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     backend = os.environ.get("KERAS_BACKEND")
     if backend not in (None, "tensorflow") and "keras" not in sys.modules:
-        print(f"warning: KERAS_BACKEND is {backend}; cnnlab runs on tensorflow.", file=sys.stderr)
+        log.warning(f"KERAS_BACKEND is {backend}; cnnlab runs on tensorflow.")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # also over what a keras.json says
     with quiet():
         import keras

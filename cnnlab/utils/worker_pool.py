@@ -11,12 +11,12 @@ import collections
 import contextlib
 import contextvars
 import pickle
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from cnnlab.errors import LabError
+from cnnlab.utils.log import log
 
 LOSSES = 3  # workers that a job may take down with it and still be tried again
 
@@ -88,11 +88,9 @@ def spread(ask, workers, ahead=1):
             job = ended.job
             losses[job.name] += 1
             again = losses[job.name] <= LOSSES
-            print(
-                f"warning: {job.name} lost its worker: {ended.lost}; "
-                + (f"trying it again ({losses[job.name]} of {LOSSES})." if again else "not trying it again."),
-                file=sys.stderr,
-                flush=True,
+            log.warning(
+                f"{job.name} lost its worker: {ended.lost}; "
+                + (f"trying it again ({losses[job.name]} of {LOSSES})." if again else "not trying it again.")
             )
             if again:
                 workers.start(job)

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 import socket
-import sys
 import threading
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from cnnlab.tracking.offline.run_copy import Transfer, Unwanted
 from cnnlab.tracking.server_checks import expect_reachable
 from cnnlab.tracking.store_location import is_server
 from cnnlab.tracking.tracked_run import outer_run
+from cnnlab.utils.log import log
 
 INTERVAL = 2  # seconds between two looks at what is new
 PATIENCE = 20  # seconds that a command waits at its end for what is still on its way
@@ -70,7 +70,7 @@ def recorded(writes=True, experiment_id=None, directly=False, goes_on=None, agai
         if entry.experiment_id:  # as it is called here, also for processes that are started
             at_server.enter_context(_environment("MLFLOW_EXPERIMENT_NAME", entry.experiment_id))
         if said := spool.undelivered():
-            print(f"warning: {said}", file=sys.stderr)
+            log.warning(said)
         sender = Sender(entry, uri, away, stays=goes_on is not None)
         ids = {}
         with spool.recording_into(entry), mlflow_store.opened_at(entry.uri):
@@ -185,7 +185,7 @@ class Sender:
                 (self.unwanted if finishing else self.over).wait(1 if finishing else pause)
                 continue
             if self.away:
-                print("The MLflow server answers again.", file=sys.stderr)
+                log.warning("the MLflow server answers again.")
             attempts, self.away = 0, None
             if finishing and not whole:
                 self.away = "a run that could not be closed here, as on a full disk"
@@ -197,10 +197,9 @@ class Sender:
             self.over.wait(INTERVAL)
 
     def _say(self, reason):
-        print(
-            f"warning: the MLflow server at {masked(self.uri)} does not take the run now ({reason}); it is recorded in "
-            f"'{self.entry.folder}', and sent when it does.",
-            file=sys.stderr,
+        log.warning(
+            f"the MLflow server at {masked(self.uri)} does not take the run now ({reason}); it is recorded in "
+            f"'{self.entry.folder}', and sent when it does."
         )
 
 
@@ -220,10 +219,9 @@ def transfer_of(entry, uri, wanted=lambda: True) -> Transfer:
 
 def _say_undelivered(entry, reason):
     names = ", ".join(f"{run['name']} ({run['run_id'][:8]})" for run in spool.runs_of(entry))
-    print(
-        f"warning: not yet all delivered to {entry.server}: {names}. Received: {reason}. It is on the disk, in "
-        f"'{entry.folder}'; 'cnnlab sync' delivers it.",
-        file=sys.stderr,
+    log.warning(
+        f"not yet all delivered to {entry.server}: {names}. Received: {reason}. It is on the disk, in "
+        f"'{entry.folder}'; 'cnnlab sync' delivers it."
     )
 
 

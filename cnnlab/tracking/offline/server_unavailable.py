@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from cnnlab.errors import LabError, StoreGone, first_line
 from cnnlab.tracking.mlflow_internals import in_short, probe
 from cnnlab.tracking.server_checks import HEALTH_TIMEOUT
 from cnnlab.tracking.store_location import STORE_FOLDER, is_server
+from cnnlab.utils.log import log
 
 # What MLflow says of a call without an answer, and of one that a proxy answered in the server's place.
 UNANSWERED = re.compile(r"failed with exception|error code 50[234]|too many 50[234] error")
@@ -55,7 +55,7 @@ def gone(error, more="") -> StoreGone:
 
 def wait_for_store(minutes) -> None:
     """Wait until the server answers again, or so many minutes have passed."""
-    print("warning: the MLflow server does not answer; waiting for it.", file=sys.stderr)
+    log.warning("the MLflow server does not answer; waiting for it.")
     deadline = time.monotonic() + 60 * minutes
     while is_away() and time.monotonic() < deadline:
         time.sleep(5)
