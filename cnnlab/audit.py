@@ -21,7 +21,7 @@ from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.training.frozen_layers import Split, features_of
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
-from cnnlab.utils.text import markdown, shown
+from cnnlab.utils.text import escape_control_characters, markdown
 
 PARAMS = ("backbone", "weights", "image_size", "picture_size", "fit", "limit", "split_seed")
 
@@ -151,7 +151,7 @@ def _record(dataset, prepared, found, texts, started):
     params = {name: value for name in PARAMS if (value := getattr(recipe, name)) is not None}
     with tracking.tracked_run(
         tracking.experiment_for(dataset),
-        f"audit {shown(dataset.name)}",
+        f"audit {escape_control_characters(dataset.name)}",
         params=params,
         tags={
             **{"kind": "audit", "figure": audit_report.REPORT, **data_tags(dataset), "validation": None},

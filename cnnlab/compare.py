@@ -16,7 +16,7 @@ from cnnlab.tracking.provenance import data_tags
 from cnnlab.tracking.tag_names import TRAINING, our_tags
 from cnnlab.train import train_prepared
 from cnnlab.utils.log import log
-from cnnlab.utils.text import markdown, shown
+from cnnlab.utils.text import escape_control_characters, markdown
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,6 @@ def _test_images(result):
         reason = str(error)
     if reason is None:
         return test.images
-    where = shown(result.recipe.dataset)
+    where = escape_control_characters(result.recipe.dataset)
     log.warning(f"no grid of disagreements, since {where} cannot be read: {reason}")
     return None

@@ -4,7 +4,7 @@ import difflib
 import re
 from contextlib import contextmanager
 
-from cnnlab.utils.text import shortened, shown
+from cnnlab.utils.text import escape_control_characters, shortened
 
 MOST_SAID, MOST_SENTENCE = 500, 2000  # characters of another's error, some of which hold a whole file, and of ours
 
@@ -19,7 +19,8 @@ class LabError(Exception):
     exit_code = 1
 
     def __str__(self):
-        return shortened(shown(masked(super().__str__())), MOST_SENTENCE)  # it names files, and what they hold
+        text = masked(super().__str__())  # it names files, and what they hold
+        return shortened(escape_control_characters(text), MOST_SENTENCE)
 
 
 class StoreGone(LabError):

@@ -18,7 +18,7 @@ from cnnlab.predict import load_classifier
 from cnnlab.resolve import load_for
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import mlflow_store, model_registry, run_queries
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 BATCH = 64  # pictures
 TOLERANCE = 1e-4  # of a probability, between Keras and another runtime on the same machine
@@ -127,7 +127,7 @@ def _default_name(uri, run_id):
     name, _, number = uri.removeprefix("models:/").rpartition("/")
     if uri.startswith("models:/") and name:
         return f"{model_registry.legal_name(name)}-v{number}"
-    return f"run-{run_id[:8]}" if run_id else re.sub(r"\W+", "-", shown(uri)).strip("-")
+    return f"run-{run_id[:8]}" if run_id else re.sub(r"\W+", "-", escape_control_characters(uri)).strip("-")
 
 
 def _pictures_of(run_id, classifier, dataset):
@@ -188,7 +188,7 @@ def _checked(path, fresh, file_format, classifier, pictures, recipe, int8):
         )
     size = sum(file.stat().st_size for file in (fresh.rglob("*") if fresh.is_dir() else [fresh]) if file.is_file())
     shape = f"(N, {classifier.image_size}, {classifier.image_size}, 3) uint8 to (N, {there.shape[1]}) float32"
-    lines = [f"{shown(path)}: {file_format}{', int8' * int8}, {size / 1e6:.2f} MB, {shape}."]
+    lines = [f"{escape_control_characters(path)}: {file_format}{', int8' * int8}, {size / 1e6:.2f} MB, {shape}."]
     said = f"On {pictures.where}: largest difference {difference:.2g} from Keras here"
     found = {}
     if pictures.stored is not None:

@@ -16,7 +16,7 @@ from cnnlab.tracking import mlflow_store, model_registry, run_queries
 from cnnlab.utils.downloads import URLS, fetch
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
-from cnnlab.utils.text import csv_line, shown
+from cnnlab.utils.text import csv_line, escape_control_characters
 
 BATCH = 256  # pictures in memory at a time
 MOST_BYTES = 2**28  # of a picture at a URL
@@ -101,10 +101,10 @@ def list_pictures(paths) -> list[str]:
             found.append(str(path))
             continue
         listing = list_pictures_below(path)
-        if left_out := shown(in_words(listing.left_out)):
-            log.warning(f"left out of {shown(path)}: {left_out}.")
+        if left_out := escape_control_characters(in_words(listing.left_out)):
+            log.warning(f"left out of {escape_control_characters(path)}: {left_out}.")
         if not len(listing.files):
-            raise ArgumentError(f"Expected '{shown(path)}' to hold pictures. Received: none.")
+            raise ArgumentError(f"Expected '{path}' to hold pictures. Received: none.")
         found.extend(str(path / file) for file in listing.files)  # a path of pathlib takes ten times the memory
     return found
 

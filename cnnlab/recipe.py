@@ -11,7 +11,7 @@ from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
 from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment
 from cnnlab.models.model_table import COMMON, MODELS, OF_OPTIMIZERS, TRAINING, Range, find_model
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 PRECISIONS = ("float32", "mixed_bfloat16", "auto")
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
@@ -316,7 +316,7 @@ class Recipe:
     @property
     def label(self) -> str:
         """The model's name for people: a function's without its file, a backbone's without its folder."""
-        return shown(self._name) + (" fine-tuned" if self.fine_tune else "")
+        return escape_control_characters(self._name) + (" fine-tuned" if self.fine_tune else "")
 
     @property
     def _name(self):

@@ -29,7 +29,7 @@ from cnnlab.tracking.tag_names import MODEL_SOURCE, TRAINING
 from cnnlab.training import multi_device, runtime
 from cnnlab.training.trainer import stages_in_words, train
 from cnnlab.utils.log import log
-from cnnlab.utils.text import markdown, shown
+from cnnlab.utils.text import escape_control_characters, markdown
 
 
 def train_model(recipe, restart=False) -> RunResult:
@@ -134,7 +134,9 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
     if source and recipe.learning_rate is None and (rate := float(model.optimizer.learning_rate)) > 0:
         recipe = dataclasses.replace(recipe, learning_rate=rate)
-    run_name = found.about["run_name"] if found else shown(run_name or f"{recipe.label} on {dataset.name}")
+    run_name = (
+        found.about["run_name"] if found else escape_control_characters(run_name or f"{recipe.label} on {dataset.name}")
+    )
     params = model.count_params()
     tags = {
         **{

@@ -8,7 +8,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from cnnlab.utils.text import csv_line, markdown, shortened, shown
+from cnnlab.utils.text import csv_line, escape_control_characters, markdown, shortened
 
 MARKDOWN = MarkdownIt("gfm-like", {"linkify": False})  # as CommonMark has it, with tables and strikethrough
 
@@ -22,7 +22,7 @@ MARKDOWN = MarkdownIt("gfm-like", {"linkify": False})  # as CommonMark has it, w
     ],
 )
 def test_names_are_shown_as_they_are(name):
-    assert shown(name) == name
+    assert escape_control_characters(name) == name
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def test_names_are_shown_as_they_are(name):
     ],
 )
 def test_what_cannot_be_shown_is_escaped(name, expected):
-    assert shown(name) == expected
-    assert shown(expected) == expected
-    shown(name).encode("utf-8")
+    assert escape_control_characters(name) == expected
+    assert escape_control_characters(expected) == expected
+    escape_control_characters(name).encode("utf-8")
 
 
 def test_long_names_keep_both_ends():

@@ -10,7 +10,7 @@ import click
 from cnnlab.cli import model_commands, store_commands, training_commands
 from cnnlab.cli.library_errors import sentence
 from cnnlab.errors import LabError, first_line, masked
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -40,7 +40,7 @@ def main():
         error.show()
         status = error.exit_code
     except click.ClickException as error:
-        print(f"error: {shown(error.format_message())} See 'cnnlab --help'.", file=sys.stderr)
+        print(f"error: {escape_control_characters(error.format_message())} See 'cnnlab --help'.", file=sys.stderr)
         status = error.exit_code
     except LabError as error:
         if debug:
@@ -54,7 +54,7 @@ def main():
         said = sentence(error)
         if said is None or debug:
             print(masked(traceback.format_exc()), file=sys.stderr)
-        print(f"error: {shown(said or masked(first_line(error)))}", file=sys.stderr)
+        print(f"error: {escape_control_characters(said or masked(first_line(error)))}", file=sys.stderr)
         status = 1
     else:
         status = 0

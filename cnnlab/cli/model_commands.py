@@ -9,7 +9,7 @@ from cnnlab.cli.recipe_options import devices_option, experiment_option, recheck
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.evaluation.score_names import SCORES
 from cnnlab.utils.startup import job
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 FORMATS = ("table", "csv", "json")  # of predictions
 RUNS = "runs"  # the format of an export that is a store
@@ -50,7 +50,7 @@ def register(run_id, best, by, experiment, name, promote, margin, force):
 
         version, said = model_registry.register(run_id, experiment=experiment, name=name, by=by)
         where = f"{version}, run {version.run_id}: models:/{version.name}/{version.number}"
-        print("\n".join(map(shown, [*said, where])))
+        print("\n".join(map(escape_control_characters, [*said, where])))
         if promote:
             decision = promotion.promote(version, by=by, margin=margin / 100, force=force)
             if not decision.promoted and not decision.unchanged:
@@ -127,7 +127,7 @@ def predict(paths, model, top, file_format):
             disable=not console.is_terminal or sys.stdout.isatty(),
         )
 
-        written = str if file_format == "json" else shown  # JSON has an escape of its own
+        written = str if file_format == "json" else escape_control_characters  # JSON has an escape of its own
         # Some characters take two columns of the screen.
         width = max(cell_len(written(file)) for file in files) if file_format == "table" else 0
 
@@ -192,7 +192,7 @@ def export(model, file_format, output, int8, dataset):
             from cnnlab.tracking.offline.store_copy import export_runs
 
             for line in export_runs(model, output):
-                print(shown(line), flush=True)
+                print(escape_control_characters(line), flush=True)
         return
     if len(model) > 1:
         raise ArgumentError(f"Expected one model. Received: {len(model)}. Leave all but one out, or use --format runs.")
@@ -243,8 +243,8 @@ def audit(out, **options):
         from cnnlab.cli.tables import print_next_step
 
         done = audit_data(recipe, out)
-        print("\n".join(map(shown, done.lines)))
-        print(f"Report: {shown(done.folder)}/report.html, with its tables beside it.")
+        print("\n".join(map(escape_control_characters, done.lines)))
+        print(f"Report: {escape_control_characters(done.folder)}/report.html, with its tables beside it.")
         print_next_step(done.run_id)
 
 

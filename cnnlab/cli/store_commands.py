@@ -6,7 +6,7 @@ import click
 
 from cnnlab.errors import LabError
 from cnnlab.utils.startup import job
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 
 @click.command()
@@ -88,7 +88,7 @@ def gc(yes):
             )
         )
         for key, why in garbage.kept.items():
-            print(shown(f"kept: {key}, deleted, but {why}"))
+            print(escape_control_characters(f"kept: {key}, deleted, but {why}"))
         if not (garbage.runs or garbage.models or garbage.experiments):
             print("Nothing to free.")
         elif yes:
@@ -113,10 +113,11 @@ def sync(to):
         for done in deliver(to):
             for run in done.runs:
                 if done.error is None:
-                    print(f"delivered: {shown(run['name'])}, run {done.ids[run['run_id']]} of {done.server}")
+                    name, run_id = escape_control_characters(run["name"]), done.ids[run["run_id"]]
+                    print(f"delivered: {name}, run {run_id} of {done.server}")
             if done.error:
                 remains += len(done.runs)
-                names = ", ".join(shown(run["name"]) for run in done.runs)
+                names = ", ".join(escape_control_characters(run["name"]) for run in done.runs)
                 print(f"not delivered: {names}, to {done.server}. Received: {done.error}.", file=sys.stderr)
         if remains:
             raise LabError(
@@ -141,7 +142,7 @@ def import_(store, run_ids, aliases):
         from cnnlab.tracking.offline.store_copy import import_runs
 
         for line in import_runs(store, run_ids, moves_aliases=aliases):
-            print(shown(line), flush=True)
+            print(escape_control_characters(line), flush=True)
 
 
 COMMANDS = (ui, cache, doctor, gc, sync, import_)

@@ -5,7 +5,7 @@ import sys
 
 from cnnlab.errors import masked
 from cnnlab.tracking.offline import spool
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 ITEMS = 10  # of a finding that are listed
 FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
@@ -87,15 +87,17 @@ def print_reproduction(reproduction):
 def print_examined(examined):
     """A finding of `cnnlab doctor`, and what was done about it or would be."""
     finding = examined.finding
-    print(shown(f"{'found' if finding.is_fault else 'note'}: {finding.what}"))
+    print(escape_control_characters(f"{'found' if finding.is_fault else 'note'}: {finding.what}"))
     for item in finding.items[:ITEMS]:
-        print(shown(f"    {item}"))
+        print(escape_control_characters(f"    {item}"))
     if len(finding.items) > ITEMS:
         print(f"    ... and {len(finding.items) - ITEMS:,} more")
     if examined.repaired is None:
-        print(shown(f"  {'repair' if finding.fix else 'to do'}: {finding.remedy}"))
+        print(escape_control_characters(f"  {'repair' if finding.fix else 'to do'}: {finding.remedy}"))
     else:
-        print(shown(f"  {'done' if examined.repaired else 'not done'}: {examined.said}"), flush=True)
+        print(
+            escape_control_characters(f"  {'done' if examined.repaired else 'not done'}: {examined.said}"), flush=True
+        )
 
 
 def print_next_step(run_id):
@@ -116,7 +118,7 @@ def _print_table(title, columns, rows, last=None):
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title and shown(title), title_justify="left", box=box.SIMPLE)
+    table = Table(title=title and escape_control_characters(title), title_justify="left", box=box.SIMPLE)
     for i, column in enumerate(columns):
         # On a narrow terminal names and ids are in several lines, but whole.
         table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
@@ -124,7 +126,7 @@ def _print_table(title, columns, rows, last=None):
         table.add_column(last[0], overflow="fold")
         rows = [(*row, value) for row, value in zip(rows, last[1], strict=True)]
     for row in rows:
-        table.add_row(*map(shown, row))
+        table.add_row(*map(escape_control_characters, row))
     # In a file the table is as wide as it needs to be; only a terminal has a width to respect.
     # What stands in brackets or between colons is part of a name.
     Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)

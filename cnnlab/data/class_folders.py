@@ -7,7 +7,7 @@ import numpy as np
 
 from cnnlab.data.folder_scan import Listing, in_words
 from cnnlab.errors import ArgumentError
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 PARTS = {
     "train": {"train", "training", "trainset", "trainingset"},
@@ -37,17 +37,16 @@ def from_class_folders(listing: Listing, where, skip_empty):
     # A file of each folder stands for all that are in it.
     stand_for_all = listing.files[np.sort(np.unique(listing.inside, return_index=True)[1])].tolist()
     paths, prefix = _unwrapped(stand_for_all)
-    notes = [f"the pictures are inside of {shown(prefix)}"] if prefix else []
+    notes = [f"the pictures are inside of {escape_control_characters(prefix)}"] if prefix else []
     by_child, flat = _by_first(paths)
     if (around := _wrapper_among(by_child, where)) and not _parts_among(by_child, where):
         for child in by_child:
             if child != around:
-                _leave_out(
-                    listing, f"in {shown(child)}/, beside {shown(around)}/ with its parts", by_child[child], prefix
-                )
+                reason = escape_control_characters(f"in {child}/, beside {around}/ with its parts")
+                _leave_out(listing, reason, by_child[child], prefix)
         _leave_out(listing, OUTSIDE, flat, prefix)
         prefix += around + os.sep
-        notes = [f"the pictures are inside of {shown(prefix)}"]
+        notes = [f"the pictures are inside of {escape_control_characters(prefix)}"]
         by_child, flat = _by_first([path[len(around) + 1 :] for path in by_child[around]])
     found = _parts_among(by_child, where)
     if found:
@@ -73,11 +72,13 @@ def from_class_folders(listing: Listing, where, skip_empty):
         by_folder |= {os.path.dirname(before + path): (part, path.split(os.sep)[0]) for path in short if os.sep in path}
         classes |= named
         if child and (part == "val" or before != os.path.join(part, "")):
-            notes.append(f"{shown(before)} is the {NAMES[part]} set")
+            notes.append(f"{escape_control_characters(before)} is the {NAMES[part]} set")
         if deep := sorted({path.split(os.sep)[0] for path in short if path.count(os.sep) > 1}):
             example = next(path for path in short if path.count(os.sep) > 1 and path.startswith(deep[0] + os.sep))
-            inner = shown(os.path.dirname(example).partition(os.sep)[2])
-            notes.append(f"folders inside of a class belong to it, such as {inner}/ to {shown(deep[0])}")
+            inner = escape_control_characters(os.path.dirname(example).partition(os.sep)[2])
+            notes.append(
+                f"folders inside of a class belong to it, such as {inner}/ to {escape_control_characters(deep[0])}"
+            )
     _expect_no_empty_class(listing, stand_for_all, used, where, skip_empty)
     names = sorted({name for _, name in by_folder.values()})
     numbers = {name: number for number, name in enumerate(names)}
@@ -107,7 +108,7 @@ def _wrapper_among(by_child, where):
     if len(holding) > 1:
         raise ArgumentError(
             f"Expected '{where}' to hold train/ and test/ with class folders in them. Received: "
-            f"{' and '.join(shown(child) + '/' for child, _ in holding[:2])} with a train folder each. Name the one to "
+            f"{' and '.join(child + '/' for child, _ in holding[:2])} with a train folder each. Name the one to "
             "use, or sort the pictures into train/CLASS/ and test/CLASS/."
         )
     return next((child for child, deep in holding if deep), None)
@@ -158,11 +159,11 @@ def _parts_among(by_child, where):
         if len(folders) > 1:
             raise ArgumentError(
                 f"Expected one folder of {NAMES[part]} pictures in '{where}'. Received: "
-                f"{' and '.join(shown(child) + '/' for child in folders)}. Move one of them away."
+                f"{' and '.join(child + '/' for child in folders)}. Move one of them away."
             )
     others = [child for child in by_child if not part_of(child, loosely=True)]
     if "train" not in found or (len(found) == 1 and others):
-        received = ", ".join(shown(child) + "/" for child in list(by_child)[:6])
+        received = ", ".join(escape_control_characters(child) + "/" for child in list(by_child)[:6])
         raise ArgumentError(
             f"Expected '{where}' to hold train/ and test/, or class folders only. Received: {received}. "
             "Put the training pictures into train/, or name the one folder to use."
@@ -177,7 +178,7 @@ def _unlabelled_among(by_child, where):
     if "train" in flat.values() and len(by_child) - len(flat) < 2:
         child = next(child for child, part in flat.items() if part == "train")
         raise ArgumentError(
-            f"Expected class folders inside of the {shown(child)}/ of '{where}'. Received: pictures without class "
+            f"Expected class folders inside of the {child}/ of '{where}'. Received: pictures without class "
             "folders. Sort them into class folders, or name a CSV file of their labels with --labels."
         )
     return [child for child, part in flat.items() if part != "train"]
@@ -192,11 +193,13 @@ def _leave_others_out(listing, by_child, found, prefix):
         if part_of(child, loosely=True):
             _leave_unlabelled(listing, child, paths, prefix)
         else:
-            _leave_out(listing, f"in {shown(child)}/, which is neither train, val nor test", paths, prefix)
+            _leave_out(
+                listing, f"in {escape_control_characters(child)}/, which is neither train, val nor test", paths, prefix
+            )
 
 
 def _leave_unlabelled(listing, child, paths, prefix):
-    _leave_out(listing, f"in {shown(child)}/ without labels", paths, prefix)
+    _leave_out(listing, f"in {escape_control_characters(child)}/ without labels", paths, prefix)
 
 
 def _leave_out(listing, reason, paths, prefix):
@@ -228,7 +231,7 @@ def _expect_no_empty_class(listing, stand_for_all, used, where, skip_empty):
             if (held := [path for path in paths if path.startswith(folder + os.sep)])
         }
         raise ArgumentError(
-            f"Expected pictures in every class folder of '{where}'. Received: {shown(folder)}/ without any that can be "
-            f"read ({shown(in_words(lost)) or 'it is empty'}). Convert them (.heic is read after pip install "
+            f"Expected pictures in every class folder of '{where}'. Received: {folder}/ without any that can be "
+            f"read ({in_words(lost) or 'it is empty'}). Convert them (.heic is read after pip install "
             "'cnnlab[heic]'), move the folder away, or leave it out with --skip-bad."
         )

@@ -203,12 +203,12 @@ def _from_folder(layout, image_size, val_fraction, limit, seed, how):
     from cnnlab.data import image_folder
     from cnnlab.data.splitting import digest_of
     from cnnlab.data.summary import Found, describe
-    from cnnlab.utils.text import shown
+    from cnnlab.utils.text import escape_control_characters
 
     pictures, notes, left_out, duplicates = image_folder.load_pictures(
         layout, image_size, val_fraction=val_fraction, limit=limit, seed=seed, **how
     )
-    name, class_names = shown(os.path.basename(layout.top)) or "root", layout.class_names
+    name, class_names = escape_control_characters(os.path.basename(layout.top)) or "root", layout.class_names
     parts, whole = {}, []
     for part in ("train", "val", "test"):
         positions = pictures.positions(part)

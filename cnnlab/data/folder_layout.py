@@ -11,7 +11,7 @@ from cnnlab.data.class_folders import PARTS, from_class_folders
 from cnnlab.data.folder_scan import in_words, list_pictures_below
 from cnnlab.data.label_table import from_labels, read_table
 from cnnlab.errors import ArgumentError
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 
 @dataclass
@@ -60,7 +60,7 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_f
         ArgumentError: there are not at least two classes, a class has no pictures, or what is meant is not clear.
     """
     listing = list_pictures_below(folder)
-    where = shown(folder)
+    where = escape_control_characters(folder)
     if not skip_empty:
         _expect_all_read(listing, where)
     found = from_labels(listing, labels) if labels else from_class_folders(listing, where, skip_empty)
@@ -92,7 +92,7 @@ def _expect_all_read(listing, where):
         if reason.startswith(("folders that cannot be read", "files that cannot be read")):
             raise ArgumentError(
                 f"Expected to read all of '{where}'. Received: {len(paths):,} {reason}, the first one "
-                f"{shown(paths[0]) or 'the folder itself'}. Give yourself permission, or leave them out with "
+                f"{paths[0] or 'the folder itself'}. Give yourself permission, or leave them out with "
                 "--skip-bad."
             )
 
@@ -117,7 +117,7 @@ def _expect_trainable(layout, counts, where, labels):
         two = "at least two class folders with pictures, or train/ and test/ with those"
         two = "pictures of at least two classes" if labels else two
         advice = f"Look into '{labels}'." if labels else "Pictures that are listed in a file need --labels FILE.csv."
-        left = f" Left out: {shown(in_words(layout.left_out))}." if layout.left_out else ""
+        left = f" Left out: {escape_control_characters(in_words(layout.left_out))}." if layout.left_out else ""
         raise ArgumentError(f"Expected '{where}' to hold {two}. Received: {received}.{left} {advice}")
     for part in ("val", "test"):
         if extra := sorted(set(counts[part]) - set(train), key=natural):
@@ -150,15 +150,15 @@ def _name_classes(layout, given, class_names):
             name, meaning = row[0].strip(), row[1].strip()
             if meaning and meanings.setdefault(name, meaning) != meaning:
                 raise ArgumentError(
-                    f"Expected one name for each class in '{class_names}'. Received for {shown(name)}: "
-                    f"'{shown(meanings[name])}' and '{shown(meaning)}'. Remove one of the rows."
+                    f"Expected one name for each class in '{class_names}'. Received for {name}: "
+                    f"'{meanings[name]}' and '{meaning}'. Remove one of the rows."
                 )
     there = np.unique(layout.labels)
     numbers, given = dict(zip(given, range(len(given)), strict=True)), {given[number] for number in there}
     one_form = {name: unicodedata.normalize("NFC", meanings.get(name, name)) for name in given}
-    called = {name: shown(text) for name, text in one_form.items()}
+    called = {name: escape_control_characters(text) for name, text in one_form.items()}
     if len(set(called.values())) < len(set(one_form.values())):
-        alike = Counter(map(shown, set(one_form.values()))).most_common(1)[0][0]
+        alike = Counter(map(escape_control_characters, set(one_form.values()))).most_common(1)[0][0]
         raise ArgumentError(
             f"Expected class names that differ where control characters are written out. Received twice: {alike}. "
             "Rename one of the folders."
@@ -195,5 +195,5 @@ def _and_more(names):
 
 
 def _first(names, count=10):
-    listed = ", ".join(map(shown, names[:count]))
+    listed = ", ".join(map(escape_control_characters, names[:count]))
     return listed + (f" and {len(names) - count:,} more" if len(names) > count else "")

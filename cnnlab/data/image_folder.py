@@ -15,7 +15,7 @@ from cnnlab.data.parallel_decoding import look_of
 from cnnlab.data.perceptual_hash import near_pairs
 from cnnlab.data.splitting import limited_indices, stratified_split
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 FORGOTTEN = 1000  # pictures, after which their pages are taken out of the process
 TEST_SHARE = 0.2  # of a folder that has no test set of its own
@@ -213,11 +213,14 @@ def pictures_of_arrays(parts, positions, side) -> Pictures:
 
 
 def _undecodable(layout, bad):
-    named = [f"{shown(os.path.join(layout.top, layout.files[row]))} ({reason})" for row, reason in bad.items()]
+    named = [
+        f"{escape_control_characters(os.path.join(layout.top, layout.files[row]))} ({reason})"
+        for row, reason in bad.items()
+    ]
     one = len(named) == 1
     received = f"{'one that does' if one else f'{len(named):,} that do'} not decode: {'; '.join(named)}"
     return LabError(
-        f"Expected all pictures of '{shown(layout.top)}' to decode. Received {received}. Repair or remove "
+        f"Expected all pictures of '{layout.top}' to decode. Received {received}. Repair or remove "
         f"{'it' if one else 'them'}, or leave {'it' if one else 'them'} out with --skip-bad."
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from cnnlab.data.class_folders import part_of
 from cnnlab.data.folder_scan import Listing
 from cnnlab.errors import ArgumentError
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 # Names of columns, in the order in which they are looked for.
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "image_id", "image_name", "path", "filepath", "id", "name")
@@ -51,7 +51,7 @@ def from_labels(listing: Listing, labels):
         if len(files) > 1:
             raise ArgumentError(
                 f"Expected each file name of '{labels}' to be one picture of '{listing.top}'. Received: '{name}', "
-                f"which is {shown(listing.files[files[0]])} and {shown(listing.files[files[1]])}. Write their folders "
+                f"which is {listing.files[files[0]]} and {listing.files[files[1]]}. Write their folders "
                 "too."
             )
         [file] = files
@@ -63,10 +63,12 @@ def from_labels(listing: Listing, labels):
             listing.leave_out(f"pictures that {csv_name} gives without {what}", listing.files[file])
         elif not new and (given[file], part[file]) != (numbers.get(label), of):
             before = list(numbers)[given[file]], str(part[file])
-            first, second = (" of ".join(filter(None, (shown(one), of))) for one, of in (before, (label, of)))
+            first, second = (
+                " of ".join(filter(None, (escape_control_characters(one), of))) for one, of in (before, (label, of))
+            )
             raise ArgumentError(
                 f"Expected one label and one part for each picture in '{labels}'. Received for "
-                f"{shown(listing.files[file])}: {first} and, in row {number}, {second}. Remove one of the rows."
+                f"{listing.files[file]}: {first} and, in row {number}, {second}. Remove one of the rows."
             )
     for file in listing.files[given < 0]:
         listing.leave_out(f"pictures that {csv_name} does not name", file)

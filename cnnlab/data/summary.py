@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cnnlab.data.folder_scan import in_words
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 FIT_WORDS = {"crop": "each cut to its middle square", "pad": "each padded to a square", "stretch": "each stretched"}
 NAMED = 10  # classes
@@ -33,7 +33,7 @@ class Found:
     def text(self) -> str:
         """All of it, with every path that was left out."""
         lists = [
-            f"\n{reason} ({len(paths):,}):\n" + "\n".join(f"  {shown(path)}" for path in paths)
+            f"\n{reason} ({len(paths):,}):\n" + "\n".join(f"  {escape_control_characters(path)}" for path in paths)
             for reason, paths in self.left_out.items()
         ]
         return "\n".join([*self.lines, *lists]) + "\n"
@@ -71,7 +71,7 @@ def describe(
     if notes:
         lines.append(f"Note: {'; '.join(notes)}.")
     if left_out:
-        lines.append(f"Left out: {shown(in_words(left_out))}.")
+        lines.append(f"Left out: {escape_control_characters(in_words(left_out))}.")
     return tuple(lines)
 
 

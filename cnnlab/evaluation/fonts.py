@@ -8,7 +8,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.font_manager import fontManager
 
 from cnnlab.utils.log import log
-from cnnlab.utils.text import shortened, shown
+from cnnlab.utils.text import escape_control_characters, shortened
 
 NAME = 30  # characters of a name that there is room for
 # For what matplotlib's own font lacks, where the system has them: of Linux, macOS and Windows.
@@ -51,4 +51,4 @@ def _say_missing():
 
 def fitting(name, length=NAME) -> str:
     """A name on one line, in at most so many characters."""
-    return shortened(shown(name), length)
+    return shortened(escape_control_characters(name), length)

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 SIDE = 160  # pixels of a picture in a page at most
 SMALL = 64  # pixels, up to which every one of them is kept
@@ -43,7 +43,7 @@ img.small {{ image-rendering: pixelated; }}
 
 def escaped(text) -> str:
     """A text for HTML, on one line, what cannot be shown written as `\\x1b`."""
-    return html.escape(shown(text))
+    return html.escape(escape_control_characters(text))
 
 
 def page(title, sections, generator) -> str:

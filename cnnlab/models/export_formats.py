@@ -13,7 +13,7 @@ from cnnlab.errors import LabError, first_line
 from cnnlab.models.inference_graph import inference_model
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.startup import quiet
-from cnnlab.utils.text import shown
+from cnnlab.utils.text import escape_control_characters
 
 ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "", "keras": ".keras"}
 PACKAGES = {"onnx": ("onnx", "tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}  # of the extra of that name
@@ -53,12 +53,15 @@ def write_model(model, path, file_format, about, calibration=None) -> None:
     except Exception as error:  # of whatever converter
         raise LabError(
             f"Expected the model to be convertible to {file_format}. Received {type(error).__name__}: "
-            f"{shown(first_line(error))[:200]}. Use another --format: keras and saved_model take every model."
+            f"{first_line(error)[:200]}. Use another --format: keras and saved_model take every model."
         ) from error
     if file_format == "onnx":
         _describe_onnx(path, about)
         return
-    texts = {ABOUT: json.dumps(about, indent=2), LABELS: "".join(f"{shown(n)}\n" for n in about["class_names"])}
+    texts = {
+        ABOUT: json.dumps(about, indent=2),
+        LABELS: "".join(f"{escape_control_characters(n)}\n" for n in about["class_names"]),
+    }
     if path.is_dir():
         for name, text in texts.items():
             extra = path / "assets.extra" / name
@@ -87,7 +90,7 @@ def _run(file_format, function, argument):
     except Exception as error:  # of whatever runtime
         raise LabError(
             f"Expected the {file_format} file to run. Received {type(error).__name__}: "
-            f"{shown(first_line(error))[:200]}. Use another --format."
+            f"{first_line(error)[:200]}. Use another --format."
         ) from error
 
 

@@ -17,7 +17,7 @@ from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import mlflow_store, run_logging, run_queries
 from cnnlab.tracking.pagination import every
 from cnnlab.tracking.tag_names import BEST, TAG, matches, our_tags
-from cnnlab.utils.text import markdown, shown
+from cnnlab.utils.text import escape_control_characters, markdown
 
 CHAMPION = "champion"
 RUN_ONLY = (TAG + "process", TAG + "kind", TAG + "label")  # tags that say nothing of the model
@@ -158,7 +158,7 @@ def the_name(name=None) -> str:
 
 def legal_name(name) -> str:
     """A name for a registered model, without what MLflow forbids (`/` and `:`) or takes for parts of an address."""
-    return re.sub(r"[/:?#@]", "-", shown(name)).strip() or "model"
+    return re.sub(r"[/:?#@]", "-", escape_control_characters(name)).strip() or "model"
 
 
 def _version(version, aliases):

@@ -14,13 +14,15 @@ from mlflow.types import Schema, TensorSpec
 
 from cnnlab.tracking.tracked_run import DATA_NAME
 from cnnlab.utils.temporary_folders import private_folder
-from cnnlab.utils.text import shortened, shown
+from cnnlab.utils.text import escape_control_characters, shortened
 
 
 def log_dataset(dataset) -> None:
     """Record the data set on the active run as an MLflow dataset input (its digest cut to MLflow's 36 characters)."""
     source = CodeDatasetSource({"source": dataset.source})
-    data = MetaDataset(source, name=shortened(shown(dataset.name), DATA_NAME), digest=dataset.digest[:36])
+    data = MetaDataset(
+        source, name=shortened(escape_control_characters(dataset.name), DATA_NAME), digest=dataset.digest[:36]
+    )
     for attempt in range(10):
         try:
             mlflow.log_input(data, context="training")

@@ -15,7 +15,7 @@ from cnnlab.tracking.store_location import BESIDE, TRACKING_VARIABLE, local_data
 from cnnlab.tracking.tag_names import TAG, our_tags
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
-from cnnlab.utils.text import markdown, short_hash, shortened, shown
+from cnnlab.utils.text import escape_control_characters, markdown, short_hash, shortened
 
 DATA_NAME, RUN_NAME = 240, 250  # characters, of the 256 and 250 that MLflow's databases have of experiments and runs
 DESCRIPTION = "mlflow.note.content"
@@ -37,7 +37,7 @@ def experiment_for(dataset) -> str:
         return _made(client, name, {}).experiment_id
     if not spool.recording() and TRACKING_VARIABLE in os.environ and (number := os.environ.get("MLFLOW_EXPERIMENT_ID")):
         return number
-    named = f"cnnlab-{shortened(shown(dataset.name), DATA_NAME)}"
+    named = f"cnnlab-{shortened(escape_control_characters(dataset.name), DATA_NAME)}"
     for name in (named, f"{named}-{short_hash(dataset.source)}"):
         experiment = _made(client, name, _experiment_tags(dataset))
         if experiment.tags.get(TAG + "source") == dataset.source:
@@ -53,7 +53,7 @@ def experiment_here(experiment_id) -> str:
 
 def _made(client, name, tags):
     """The experiment of a name, made where there is none."""
-    name = shown(name)
+    name = escape_control_characters(name)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         # Beside the local database; a server decides for itself.
@@ -131,7 +131,11 @@ def _tracked_run(living, experiment_id, run_name, params, tags, description, par
     os.environ.pop("MLFLOW_RUN_ID", None)  # which MLflow would open again
     if resumed_run_id and TAG + "reason" in mlflow.MlflowClient().get_run(resumed_run_id).data.tags:
         mlflow.MlflowClient().delete_tag(resumed_run_id, TAG + "reason")
-    tags = {TAG + key: shown(value) for key, value in {**tags, **process_tags()}.items() if value is not None}
+    tags = {
+        TAG + key: escape_control_characters(value)
+        for key, value in {**tags, **process_tags()}.items()
+        if value is not None
+    }
     if on_server:  # MLflow would look for it here
         tags["mlflow.parentRunId"] = on_server
     run = None
@@ -140,7 +144,7 @@ def _tracked_run(living, experiment_id, run_name, params, tags, description, par
             run = mlflow.start_run(
                 run_id=resumed_run_id,
                 experiment_id=experiment_id,
-                run_name=shortened(shown(run_name), RUN_NAME),
+                run_name=shortened(escape_control_characters(run_name), RUN_NAME),
                 nested=bool(parent_run_id or on_server),
                 parent_run_id=parent_run_id,
                 tags=tags,
@@ -148,7 +152,7 @@ def _tracked_run(living, experiment_id, run_name, params, tags, description, par
             )
         if not resumed_run_id:
             living.enter_context(alive(run.info.run_id))
-        mlflow.log_params({name: shown(value) for name, value in params.items()})
+        mlflow.log_params({name: escape_control_characters(value) for name, value in params.items()})
         yield run.info.run_id
         with signals_held():
             mlflow.end_run("FINISHED")
@@ -164,7 +168,7 @@ def _tracked_run(living, experiment_id, run_name, params, tags, description, par
 
 def _end_unfinished(error):
     status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
-    reason = shown(masked(f"{type(error).__name__}: {error}")).strip().rstrip(":")
+    reason = escape_control_characters(masked(f"{type(error).__name__}: {error}")).strip().rstrip(":")
     # A server that is gone must not hide the error that ended the run, nor be asked again and again.
     with tried_once() if is_away() else contextlib.nullcontext():
         with contextlib.suppress(Exception):

@@ -13,7 +13,7 @@ HIDDEN = ("Cc", "Cs", "Zl", "Zp")
 TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
-def shown(text) -> str:
+def escape_control_characters(text) -> str:
     r"""A text on one line that can be written in UTF-8: `\x1b`, `\n`, `\udce9` in place of what cannot be shown.
 
     Everything else stays, also what has a meaning to some program that it is shown in.
@@ -41,7 +41,7 @@ def short_hash(text) -> str:
 
 def markdown(text) -> str:
     """A text as it is, in Markdown: in a line, a heading or the cell of a table."""
-    text = re.sub(r"([\\`*_{}\[\]|~#])", r"\\\1", html.escape(shown(text), quote=False))
+    text = re.sub(r"([\\`*_{}\[\]|~#])", r"\\\1", html.escape(escape_control_characters(text), quote=False))
     return text.replace("$", "&#36;")  # between two of them there are formulas
 
 
@@ -55,7 +55,7 @@ def csv_line(values) -> str:
 def _cell(value):
     if not isinstance(value, str):
         return value
-    text = shown(value)
+    text = escape_control_characters(value)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
 
 
