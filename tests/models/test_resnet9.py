@@ -108,8 +108,11 @@ def test_a_member_learns_as_it_would_alone(digits):
         for mine, its in zip(network.get_weights(), alone.get_weights(), strict=True):
             assert mine == pytest.approx(its, abs=2e-3, rel=1e-3)
         assert np.abs(weights[-1] - network.get_weights()[-1]).max() > 0.01  # half of that would show
+    # What the rounding leaves of a difference may move a picture that is on the edge into another class.
+    a_few = {"accuracy": 3 / len(digits.train.labels), "val_accuracy": 3 / len(digits.val.labels)}
     for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
-        assert trained.history[name] == pytest.approx(np.mean([score[name] for score in scores], axis=0), abs=2e-2)
+        mean = np.mean([score[name] for score in scores], axis=0)
+        assert trained.history[name] == pytest.approx(mean, abs=a_few.get(name, 2e-2)), name
 
 
 @pytest.mark.parametrize("members", [1, 2])

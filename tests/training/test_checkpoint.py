@@ -17,7 +17,7 @@ EVERY_LAYER = "flip+shift+crop+rotate+zoom+color+randaugment+cutout"
 # Each with the epochs that it is interrupted in.
 RECIPES = {
     "patience, plateau, averages and layers that draw": (
-        {**CNN, "epochs": 8, "learning_rate": 0.03, "dropout": 0.3, "augment": EVERY_LAYER, "ema": 0.9, "patience": 2}
+        {**CNN, "epochs": 30, "learning_rate": 0.03, "dropout": 0.3, "augment": EVERY_LAYER, "ema": 0.9, "patience": 2}
         | {"schedule": "plateau"},
         (2,),
     ),

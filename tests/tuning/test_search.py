@@ -104,16 +104,14 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_search import small_search
-from tuning import search, trials
+from cnnlab.tuning import search, trials
 fit, calls = trials.fit_and_evaluate, []
 def fit_twice(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3:
-        import threading, time
-        end = lambda: (time.sleep({delay}), os.kill(os.getpid(), signal.{signal}))
-        threading.Thread(target=end, daemon=True).start()
         import keras
-        kwargs["callbacks"] = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(5))]
+        end = lambda batch, logs: os.kill(os.getpid(), signal.{signal})
+        kwargs["callbacks"] = [keras.callbacks.LambdaCallback(on_train_batch_end=end)]
     return fit(*args, **kwargs)
 trials.fit_and_evaluate = fit_twice
 from cnnlab.utils.startup import job
@@ -124,7 +122,7 @@ with job():
 
 @pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_a_killed_search_goes_on_where_it_was(store, name):
-    program = KILLED.format(tests=str(Path(__file__).parent), delay=3, signal=name)
+    program = KILLED.format(tests=str(Path(__file__).parent), signal=name)
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert killed.returncode == (-signal.SIGKILL if name == "SIGKILL" else 128 + signal.SIGTERM), killed.stderr
     before = {run.info.run_id: run.info.status for run in runs_by_kind(store)["trial"]}
