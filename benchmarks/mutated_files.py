@@ -293,10 +293,9 @@ def open_recipe(folder):
 
 
 def _search():
-    from cnnlab.tuning.search_settings import Search
-
     import cnnlab
     from cnnlab.models.model_table import Range
+    from cnnlab.tuning.search_settings import Search
 
     space = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": (0.0, 0.2)}
     return Search(cnnlab.Recipe(model="cnn", dataset="digits", limit=100), space, trials=4)

@@ -11,10 +11,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from cnnlab.classify import load_classifier
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.models import export_formats
 from cnnlab.models.inference_graph import inference_model, is_rounded
-from cnnlab.predict import load_classifier
 from cnnlab.resolve import load_for
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import mlflow_store, model_registry, run_queries

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import uvicorn
 
+from cnnlab.classify import load_classifier
 from cnnlab.errors import ArgumentError, first_line
-from cnnlab.predict import load_classifier
 from cnnlab.serving.app import make_app
 from cnnlab.serving.idle_connections import TimedProtocol
 from cnnlab.serving.middleware import MOST_BYTES

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Each may import itself and what stands before it; what stands in one line is side by side.
-VERBS = ("train", "resume", "resolve", "compare", "reproduce", "predict", "serve", "export", "audit")
+VERBS = ("train", "resume", "resolve", "compare", "reproduction", "classify", "serve", "export", "data_audit")
 VERBS += ("features", "doctor")
 GROUND = {"cnnlab.errors", "cnnlab.fields", "cnnlab.utils"}
 VERBS = {f"cnnlab.{verb}" for verb in VERBS}

@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import cnnlab
-from cnnlab.audit import audit
 from cnnlab.cli import main
 from cnnlab.data.folder_layout import find_layout
+from cnnlab.data_audit import audit
 from cnnlab.evaluation import audit_report, html_pages
 from cnnlab.evaluation.label_issues import FOLDS, check_labels, compact, strangeness
 
@@ -205,7 +205,7 @@ def test_only_an_earlier_report_is_replaced_and_by_a_whole_one(recipe, store, wo
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cnnlab.audit.run_logging.write_results", full)
+    monkeypatch.setattr("cnnlab.data_audit.run_logging.write_results", full)
     text = Path("report/report.html").read_text(encoding="utf-8")
     with pytest.raises(cnnlab.LabError, match="Received: No space left on device"):
         audit(recipe, "report")
@@ -214,7 +214,7 @@ def test_only_an_earlier_report_is_replaced_and_by_a_whole_one(recipe, store, wo
 
 
 def test_a_store_that_may_only_be_read_gets_no_run(recipe, store, monkeypatch):
-    monkeypatch.setattr("cnnlab.audit.mlflow_store.is_read_only", lambda: True)
+    monkeypatch.setattr("cnnlab.data_audit.mlflow_store.is_read_only", lambda: True)
     done = audit(recipe)
     assert done.run_id is None
     assert (done.folder / "report.html").is_file()

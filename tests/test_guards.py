@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab import predict, reproduce
+from cnnlab import classify, reproduction
 from cnnlab.compare import compare_runs
 from cnnlab.tracking import model_registry, promotion, run_queries
 from cnnlab.tracking.mlflow_store import open_store
@@ -92,14 +92,14 @@ def test_an_earlier_run_is_registered_against_the_champion_and_predicts(stored, 
     (workplace / "shots").mkdir()
     for i, image in enumerate(dataset.test.images):
         Image.fromarray(image).save(workplace / "shots" / f"{i:02}.png")
-    classifier = predict.load_classifier()
-    rows = list(predict.classify_files(classifier, predict.list_pictures([workplace / "shots"])))
+    classifier = classify.load_classifier()
+    rows = list(classify.classify_files(classifier, classify.list_pictures([workplace / "shots"])))
     test = run_queries.read_result(best).test
     assert np.array([row[1] for row in rows]) == pytest.approx(test.probabilities, abs=1e-5)
 
 
 def test_earlier_runs_are_repeated_and_what_the_code_does_otherwise_is_said(stored):
     for run in (of_kind(stored, "train")[0], of_kind(stored, "trial")[0]):
-        again = reproduce.reproduce(run.info.run_id)
+        again = reproduction.reproduce(run.info.run_id)
         assert {"loss", "val_loss"} <= {figure.name for figure in again.figures}
         assert "batches: not recorded then, in a new order each epoch now" in again.changes

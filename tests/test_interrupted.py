@@ -10,7 +10,6 @@ import keras
 import mlflow
 import numpy as np
 import pytest
-from cnnlab.tuning.trials import SCORE, Place
 from mlflow.entities import LoggedModelOutput
 
 import cnnlab
@@ -22,6 +21,7 @@ from cnnlab.tracking.mlflow_store import opened
 from cnnlab.tracking.run_locks import alive
 from cnnlab.tracking.tracked_run import tracked_run
 from cnnlab.training import checkpointing, trainer
+from cnnlab.tuning.trials import SCORE, Place
 
 RATE = trainer.LearningRate
 

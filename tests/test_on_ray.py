@@ -11,10 +11,10 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from cnnlab.tuning.search import run_search
 
 import cnnlab
 from cnnlab.features import store_features
+from cnnlab.tuning.search import run_search
 from cnnlab.utils import user_cache
 from cnnlab.utils.ports import choose_port
 from cnnlab.utils.ray_workers import OBJECT_STORE, ray_workers

@@ -5,10 +5,6 @@ import hashlib
 import json
 
 import numpy as np
-from cnnlab.tuning import search_report
-from cnnlab.tuning.search_settings import OBJECTIVES
-from cnnlab.tuning.spaces import recipe_of
-from cnnlab.tuning.trials import place_of, train_scored
 
 from cnnlab.models import custom_model
 from cnnlab.resolve import build_model
@@ -16,6 +12,10 @@ from cnnlab.tracking import run_logging
 from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.offline.delivery import recorded
 from cnnlab.train import fit_and_evaluate
+from cnnlab.tuning import search_report
+from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.tuning.spaces import recipe_of
+from cnnlab.tuning.trials import place_of, train_scored
 from cnnlab.utils.log import log
 from cnnlab.utils.text import markdown
 from cnnlab.utils.worker_pool import Job, spread

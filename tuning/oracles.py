@@ -11,13 +11,13 @@ from pathlib import Path
 
 import keras_tuner
 import numpy as np
-from cnnlab.tuning import search_report
-from cnnlab.tuning.search_settings import OBJECTIVES
-from cnnlab.tuning.spaces import LENGTHS, kind_of, value_of
 from sklearn.exceptions import ConvergenceWarning
 
 from cnnlab.errors import reading
 from cnnlab.models.model_table import Range
+from cnnlab.tuning import search_report
+from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.tuning.spaces import LENGTHS, kind_of, value_of
 from cnnlab.utils.files import written_whole
 
 # The Gaussian process's, between the lines of the trials: a length scale at its bound is usual with few trials.

@@ -12,12 +12,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnlab.tuning import search_report
-from cnnlab.tuning.finalists import train_finalists, train_winner
-from cnnlab.tuning.oracles import make_oracle, reading_state, write_json
-from cnnlab.tuning.search_states import SETTINGS, searches_folder
-from cnnlab.tuning.spaces import check_space, recipe_of
-from cnnlab.tuning.trials import Place, at_hand, label_of, load, train_scored
 from filelock import FileLock, Timeout
 
 from cnnlab.errors import ArgumentError, LabError, masked
@@ -28,6 +22,12 @@ from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags
 from cnnlab.tracking.store_location import TRACKING_VARIABLE, local_database, store_uri
 from cnnlab.training import multi_device
+from cnnlab.tuning import search_report
+from cnnlab.tuning.finalists import train_finalists, train_winner
+from cnnlab.tuning.oracles import make_oracle, reading_state, write_json
+from cnnlab.tuning.search_states import SETTINGS, searches_folder
+from cnnlab.tuning.spaces import check_space, recipe_of
+from cnnlab.tuning.trials import Place, at_hand, label_of, load, train_scored
 from cnnlab.utils.local_workers import Processes
 from cnnlab.utils.log import log
 from cnnlab.utils.ray_workers import expect_address, ray_workers

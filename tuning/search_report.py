@@ -1,9 +1,8 @@
 """What a search shows: a line for each trial on the screen, a table and figures on the parent run."""
 
+from cnnlab.evaluation import plots
 from cnnlab.tuning.search_settings import OBJECTIVES
 from cnnlab.tuning.spaces import LENGTHS
-
-from cnnlab.evaluation import plots
 from cnnlab.utils.text import csv_line
 from cnnlab.utils.worker_pool import last_line
 

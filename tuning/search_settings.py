@@ -3,12 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 
-from cnnlab.tuning.spaces import space_text
-
 from cnnlab.errors import ArgumentError
 from cnnlab.evaluation.score_names import SCORES
 from cnnlab.models import custom_model
 from cnnlab.recipe import Recipe
+from cnnlab.tuning.spaces import space_text
 
 TUNERS = ("bayesian", "random", "hyperband")
 OBJECTIVES = {**{f"val_{score}": "max" for score in SCORES}, "val_loss": "min"}

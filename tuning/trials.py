@@ -5,8 +5,6 @@ import dataclasses
 import socket
 from dataclasses import dataclass
 
-from cnnlab.tuning.search_settings import Search
-
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, StoreGone
 from cnnlab.evaluation.score_names import TOP5_CLASSES
@@ -19,6 +17,7 @@ from cnnlab.tracking.offline import server_unavailable
 from cnnlab.tracking.offline.delivery import recorded
 from cnnlab.train import fit_and_evaluate
 from cnnlab.training.runtime import freed_models
+from cnnlab.tuning.search_settings import Search
 
 ATTEMPTS, PATIENCE = 3, 30  # of a trial, and minutes to wait for a store that went away
 SCORE = "score"  # the metric of a trial's run that says it is complete

@@ -112,7 +112,7 @@ def predict(paths, model, top, file_format):
         from rich.console import Console
         from rich.progress import track
 
-        from cnnlab.predict import classify_files, list_pictures, load_classifier, write_predictions
+        from cnnlab.classify import classify_files, list_pictures, load_classifier, write_predictions
 
         files = list_pictures(paths)
         classifier = load_classifier(model)
@@ -217,7 +217,7 @@ def reproduce(run_id, deterministic, dataset, weights, backbone):
     """
     with job():
         from cnnlab.cli.tables import print_next_step, print_reproduction
-        from cnnlab.reproduce import reproduce as repeat
+        from cnnlab.reproduction import reproduce as repeat
 
         reproduction = repeat(run_id, deterministic=deterministic, dataset=dataset, weights=weights, backbone=backbone)
         print_reproduction(reproduction)
@@ -239,8 +239,8 @@ def audit(out, **options):
     options = {**options, "backbone": options["backbone"] or AUDITED_BY}
     [recipe] = recipes_of(["transfer"], options)
     with job():
-        from cnnlab.audit import audit as audit_data
         from cnnlab.cli.tables import print_next_step
+        from cnnlab.data_audit import audit as audit_data
 
         done = audit_data(recipe, out)
         print("\n".join(map(escape_control_characters, done.lines)))

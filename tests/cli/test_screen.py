@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnlab import LabError, predict
+from cnnlab import LabError, classify
 from cnnlab.cli import main
 from cnnlab.cli.tables import print_versions
 from cnnlab.tracking.model_registry import Version
@@ -32,7 +32,7 @@ def tables(capsys, monkeypatch, workplace):
         def predict_on_batch(self, images):
             return np.tile(np.float32([0.5, 0.3, 0.2]), (len(images), 1))
 
-    monkeypatch.setattr(predict, "load_classifier", lambda model: predict.Classifier("uri", Model(), CLASSES, 8))
+    monkeypatch.setattr(classify, "load_classifier", lambda model: classify.Classifier("uri", Model(), CLASSES, 8))
 
     def run(file_format):
         monkeypatch.setattr(sys, "argv", ["cnnlab", "predict", "shots", "--format", file_format])

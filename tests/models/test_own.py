@@ -5,15 +5,15 @@ import json
 
 import mlflow
 import pytest
-from cnnlab.tuning.search import run_search
-from cnnlab.tuning.search_settings import Search
-from cnnlab.tuning.spaces import narrowed_space
 
 import cnnlab
-from cnnlab import reproduce
+from cnnlab import reproduction
 from cnnlab.compare import compare_runs
 from cnnlab.tracking import logged_models, model_registry, promotion
 from cnnlab.train import train_model
+from cnnlab.tuning.search import run_search
+from cnnlab.tuning.search_settings import Search
+from cnnlab.tuning.spaces import narrowed_space
 
 MY_MODELS = """
 import keras
@@ -152,7 +152,7 @@ def test_a_compiled_model_keeps_its_optimizer(recipe, store):
     result = train_model(compiled)
     params = store.get_run(result.run_id).data.params
     assert (params["optimizer_name"], float(params["learning_rate"])) == ("sgd", pytest.approx(0.1))
-    assert reproduce.reproduce(result.run_id).figures[0].difference < 1e-3
+    assert reproduction.reproduce(result.run_id).figures[0].difference < 1e-3
     with pytest.raises(cnnlab.ArgumentError, match="Expected no learning_rate with a model that its function compiles"):
         train_model(dataclasses.replace(compiled, learning_rate=0.01))
 
@@ -181,13 +181,13 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     assert len(about["class_names"]) == 10
     (workplace / "my_models.py").write_text(MY_MODELS.replace("strides=2", "strides=4"))
     with pytest.raises(cnnlab.LabError, match=r"my_models.py' to hold the code that the store has of it"):
-        reproduce.reproduce(before.run_id)
+        reproduction.reproduce(before.run_id)
     monkeypatch.setenv("CNNLAB_STORED_CODE", "run")
-    again = reproduce.reproduce(before.run_id)
+    again = reproduction.reproduce(before.run_id)
     assert again.verdict == f"All {len(again.figures)} figures are equal bit for bit."
     assert again.changes == []
     (workplace / "my_models.py").unlink()
-    assert reproduce.reproduce(again.run_id).verdict == again.verdict
+    assert reproduction.reproduce(again.run_id).verdict == again.verdict
     # Without the file, or with another in its place, the runs are still compared, registered and used.
     assert len(compare_runs([before.run_id, again.run_id]).results) == 2
     promotion.promote(model_registry.register(again.run_id)[0])

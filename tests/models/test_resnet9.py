@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import predict, reproduce
+from cnnlab import classify, reproduction
 from cnnlab.evaluation.gradcam import grad_cam
 from cnnlab.models.layers import networks_of
 from cnnlab.models.resnet9 import adapt, resnet9
@@ -123,13 +123,13 @@ def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace, me
     assert mlflow.pyfunc.load_model(result.model_uri).predict(dataset.test.images) == pytest.approx(
         result.test.probabilities, abs=1e-5
     )
-    classifier = predict.load_classifier(result.run_id)
+    classifier = classify.load_classifier(result.run_id)
     assert not classifier.model.compiled
     assert classifier.probabilities(dataset.test.images) == pytest.approx(result.test.probabilities, abs=1e-5)
     names = {file.path for file in store.list_artifacts(result.run_id)}
     assert {"augmented.png", "gradcam.png", "curves.png"} <= names
     assert result.history["loss"][-1] < result.history["loss"][0]
-    again = reproduce.reproduce(result.run_id)
+    again = reproduction.reproduce(result.run_id)
     assert all(figure.difference < 1e-3 for figure in again.figures), again.figures
 
 

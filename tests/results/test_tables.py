@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cnnlab.tuning.search_report import trials_report
 from markdown_it import MarkdownIt
 
 import cnnlab
 from cnnlab.evaluation import comparison_report, model_card, predictions
 from cnnlab.evaluation.predictions import Predictions, load_predictions, save_predictions
 from cnnlab.evaluation.run_result import RunResult
+from cnnlab.tuning.search_report import trials_report
 from cnnlab.utils.text import markdown
 
 NAMES = ("=1+1", "@a|b", r"$x$ \y_z", '<b>"a", *c*', "-1", "[d](e)", "1e5", "猫")

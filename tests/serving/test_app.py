@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab import predict, serve
+from cnnlab import classify, serve
 from cnnlab.data.decoding import UndecodableError
 from cnnlab.serving import middleware
 from cnnlab.serving.app import make_app
@@ -25,7 +25,7 @@ NAMES = ("<b>cat</b>", "dog", "猫")
 def classifier():
     keras.utils.set_random_seed(0)
     model = cnnlab.build_cnn((8, 8, 3), len(NAMES), filters=(4,), dense_units=4)
-    return predict.Classifier("models:/shapes/2", model, NAMES, 8)
+    return classify.Classifier("models:/shapes/2", model, NAMES, 8)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_model_without_places_has_no_heat(image):
     inputs = keras.Input((8, 8, 3), dtype="uint8")
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
-    app = make_app(predict.Classifier("uri", model, NAMES, 8))
+    app = make_app(classify.Classifier("uri", model, NAMES, 8))
     assert json.loads(ask(app, "/model", b"", "GET")[1])["heat"] is False
     assert json.loads(ask(app, "/explain", png_of(image))[1])["heat"] is None
 
@@ -205,13 +205,13 @@ def test_server_bounds_what_it_takes(classifier, monkeypatch):
 
 def test_server_bounds_what_waits(classifier, monkeypatch):
     monkeypatch.setattr(middleware, "MOST_WAITING", 250)
-    image, gate = predict.Classifier.image, threading.Event()
+    image, gate = classify.Classifier.image, threading.Event()
 
     def slow(self, *args, **bounds):
         gate.wait(10)
         return image(self, *args, **bounds)
 
-    monkeypatch.setattr(predict.Classifier, "image", slow)
+    monkeypatch.setattr(classify.Classifier, "image", slow)
     app = make_app(classifier)
 
     async def ask_all():
@@ -269,7 +269,7 @@ def test_a_slow_answer_ends(classifier, monkeypatch):
         time.sleep(0.3)
         raise UndecodableError("the file", "it came late")
 
-    monkeypatch.setattr(predict.Classifier, "image", slow)
+    monkeypatch.setattr(classify.Classifier, "image", slow)
     assert ask(make_app(classifier))[0] == 408
 
 
@@ -277,7 +277,7 @@ def test_an_error_of_the_model_is_said(classifier, image, monkeypatch):
     def broken(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(predict.Classifier, "probabilities", broken)
+    monkeypatch.setattr(classify.Classifier, "probabilities", broken)
     status, text = ask(make_app(classifier), "/classify", png_of(image))
     assert status == 500
     assert "the server's own log explains" in text

@@ -21,7 +21,7 @@ from browser import CHROMIUM, opened
 from PIL import Image, ImageDraw
 
 import cnnlab
-from cnnlab import predict
+from cnnlab import classify
 from cnnlab.serving.app import make_app
 
 pytest.importorskip("websockets")
@@ -55,19 +55,19 @@ CARD = """# cnn on <b>shapes</b>
 @pytest.fixture(scope="module")
 def classifier():
     keras.utils.set_random_seed(3)
-    return predict.Classifier("uri", cnnlab.build_cnn((32, 32, 3), len(NAMES), filters=(8, 8)), NAMES, 32, "crop")
+    return classify.Classifier("uri", cnnlab.build_cnn((32, 32, 3), len(NAMES), filters=(8, 8)), NAMES, 32, "crop")
 
 
 @pytest.fixture
 def serving(classifier, monkeypatch):
     """`serving(**arguments of make_app)`: the address of a server, whose model takes 5 s for a file that ends so."""
-    image, running = predict.Classifier.image, []
+    image, running = classify.Classifier.image, []
 
     def slow(self, body, **bounds):
         time.sleep(5 * body.endswith(b"slow"))
         return image(self, body, **bounds)
 
-    monkeypatch.setattr(predict.Classifier, "image", slow)
+    monkeypatch.setattr(classify.Classifier, "image", slow)
 
     def start(**arguments):
         app = make_app(classifier, about={"name": "<i>shapes</i>", "version": 2, "card": CARD}, **arguments)

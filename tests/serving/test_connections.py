@@ -8,7 +8,7 @@ import time
 import pytest
 import uvicorn
 
-from cnnlab import predict
+from cnnlab import classify
 from cnnlab.serving import idle_connections
 from cnnlab.serving.app import make_app
 from cnnlab.utils.ports import is_foreign
@@ -21,7 +21,7 @@ def connect(monkeypatch):
     monkeypatch.setattr(idle_connections, "HEADERS_TIME", 0.5)
     monkeypatch.setattr(idle_connections, "ANSWER_TIME", 1)
     model = type("NoModel", (), {"layers": [], "inputs": [], "outputs": []})()
-    app = make_app(predict.Classifier("models:/x/1", model, ("a", "b"), 8))
+    app = make_app(classify.Classifier("models:/x/1", model, ("a", "b"), 8))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http=idle_connections.TimedProtocol))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

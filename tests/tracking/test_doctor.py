@@ -11,7 +11,6 @@ from pathlib import Path
 import mlflow
 import pytest
 from alembic import command
-from cnnlab.tuning import search_states
 from filelock import FileLock
 from mlflow.store.db import utils
 
@@ -22,6 +21,7 @@ from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.maintenance import deleted_runs as garbage_of
 from cnnlab.tracking.maintenance import sqlite_files, store_checks
 from cnnlab.tracking.offline import spool
+from cnnlab.tuning import search_states
 from cnnlab.utils import temporary_folders, user_cache
 
 HOME = Path("mlruns")

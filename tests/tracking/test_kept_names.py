@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import predict
+from cnnlab import classify
 from cnnlab.tracking import model_registry, promotion, run_logging, run_queries
 from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.tag_names import matches
@@ -39,7 +39,7 @@ def test_a_run_of_oddly_named_data_is_kept_found_and_used(store, oddly_named, sm
     version, _ = model_registry.register(experiment=f"cnnlab-{NAME}")
     assert version.name == """cnnlab-=$x$ [bold]it's "a|b" -1-<b>%20-1-2 {x} \\n 猫"""
     assert promotion.promote(version).promoted
-    classifier = predict.load_classifier()
+    classifier = classify.load_classifier()
     assert classifier.class_names == CLASSES
     assert np.allclose(classifier.probabilities(oddly_named.test.images), result.test.probabilities, atol=1e-5)
 

@@ -18,15 +18,14 @@ import keras
 import mlflow
 import numpy as np
 import pytest
-from cnnlab.tuning.trials import Place
 from filelock import FileLock
 from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
 
 import cnnlab
+from cnnlab.classify import load_classifier
 from cnnlab.cli import tables
 from cnnlab.cli.library_errors import sentence
 from cnnlab.errors import StoreGone
-from cnnlab.predict import load_classifier
 from cnnlab.tracking import (
     epoch_metrics,
     model_registry,
@@ -42,6 +41,7 @@ from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.offline import server_unavailable
 from cnnlab.tracking.tag_names import TAG, matches
 from cnnlab.training import frozen_features
+from cnnlab.tuning.trials import Place
 from cnnlab.utils import ports, startup, user_cache
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab import predict, reproduce
+from cnnlab import classify, reproduction
 from cnnlab.compare import compare_runs
 from cnnlab.models import custom_model
 from cnnlab.tracking import logged_models, model_registry, promotion, run_queries
@@ -169,7 +169,7 @@ def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digit
     version, _ = model_registry.register(result.run_id)
     keras.saving.get_custom_objects().pop("mine>Scaled")
     custom_model._load.cache_clear()
-    classifier = predict.load_classifier(f"models:/{version.name}/1")
+    classifier = classify.load_classifier(f"models:/{version.name}/1")
     assert np.allclose(classifier.probabilities(digits.test.images), result.test.probabilities, atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
     with pytest.raises(cnnlab.LabError, match="none in this store"):
         model_registry.register()
     with pytest.raises(cnnlab.LabError, match="an empty registry"):
-        predict.load_classifier()
+        classify.load_classifier()
     comparison = cnnlab.compare_models([small_cnn])
     with pytest.raises(cnnlab.ArgumentError, match="a compare run"):
         model_registry.register(comparison.run_id)
@@ -214,9 +214,9 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
         model_registry.register(failed.info.run_id)
     model_registry.register(comparison.results[0].run_id)
     with pytest.raises(cnnlab.LabError, match=r"to have a champion. Received: none"):
-        predict.load_classifier()
+        classify.load_classifier()
     with pytest.raises(cnnlab.LabError, match="to be a model of this store"):
-        predict.load_classifier("models:/cnnlab-digits@nobody")
+        classify.load_classifier("models:/cnnlab-digits@nobody")
     with pytest.raises(cnnlab.LabError, match="to have a champion"):
         promotion.rollback("cnnlab-digits")
 
@@ -225,7 +225,7 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
 def classifier(store, good):
     """The champion of a small registry, loaded."""
     promotion.promote(model_registry.register(train_model(good).run_id)[0])
-    return predict.load_classifier()
+    return classify.load_classifier()
 
 
 def test_a_loaded_champion_is_called_by_its_version_and_has_its_card(classifier, store):
@@ -244,8 +244,8 @@ def test_pictures_are_named_as_in_the_test(classifier, good, workplace):
     for i, image in enumerate(dataset.test.images):
         Image.fromarray(image).save(workplace / "shots" / f"{i:02}.png")
     (workplace / "shots" / "03b.png").write_text("no picture")
-    files = predict.list_pictures([workplace / "shots"])
-    rows = list(predict.classify_files(classifier, files))
+    files = classify.list_pictures([workplace / "shots"])
+    rows = list(classify.classify_files(classifier, files))
     assert [Path(row[0]).name for row in rows if isinstance(row[1], cnnlab.LabError)] == ["03b.png"]
     probabilities = np.array([row[1] for row in rows if not isinstance(row[1], cnnlab.LabError)])
     assert probabilities == pytest.approx(result.test.probabilities, abs=1e-5)
@@ -265,14 +265,14 @@ def test_pictures_are_made_as_in_the_training(store, workplace):
             Image.fromarray(pixels).save(workplace / "scans" / label / f"{value}.png")
     recipe = cnnlab.Recipe(dataset="scans", image_size=16, filters=(4,), dense_units=8, epochs=12, learning_rate=0.01)
     result = train_model(recipe)
-    classifier = predict.load_classifier(result.run_id)
+    classifier = classify.load_classifier(result.run_id)
     assert (classifier.fit, classifier.grey_range) == ("crop", (100, 50_000))
     dataset = cnnlab.load_dataset("scans", image_size=16)
-    files = predict.list_pictures(["scans"])
+    files = classify.list_pictures(["scans"])
     made = {classifier.image(file).tobytes() for file in files}
     assert {image.tobytes() for part in (dataset.train, dataset.val, dataset.test) for image in part.images} == made
     tested = {image.tobytes(): p for image, p in zip(dataset.test.images, result.test.probabilities, strict=True)}
-    for file, probabilities in predict.classify_files(classifier, files):
+    for file, probabilities in classify.classify_files(classifier, files):
         if (image := classifier.image(file).tobytes()) in tested:
             assert probabilities == pytest.approx(tested[image], abs=1e-5)
 
@@ -288,11 +288,13 @@ def test_pictures_at_urls_are_named(classifier, workplace, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        files = predict.list_pictures([f"{url}/black.png", "folder.jpg", f"{url}/none.png", "http://127.0.0.1:9/x.png"])
-        monkeypatch.setattr(predict, "MOST_BYTES", 2**20)
-        rows = list(predict.classify_files(classifier, files))
-        monkeypatch.setattr(predict, "MOST_BYTES", 10)
-        [(_, large)] = predict.classify_files(classifier, files[:1])
+        files = classify.list_pictures(
+            [f"{url}/black.png", "folder.jpg", f"{url}/none.png", "http://127.0.0.1:9/x.png"]
+        )
+        monkeypatch.setattr(classify, "MOST_BYTES", 2**20)
+        rows = list(classify.classify_files(classifier, files))
+        monkeypatch.setattr(classify, "MOST_BYTES", 10)
+        [(_, large)] = classify.classify_files(classifier, files[:1])
         server.shutdown()
     black, white, missing, refused = (result for _, result in rows)
     assert black.argmax() in range(10)
@@ -305,18 +307,18 @@ def test_pictures_at_urls_are_named(classifier, workplace, monkeypatch):
 
 def test_predictions_are_written_in_three_formats():
     rows = [("a.png", [("cat", 0.75), ("dog", 0.25)]), ("b, c.png", [("dog", 0.5), ("cat", 0.5)])]
-    table, text, array = ("".join(predict.write_predictions(rows, f, 2, 8)) for f in ("table", "csv", "json"))
+    table, text, array = ("".join(classify.write_predictions(rows, f, 2, 8)) for f in ("table", "csv", "json"))
     assert table.splitlines() == ["a.png     cat 75.0%  dog 25.0%", "b, c.png  dog 50.0%  cat 50.0%"]
     assert text.splitlines()[0].split(",") == ["file", "class_1", "probability_1", "class_2", "probability_2"]
     assert list(csv.DictReader(io.StringIO(text)))[1]["file"] == "b, c.png"
     assert json.loads(array)[0]["predictions"][0] == {"class": "cat", "probability": 0.75}
-    assert json.loads("".join(predict.write_predictions([], "json", 2, 8))) == []
+    assert json.loads("".join(classify.write_predictions([], "json", 2, 8))) == []
 
 
 def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):
     recipe = dataclasses.replace(small_cnn, deterministic=True, dropout=0.2, augment="full")
     before = train_model(recipe)
-    again = reproduce.reproduce(before.run_id[:8])
+    again = reproduction.reproduce(before.run_id[:8])
     assert again.verdict == f"All {len(again.figures)} figures are equal bit for bit."
     assert len(again.figures) == 8
     assert again.changes == []
@@ -326,7 +328,7 @@ def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):
     # As if it had been trained with another seed than it says.
     artifacts = Path("mlruns/artifacts", other.run_id, "artifacts")
     (artifacts / "recipe.json").write_text(recipe.to_json())
-    different = reproduce.reproduce(other.run_id)
+    different = reproduction.reproduce(other.run_id)
     assert "differ, by at most" in different.verdict
     assert any(change.startswith("threads: 64 then") for change in different.changes)
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from cnnlab.tuning.search import run_search
-from cnnlab.tuning.search_settings import Search
 
 from cnnlab.cli.main import main
 from cnnlab.data.batching import Batches
 from cnnlab.errors import ArgumentError
 from cnnlab.recipe import Recipe
-from cnnlab.reproduce import reproduce
+from cnnlab.reproduction import reproduce
 from cnnlab.resolve import build_model
 from cnnlab.training import multi_device
 from cnnlab.training.callbacks import Lookahead
+from cnnlab.tuning.search import run_search
+from cnnlab.tuning.search_settings import Search
 
 SCRIPT = Path(__file__).with_name("several_devices.py")
 # 135 pictures to train on, so that a last batch of 7 cannot be shared equally.

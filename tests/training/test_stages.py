@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import reproduce
+from cnnlab import reproduction
 from cnnlab.data.batching import Batches
 from cnnlab.models.model_surgery import layers_from
 from cnnlab.models.pretrained import read_network
@@ -45,7 +45,7 @@ def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
     # Both stages' frozen fronts were computed once: what the head takes, and what the upper stage takes.
     assert [entry["shape"][1:] for entry in user_cache.entries()] in ([[64], [8, 8, 8]], [[8, 8, 8], [64]])
     assert result.trainable_params == (9 * 8 + 1) * 16 + 65 * 10
-    again = reproduce.reproduce(result.run_id)
+    again = reproduction.reproduce(result.run_id)
     assert all(figure.difference < 1e-5 for figure in again.figures), again.figures
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from cnnlab.tuning.search import run_search
-from cnnlab.tuning.search_settings import Search
 
 import cnnlab
 from cnnlab.models.model_table import Range
 from cnnlab.training.runtime import freed_models
+from cnnlab.tuning.search import run_search
+from cnnlab.tuning.search_settings import Search
 
 SPACE = {"learning_rate": Range(1e-3, 1e-2, log=True), "dense_units": (8, 16)}
 

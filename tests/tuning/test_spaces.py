@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cnnlab.tuning.oracles import hyperparameters, make_oracle
-from cnnlab.tuning.search_settings import Search
-from cnnlab.tuning.spaces import check_space, fixed, narrowed, narrowed_space, recipe_of
 
 import cnnlab
 from cnnlab.models.model_table import MODELS, Range
+from cnnlab.tuning.oracles import hyperparameters, make_oracle
+from cnnlab.tuning.search_settings import Search
+from cnnlab.tuning.spaces import check_space, fixed, narrowed, narrowed_space, recipe_of
 
 SPACES = {name: model.space for name, model in MODELS.items()}
 
