@@ -376,7 +376,7 @@ def serve_digits(folder):
     os.chdir(folder)
     recipe = cnnlab.Recipe(model="cnn", dataset="digits", filters=(8,), dense_units=8, epochs=1, limit=150)
     result = cnnlab.compare_models([recipe]).results[0]
-    promotion.promote(model_registry.register(result.run_id)[0])
+    promotion.promote(model_registry.register_run(result.run_id)[0])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

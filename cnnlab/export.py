@@ -56,7 +56,7 @@ class _Pictures:
     training: np.ndarray | None = None
 
 
-def export(model=None, file_format="onnx", output=None, *, int8=False, dataset=None) -> Exported:
+def export_model(model=None, file_format="onnx", output=None, *, int8=False, dataset=None) -> Exported:
     """Write a model as one file or folder that goes from raw pictures to probabilities, without cnnlab.
 
     Before it gets its name, it answers for the run's test pictures in its own runtime, and is compared with Keras and

@@ -20,7 +20,7 @@ def run(store, small_cnn):
 
 
 def test_the_champion_as_files_that_were_tried(run, digits):
-    version, _ = model_registry.register(run.run_id, name="digits")
+    version, _ = model_registry.register_run(run.run_id, name="digits")
     promotion.promote(version)
     for file_format in ("keras", "saved_model"):
         done = CliRunner().invoke(cli, ["export", "--format", file_format], catch_exceptions=False)
@@ -33,12 +33,12 @@ def test_the_champion_as_files_that_were_tried(run, digits):
         assert (about["model"], about["run_id"], about["image_size"]) == ("models:/digits/1", run.run_id, 32)
         assert tuple(about["class_names"]) == digits.class_names
     with pytest.raises(cnnlab.LabError, match=r"Expected a path that is free. Received: 'digits-v1.keras'"):
-        export.export(file_format="keras")
+        export.export_model(file_format="keras")
 
 
 def test_what_is_not_as_it_was_is_said(store, small_cnn, monkeypatch):
     run = train.train_model(dataclasses.replace(small_cnn, precision="mixed_bfloat16", epochs=1))
-    done = export.export(run.run_id, "keras", "one.keras")
+    done = export.export_model(run.run_id, "keras", "one.keras")
     assert done.difference == 0
     assert 0 < done.from_run < 0.05
     assert "made in half precision, the file in float32" in done.lines[1]
@@ -49,18 +49,18 @@ def test_what_is_not_as_it_was_is_said(store, small_cnn, monkeypatch):
     right = export_formats.open_model
     with monkeypatch.context() as patched:
         patched.setattr(export, "load_for", gone)
-        done = export.export(run.run_id, "keras", "two.keras")
+        done = export.export_model(run.run_id, "keras", "two.keras")
     assert "On 64 crops of sample photographs, as the run's pictures cannot be had (Expected a folder" in done.lines[1]
     assert (done.difference, done.now) == (0, None)
     before = set(Path.cwd().iterdir())
     monkeypatch.setattr(export_formats, "open_model", lambda *at: lambda images: right(*at)(images) + np.float32(1e-3))
     with pytest.raises(cnnlab.LabError, match=r"a probability that differs by 0.001 on the 37"):
-        export.export(run.run_id, "keras")
+        export.export_model(run.run_id, "keras")
     assert set(Path.cwd().iterdir()) == before
 
 
 def test_arguments_that_do_not_go_together(workplace):
     with pytest.raises(cnnlab.LabError, match=r"Expected --int8 with --format litert. Received: onnx"):
-        export.export(file_format="onnx", int8=True)
+        export.export_model(file_format="onnx", int8=True)
     with pytest.raises(cnnlab.LabError, match=r"Expected --output in a folder that exists"):
-        export.export(file_format="keras", output="nowhere/model.keras")
+        export.export_model(file_format="keras", output="nowhere/model.keras")

@@ -83,7 +83,7 @@ def test_an_earlier_store_is_listed_and_compared(stored):
 
 def test_an_earlier_run_is_registered_against_the_champion_and_predicts(stored, workplace):
     best = run_queries.best_run()
-    version, _ = model_registry.register()
+    version, _ = model_registry.register_run()
     assert version.run_id == best.info.run_id
     decision = promotion.promote(version, force=True)
     assert "15 validation images" in decision.reason or decision.unchanged

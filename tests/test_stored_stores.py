@@ -119,7 +119,7 @@ def test_its_champion_is_loaded_rolled_back_and_followed_by_a_run_of_its(stored)
     assert champion.class_names == tuple("0123456789")
     before, after = promotion.rollback("cnnlab-digits")
     assert (before.number, after.number) == (2, 1)
-    version, _ = model_registry.register(trainings(stored)["resnet9, members"].info.run_id)
+    version, _ = model_registry.register_run(trainings(stored)["resnet9, members"].info.run_id)
     assert version.number == 3
     decision = promotion.promote(version, force=True)
     assert decision.promoted

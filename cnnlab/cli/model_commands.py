@@ -48,7 +48,7 @@ def register(run_id, best, by, experiment, name, promote, margin, force):
     with job():
         from cnnlab.tracking import model_registry, promotion
 
-        version, said = model_registry.register(run_id, experiment=experiment, name=name, by=by)
+        version, said = model_registry.register_run(run_id, experiment=experiment, name=name, by=by)
         where = f"{version}, run {version.run_id}: models:/{version.name}/{version.number}"
         print("\n".join(map(escape_control_characters, [*said, where])))
         if promote:
@@ -197,7 +197,7 @@ def export(model, file_format, output, int8, dataset):
     if len(model) > 1:
         raise ArgumentError(f"Expected one model. Received: {len(model)}. Leave all but one out, or use --format runs.")
     with job():
-        from cnnlab.export import export as export_model
+        from cnnlab.export import export_model
 
         [name] = model or [None]
         print("\n".join(export_model(name, file_format, output, int8=int8, dataset=dataset).lines))

@@ -37,7 +37,7 @@ class Version:
         return f"{self.name} version {self.number}"
 
 
-def register(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple[Version, list[str]]:
+def register_run(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple[Version, list[str]]:
     """Register a run's model, or find the version that it already is.
 
     Args:

@@ -172,7 +172,7 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     run = store.get_run(before.run_id)
     assert (run.data.params["width"], run.data.params["wide"]) == ("3", "False")
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/model_source.py") == MY_MODELS
-    version, _ = model_registry.register()
+    version, _ = model_registry.register_run()
     assert json.loads(version.tags["recipe"])["model"] == str(workplace / "my_models.py:build_net")
     model, about = logged_models.load("models:/cnnlab-digits/1")
     assert model.predict(cnnlab.load_dataset("digits", limit=150).test.images, verbose=0) == pytest.approx(
@@ -190,7 +190,7 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
     assert reproduction.reproduce(again.run_id).verdict == again.verdict
     # Without the file, or with another in its place, the runs are still compared, registered and used.
     assert len(compare_runs([before.run_id, again.run_id]).results) == 2
-    promotion.promote(model_registry.register(again.run_id)[0])
+    promotion.promote(model_registry.register_run(again.run_id)[0])
 
 
 @pytest.mark.long

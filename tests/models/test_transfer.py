@@ -167,7 +167,7 @@ def test_a_saved_model_is_a_backbone_without_its_head(store, digits, workplace):
 
 @pytest.mark.long
 def test_a_registered_model_is_a_backbone_by_its_version(store, small_cnn):
-    champion, _ = model_registry.register(train_model(small_cnn).run_id, name="shapes")
+    champion, _ = model_registry.register_run(train_model(small_cnn).run_id, name="shapes")
     promotion.promote(champion)
     result = train_model(cnnlab.Recipe(model="transfer", backbone="models:/shapes@champion", **SMALL))
     assert result.recipe.backbone == "models:/shapes/1"

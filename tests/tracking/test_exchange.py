@@ -55,11 +55,11 @@ def original(store_template, tmp_path_factory):
         comparison = compare.compare_models([cnnlab.Recipe(**recipe, seed=seed) for seed in (0, 1)])
         ids = [result.run_id for result in comparison.results]
         again = compare.compare_runs(ids)
-        first, _ = model_registry.register(ids[0], name="digits")
+        first, _ = model_registry.register_run(ids[0], name="digits")
         with mlflow_store.opened():
             client = mlflow.MlflowClient()
             client.delete_model_version("digits", client.create_model_version("digits", "nothing", ids[0]).version)
-        second, _ = model_registry.register(ids[1], name="digits")
+        second, _ = model_registry.register_run(ids[1], name="digits")
         assert (first.number, second.number) == (1, 3)
         promotion.promote(first)
         promotion.promote(second, force=True)
@@ -199,7 +199,7 @@ def test_what_fails_is_said_and_repeated(original, workplace, monkeypatch):
 def test_an_alias_that_another_version_holds_is_moved_on_demand(original, workplace, small_cnn):
     folder, *_ = original
     here = train.train_model(small_cnn)
-    version, _ = model_registry.register(here.run_id, name="digits")
+    version, _ = model_registry.register_run(here.run_id, name="digits")
     promotion.promote(version)
     assert said(store_copy.import_runs(str(folder)))[:2] == [
         "not moved: champion of digits stays version 1, and is version 3 by the copy (--aliases)",

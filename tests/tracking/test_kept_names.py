@@ -36,7 +36,7 @@ def test_a_run_of_oddly_named_data_is_kept_found_and_used(store, oddly_named, sm
     again = run_queries.read_result(run)
     assert (again.class_names, again.dataset_name, again.recipe.dataset) == (CLASSES, NAME, FOLDER)
 
-    version, _ = model_registry.register(experiment=f"cnnlab-{NAME}")
+    version, _ = model_registry.register_run(experiment=f"cnnlab-{NAME}")
     assert version.name == """cnnlab-=$x$ [bold]it's "a|b" -1-<b>%20-1-2 {x} \\n 猫"""
     assert promotion.promote(version).promoted
     classifier = classify.load_classifier()

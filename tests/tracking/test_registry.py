@@ -36,7 +36,7 @@ def good(small_cnn):
 
 def test_the_best_run_is_registered_with_its_card(store, small_cnn, poor, good):
     cnnlab.compare_models([poor, good])
-    version, said = model_registry.register()
+    version, said = model_registry.register_run()
     result = run_queries.read_result(run_queries.best_run())
     assert result.recipe == good
     assert version.run_id == result.run_id
@@ -47,7 +47,7 @@ def test_the_best_run_is_registered_with_its_card(store, small_cnn, poor, good):
     card = mlflow.artifacts.load_text("models:/cnnlab-digits/1/model_card.md")
     for text in ("## Limits", "## Confusion matrix", f"{result.test_accuracy:.2%}", version.tags["dataset_digest"]):
         assert text in card
-    again, said = model_registry.register(result.run_id[:8])
+    again, said = model_registry.register_run(result.run_id[:8])
     assert again.number == 1
     assert "already" in said[-1]
     assert len(model_registry.list_versions()) == 1
@@ -55,9 +55,9 @@ def test_the_best_run_is_registered_with_its_card(store, small_cnn, poor, good):
 
 def test_only_a_better_model_on_the_same_images_is_promoted(store, poor, good):
     weak, strong = (cnnlab.compare_models([recipe]).results[0] for recipe in (poor, good))
-    first, _ = model_registry.register(weak.run_id)
+    first, _ = model_registry.register_run(weak.run_id)
     assert promotion.promote(first).promoted
-    better, _ = model_registry.register(strong.run_id)
+    better, _ = model_registry.register_run(strong.run_id)
     # So wide a margin is not met.
     assert not promotion.promote(better, margin=0.99).promoted
     assert model_registry.find_champion("cnnlab-digits").number == 1
@@ -91,14 +91,14 @@ def test_only_a_better_model_on_the_same_images_is_promoted(store, poor, good):
 
 def test_other_images_are_not_comparable(store, small_cnn, picture_folder):
     digits = cnnlab.compare_models([small_cnn]).results[0]
-    champion, _ = model_registry.register(digits.run_id, name="pictures")
+    champion, _ = model_registry.register_run(digits.run_id, name="pictures")
     promotion.promote(champion)
     fewer = train_model(dataclasses.replace(small_cnn, limit=100))
-    challenger, _ = model_registry.register(fewer.run_id, name="pictures")
+    challenger, _ = model_registry.register_run(fewer.run_id, name="pictures")
     with pytest.raises(cnnlab.LabError, match=r"not comparable: it was tested on 37 images of digits"):
         promotion.promote(challenger)
     colours = train_model(dataclasses.replace(small_cnn, dataset=str(picture_folder), limit=None, val_fraction=0.2))
-    challenger, _ = model_registry.register(colours.run_id, name="pictures")
+    challenger, _ = model_registry.register_run(colours.run_id, name="pictures")
     with pytest.raises(cnnlab.LabError, match=r"names the classes 0, 1, 2, 3, ..., and version 3 blue, red"):
         promotion.promote(challenger)
     assert model_registry.find_champion("pictures").number == 1
@@ -110,7 +110,7 @@ def test_other_images_are_not_comparable(store, small_cnn, picture_folder):
 def test_another_validation_split_is_judged_on_the_test_set(store, small_cnn):
     first = train_model(small_cnn)
     second = train_model(dataclasses.replace(small_cnn, val_fraction=0.2))
-    champion, challenger = (model_registry.register(result.run_id)[0] for result in (first, second))
+    champion, challenger = (model_registry.register_run(result.run_id)[0] for result in (first, second))
     promotion.promote(champion)
     store.delete_run(first.run_id)  # what it is compared by lies beside the model
     decision = promotion.promote(challenger)
@@ -148,7 +148,7 @@ def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digit
     recipe = dataclasses.replace(small_cnn, epochs=1)
     result = cnnlab.fit_and_evaluate(model, digits, recipe)
     with pytest.raises(cnnlab.LabError, match=r"to load again. Received .*without Lambda"):
-        model_registry.register(result.run_id)
+        model_registry.register_run(result.run_id)
     assert model_registry.list_versions() == []
 
     (workplace / "mine.py").write_text(CUSTOM)
@@ -160,13 +160,13 @@ def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digit
     custom_model._load.cache_clear()
     # The store may be anybody's, and so may the code in it.
     with pytest.raises(cnnlab.LabError, match=r"mine.py' to hold the code that the store has .*CNNLAB_STORED_CODE=run"):
-        model_registry.register(result.run_id)
+        model_registry.register_run(result.run_id)
     (workplace / "mine.py").write_text(CUSTOM + "print('another')")
     with pytest.raises(cnnlab.LabError, match="to hold the code that the store has"):
-        model_registry.register(result.run_id)
+        model_registry.register_run(result.run_id)
     assert "mine>Scaled" not in keras.saving.get_custom_objects()
     monkeypatch.setenv("CNNLAB_STORED_CODE", "run")
-    version, _ = model_registry.register(result.run_id)
+    version, _ = model_registry.register_run(result.run_id)
     keras.saving.get_custom_objects().pop("mine>Scaled")
     custom_model._load.cache_clear()
     classifier = classify.load_classifier(f"models:/{version.name}/1")
@@ -193,16 +193,16 @@ def test_stored_runs_are_compared_on_their_predictions(store, small_cnn, capsys)
 
 def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
     with pytest.raises(cnnlab.LabError, match="none in this store"):
-        model_registry.register()
+        model_registry.register_run()
     with pytest.raises(cnnlab.LabError, match="an empty registry"):
         classify.load_classifier()
     comparison = cnnlab.compare_models([small_cnn])
     with pytest.raises(cnnlab.ArgumentError, match="a compare run"):
-        model_registry.register(comparison.run_id)
+        model_registry.register_run(comparison.run_id)
     with pytest.raises(cnnlab.ArgumentError, match="that of no run"):
-        model_registry.register("0123456789abcdef")
+        model_registry.register_run("0123456789abcdef")
     with pytest.raises(cnnlab.ArgumentError, match="Expected a run's id"):
-        model_registry.register("my run")
+        model_registry.register_run("my run")
     with pytest.raises(cnnlab.ArgumentError, match="two different runs"):
         compare_runs([comparison.results[0].run_id] * 2)
     broken = cnnlab.build_model(small_cnn, digits)
@@ -211,8 +211,8 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
         cnnlab.fit_and_evaluate(broken, digits, small_cnn)
     [failed] = store.search_runs([e.experiment_id for e in store.search_experiments()], "attributes.status = 'FAILED'")
     with pytest.raises(cnnlab.ArgumentError, match=r"which is FAILED \(LabError: Expected a finite loss"):
-        model_registry.register(failed.info.run_id)
-    model_registry.register(comparison.results[0].run_id)
+        model_registry.register_run(failed.info.run_id)
+    model_registry.register_run(comparison.results[0].run_id)
     with pytest.raises(cnnlab.LabError, match=r"to have a champion. Received: none"):
         classify.load_classifier()
     with pytest.raises(cnnlab.LabError, match="to be a model of this store"):
@@ -224,7 +224,7 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
 @pytest.fixture
 def classifier(store, good):
     """The champion of a small registry, loaded."""
-    promotion.promote(model_registry.register(train_model(good).run_id)[0])
+    promotion.promote(model_registry.register_run(train_model(good).run_id)[0])
     return classify.load_classifier()
 
 
