@@ -151,9 +151,9 @@ def models():
 
 
 def open_model(folder):
-    from cnnlab.models.pretrained import read_network
+    from cnnlab.models.pretrained import load_backbone
 
-    read_network(str(Path(folder, "model.keras")), None, None)
+    load_backbone(str(Path(folder, "model.keras")), None, None)
 
 
 def weights():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnlab.data.decoding import SIXTEEN_BITS, decode_image
-from cnnlab.data.folder_scan import in_words, list_pictures_below
+from cnnlab.data.folder_scan import describe_left_out, scan_folder
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import mlflow_store, model_registry, run_queries
@@ -31,19 +31,19 @@ class Classifier:
         model: `keras.Model`, `(N, image_size, image_size, 3) uint8` to `(N, num_classes)` probabilities.
         class_names: of the probabilities, from the model's own metadata.
         image_size: pixels a side.
-        fit, grey_range: how a picture becomes an image of that size, as the training had it.
+        resize_mode, grey_range: how a picture becomes an image of that size, as the training had it.
     """
 
     uri: str
     model: object
     class_names: tuple[str, ...]
     image_size: int
-    fit: str = "stretch"
+    resize_mode: str = "stretch"
     grey_range: tuple[float, float] = SIXTEEN_BITS
 
     def image(self, file, **bounds) -> np.ndarray:
         """One picture, a path or its bytes, as `(image_size, image_size, 3) uint8`; raises as `decode_image`."""
-        return decode_image(file, self.image_size, fit=self.fit, grey_range=self.grey_range, **bounds)
+        return decode_image(file, self.image_size, resize_mode=self.resize_mode, grey_range=self.grey_range, **bounds)
 
     def probabilities(self, images) -> np.ndarray:
         """`(N, H, W, 3) uint8` to `(N, num_classes) float32`."""
@@ -100,8 +100,8 @@ def list_pictures(paths) -> list[str]:
         if not path.is_dir():
             found.append(str(path))
             continue
-        listing = list_pictures_below(path)
-        if left_out := escape_control_characters(in_words(listing.left_out)):
+        listing = scan_folder(path)
+        if left_out := escape_control_characters(describe_left_out(listing.left_out)):
             log.warning(f"left out of {escape_control_characters(path)}: {left_out}.")
         if not len(listing.files):
             raise ArgumentError(f"Expected '{path}' to hold pictures. Received: none.")

@@ -43,7 +43,7 @@ def compare_models(recipes, restart=False) -> Comparison:
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
     checkpoint_files.seconds_between()  # a wrong number is said before any work
     mlflow_store.expect_usable_store()
-    with custom_model.pinned([recipe.model for recipe in recipes]):
+    with custom_model.pinned_sources([recipe.model for recipe in recipes]):
         return _compare_models(recipes, restart)
 
 

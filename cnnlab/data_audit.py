@@ -57,7 +57,7 @@ def audit(recipe, folder=None) -> Audit:
     _expect_ours(folder)
     mlflow_store.expect_usable_store(writes=False)
     recipe = dataclasses.replace(recipe, skip_bad=True, drop_duplicates=False, dense_units=0, dropout=0.0)
-    dataset, [prepared] = prepare([recipe], as_found=True)
+    dataset, [prepared] = prepare([recipe], for_audit=True)
     found = _findings(dataset, prepared)
     texts = {audit_report.REPORT: audit_page(found), **audit_report.tables(found)}
     _write(folder, texts)
@@ -78,10 +78,10 @@ def _findings(dataset, prepared):
         weak = "the network has random weights, not pre-trained ones. Name --weights or --backbone for a better one."
         log.warning(f"the label check is weak: {weak}")
     return audit_report.Findings(
-        **{"name": dataset.name, "class_names": dataset.class_names, "lines": dataset.found.lines},
-        **{"files": pictures.files, "labels": pictures.labels, "part": pictures.part, "sizes": pictures.stored.sizes},
-        **{"bad": pictures.stored.bad, "left_out": dataset.found.left_out, "pairs": dataset.found.duplicates},
-        duplicates=dataset.found.tables["duplicates.csv"],
+        **{"name": dataset.name, "class_names": dataset.class_names, "lines": dataset.summary.lines},
+        **{"files": pictures.files, "labels": pictures.labels, "part": pictures.splits, "sizes": pictures.stored.sizes},
+        **{"bad": pictures.stored.bad, "left_out": dataset.summary.left_out, "pairs": dataset.summary.duplicates},
+        duplicates=dataset.summary.tables["duplicates.csv"],
         check=check and check.at(used, total),
         strangeness=distances,
         basis=f"features of {prepared.recipe.label}",

@@ -93,7 +93,7 @@ def export_model(model=None, file_format="onnx", output=None, *, int8=False, dat
     about = {
         "class_names": list(classifier.class_names),
         "image_size": side,
-        "fit": classifier.fit,
+        "fit": classifier.resize_mode,
         "grey_range": list(classifier.grey_range),
         "input": f"(N, {side}, {side}, 3) uint8, red, green, blue, 0 to 255",
         "output": f"(N, {len(classifier.class_names)}) float32, probabilities in the order of class_names",

@@ -32,7 +32,7 @@ def store_features(recipe, parts=("train", "val", "test")) -> Stored:
         LabError: data or weights cannot be had, or the features cannot be stored.
     """
     mlflow_store.expect_usable_store(writes=False)
-    with custom_model.pinned([recipe.model]), mlflow_store.opened(writes=False):
+    with custom_model.pinned_sources([recipe.model]), mlflow_store.opened(writes=False):
         dataset, [prepared] = prepare([recipe])
         model = build_model(prepared.recipe, dataset)
     images = {part: getattr(dataset, part).images for part in parts}

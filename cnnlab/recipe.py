@@ -257,7 +257,7 @@ class Recipe:
             if isinstance(value := getattr(self, f.name), Unsaid):
                 # Of the model that was there before `replace`; given by anybody else it is a value like others.
                 object.__setattr__(self, f.name, None if replaced else plain(value))
-        if not (read_back and custom_model.is_own(self.model)):
+        if not (read_back and custom_model.is_custom(self.model)):
             self._fill_in(find_model(self.model), replaced)
         for f in dataclasses.fields(self):
             check(f.name, getattr(self, f.name), f.metadata)
@@ -320,7 +320,7 @@ class Recipe:
 
     @property
     def _name(self):
-        if custom_model.is_own(self.model):
+        if custom_model.is_custom(self.model):
             return custom_model.function_name(self.model)
         if self.model != "transfer":
             return self.model
@@ -355,7 +355,7 @@ class Recipe:
             if f.name != "arguments"
             and (value := getattr(self, f.name)) is not None
             # What a function of the user's does not take has no value.
-            and (custom_model.is_own(self.model) or applies(f, self.model))
+            and (custom_model.is_custom(self.model) or applies(f, self.model))
         }
         given = dict(pair.split("=", 1) for pair in self.arguments)
         return values | {f"arg.{name}" if name in _FIELDS else name: value for name, value in given.items()}
@@ -410,7 +410,7 @@ def _is_field(name, default):
 def applies(recipe_field: dataclasses.Field, model: str) -> bool:
     """Whether a field of the recipe says anything about this model: read off the factory's signature."""
     if recipe_field.name == "arguments":
-        return custom_model.is_own(model)
+        return custom_model.is_custom(model)
     if recipe_field.name not in _OF_MODELS:
         return True
     found = find_model(model)

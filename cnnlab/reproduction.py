@@ -62,8 +62,8 @@ def _reproduce(run_id, deterministic, dataset, weights, backbone):
     # All that is needed of it is read now, so that what is gone is found before an hour of training.
     stored, history = run_queries.read_recipe(before), run_queries.read_history(before)
     name = stored.model
-    with custom_model.pinned(
-        [name], run_queries.read_text(before, MODEL_SOURCE) if custom_model.is_own(name) else None
+    with custom_model.pinned_sources(
+        [name], run_queries.read_text(before, MODEL_SOURCE) if custom_model.is_custom(name) else None
     ):
         tested = run_queries.was_tested(before)  # a trial of a search was not
         test = run_queries.read_predictions(before)[1]["test"] if tested else None

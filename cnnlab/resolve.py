@@ -5,14 +5,14 @@ import functools
 from pathlib import Path
 
 from cnnlab.data import dataset as data
-from cnnlab.data.builtin_sets import NAMED
+from cnnlab.data.builtin_sets import BUILTIN_SETS
 from cnnlab.data.class_weights import read_class_weights
 from cnnlab.data.dataset import ImageDataset, load_dataset
-from cnnlab.data.folder_layout import Layout
-from cnnlab.data.picture_sizes import picture_side
+from cnnlab.data.folder_layout import FolderLayout
+from cnnlab.data.image_sizes import largest_image_side
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models import custom_model, pretrained
-from cnnlab.models.augmentation import small_side
+from cnnlab.models.augmentation import crop_side
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.models.model_table import find_model
 from cnnlab.recipe import Recipe, own_arguments
@@ -33,7 +33,7 @@ class Prepared:
     tags: dict
 
 
-def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Prepared]]:
+def prepare(recipes, for_audit=False, quiet=False) -> tuple[ImageDataset, list[Prepared]]:
     """Load the data that recipes ask for, and find out for each what it is really trained with.
 
     Files get their full paths, so that a run can be repeated from another folder, sizes and precisions their values,
@@ -42,7 +42,7 @@ def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Pr
 
     Args:
         recipes: that agree in their data fields; those of the first are used.
-        as_found: as in `load_dataset`.
+        for_audit: as in `load_dataset`.
         quiet: what was found is not said, as another process has said it.
 
     Raises:
@@ -54,21 +54,21 @@ def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Pr
     shared = {
         recipe.batch_size: len(multi_device.devices_for(recipe.batch_size)) for recipe in recipes
     }  # or it refuses
-    source = _find(recipes[0], as_found)
-    if isinstance(source, Layout):
+    source = _find(recipes[0], for_audit)
+    if isinstance(source, FolderLayout):
         recipes = [dataclasses.replace(recipe, fit=recipe.fit or "crop") for recipe in recipes]
-    side = functools.cache(lambda: picture_side(source, recipes[0].fit))  # looked at where it matters
+    side = functools.cache(lambda: largest_image_side(source, recipes[0].fit))  # looked at where it matters
     shrunk = {recipe.label for recipe in recipes if not recipe.said("image_size") and _is_from_scratch(recipe)}
     recipes = [dataclasses.replace(recipe, image_size=_image_size(recipe, source, side)) for recipe in recipes]
     # One size for all, so that they are tested on the same images.
     in_memory = int(max(recipe.picture_size or _picture_size(recipe, side) for recipe in recipes))
     recipes = [_with_pictures(recipe, in_memory) for recipe in recipes]
     for recipe in recipes:
-        smallest = small_side(recipe.image_size) if recipe.small_first else recipe.image_size
+        smallest = crop_side(recipe.image_size) if recipe.small_first else recipe.image_size
         find_model(recipe.model).check(smallest, **recipe.factory_arguments())
-    dataset = load_for(recipes[0], source, as_found)
-    say("\n".join(dataset.found.lines))
-    for label in sorted(shrunk if isinstance(source, Layout) and side() > FROM_SCRATCH else ()):
+    dataset = load_for(recipes[0], source, for_audit)
+    say("\n".join(dataset.summary.lines))
+    for label in sorted(shrunk if isinstance(source, FolderLayout) and side() > FROM_SCRATCH else ()):
         say(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
     recipes = [
         dataclasses.replace(recipe, class_weights=read_class_weights(recipe.class_weights, dataset.class_names))
@@ -80,7 +80,7 @@ def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Pr
         named = (recipe.backbone or recipe.model) if _takes(recipe, "weights") else None
         used, tags = found(named, recipe.weights, recipe.image_size)
         if named and named not in BACKBONES:
-            tags = {**tags, "features": pretrained.features_text(named)}
+            tags = {**tags, "features": pretrained.describe_features(named)}
         prepared.append(Prepared(_precise(dataclasses.replace(recipe, weights=used)), tags))
     for size, number in shared.items():
         if number:
@@ -97,23 +97,23 @@ def prepare(recipes, as_found=False, quiet=False) -> tuple[ImageDataset, list[Pr
     return dataset, prepared
 
 
-def _find(recipe, as_found=False):
+def _find(recipe, for_audit=False):
     given = {name: getattr(recipe, name) for name in ("labels", "class_names", "skip_bad")}
-    return data.find(recipe.dataset, **given, as_found=as_found)
+    return data.locate_dataset(recipe.dataset, **given, for_audit=for_audit)
 
 
-def load_for(recipe, source=None, as_found=False) -> ImageDataset:
-    """The data set that a recipe asks for, `source` being what `data.find` gave for it."""
+def load_for(recipe, source=None, for_audit=False) -> ImageDataset:
+    """The data set that a recipe asks for, `source` being what `data.locate_dataset` gave for it."""
     return load_dataset(
         source or _find(recipe),
         image_size=recipe.picture_size or recipe.image_size or SMALLEST,
-        fit=recipe.fit or "crop",
+        resize_mode=recipe.fit or "crop",
         skip_bad=recipe.skip_bad,
         drop_duplicates=recipe.drop_duplicates,
         val_fraction=recipe.val_fraction,
         limit=recipe.limit,
         seed=recipe.split_seed,
-        as_found=as_found,
+        for_audit=for_audit,
     )
 
 
@@ -132,18 +132,18 @@ def build_model(recipe, dataset):
 
 def _located(recipe):
     """The recipe with files by their full paths, and a model of the registry by its version."""
-    model = custom_model.full_name(recipe.model) if custom_model.is_own(recipe.model) else recipe.model
+    model = custom_model.absolute_name(recipe.model) if custom_model.is_custom(recipe.model) else recipe.model
     backbone = recipe.backbone
-    if backbone and backbone.startswith(pretrained.REGISTERED) and backbone not in pretrained.FETCHED:
+    if backbone and backbone.startswith(pretrained.REGISTERED) and not pretrained.is_downloaded(backbone):
         backbone, file = stored_models.fetch(backbone)
-        pretrained.FETCHED[backbone] = file
+        pretrained.add_downloaded_model(backbone, file)
     elif backbone and backbone.startswith(pretrained.HUB):
         backbone = pretrained.HUB + _full_path(backbone.removeprefix(pretrained.HUB), ())
     return dataclasses.replace(
         recipe,
         model=model,
         arguments=_arguments(recipe),
-        dataset=_full_path(recipe.dataset, NAMED),
+        dataset=_full_path(recipe.dataset, BUILTIN_SETS),
         labels=_full_path(recipe.labels, ()),
         class_names=_full_path(recipe.class_names, ()),
         weights=_full_path(recipe.weights, ("imagenet", "random")),
@@ -164,20 +164,20 @@ def _full_path(value, names):
 
 
 def _takes(recipe, argument):
-    return not custom_model.is_own(recipe.model) and argument in find_model(recipe.model).arguments
+    return not custom_model.is_custom(recipe.model) and argument in find_model(recipe.model).arguments
 
 
 def _image_size(recipe, source, side):
     if recipe.said("image_size"):
         return recipe.image_size
     if recipe.image_size:  # its row's, for the small pictures of the named sets
-        if not isinstance(source, Layout):
+        if not isinstance(source, FolderLayout):
             return recipe.image_size
-        usual = FROM_SCRATCH if _is_from_scratch(recipe) else pretrained.usual_side(recipe.model)
+        usual = FROM_SCRATCH if _is_from_scratch(recipe) else pretrained.default_image_size(recipe.model)
         return max(recipe.image_size, min(usual, side()))
     backbone = recipe.backbone or recipe.model
     smallest = BACKBONES[backbone].smallest if backbone in BACKBONES else SMALLEST
-    return max(smallest, min(pretrained.usual_side(backbone), ENLARGED * side()))
+    return max(smallest, min(pretrained.default_image_size(backbone), ENLARGED * side()))
 
 
 def _is_from_scratch(recipe):
@@ -208,7 +208,7 @@ def _weights(backbone, named, side):
     if backbone not in BACKBONES or named == "random":
         return named, {}
     try:
-        pretrained.read_network(backbone, named or "imagenet", side)
+        pretrained.load_backbone(backbone, named or "imagenet", side)
         return named or "imagenet", {}
     except LabError as error:
         if named is not None or isinstance(error, ArgumentError):
@@ -224,7 +224,7 @@ def _precise(recipe):
     """The recipe with the precisions that "auto" means on this machine, for this model."""
     frozen = recipe.frozen_precision
     if frozen == "auto":
-        slow = not runtime.has_gpu() and pretrained.has_depthwise(recipe.backbone or recipe.model)
+        slow = not runtime.has_gpu() and pretrained.has_depthwise_convolutions(recipe.backbone or recipe.model)
         frozen = "float32" if slow and recipe.precision == "float32" else runtime.resolve("auto")
     elif frozen:
         frozen = runtime.resolve(frozen)

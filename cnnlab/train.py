@@ -14,7 +14,7 @@ from cnnlab.evaluation.gradcam import looked_at
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, describe, save_predictions
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.models import custom_model
-from cnnlab.models.augmentation import augmented_samples, parse_augment
+from cnnlab.models.augmentation import augment_examples, parse_augment
 from cnnlab.models.safe_loading import save_model
 from cnnlab.recipe import Recipe
 from cnnlab.resolve import build_model, prepare
@@ -40,7 +40,7 @@ def train_model(recipe, restart=False) -> RunResult:
     """
     checkpoint_files.seconds_between()  # a wrong number is said before any work
     mlflow_store.expect_usable_store()
-    with custom_model.pinned([recipe.model]):
+    with custom_model.pinned_sources([recipe.model]):
         dataset, [prepared] = prepare([recipe])
         with recorded(goes_on=f"train-{training_key(prepared.recipe, dataset)[:12]}") as ids:
             checkpoint_files.sweep()
@@ -72,7 +72,7 @@ def resume_run(run_id) -> RunResult:
     with recorded(directly=again is None, again=again) as ids:
         run = run_queries.find_interrupted_run(run_id)
         recipe = Recipe.from_json(found_of(run.info.run_id).about["recipe"])
-        with custom_model.pinned([recipe.model]):
+        with custom_model.pinned_sources([recipe.model]):
             dataset, [prepared] = prepare([recipe])
             model = build_model(prepared.recipe, dataset)
             result = fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run.info.run_id)
@@ -129,7 +129,7 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
     found = resume.found_to_go_on_with(resume_run_id, recipe, dataset) if resume_run_id else None
     about = resume.about(recipe, dataset)
     source = (
-        custom_model.source_of(recipe.model) if custom_model.is_own(recipe.model) else None
+        custom_model.read_source(recipe.model) if custom_model.is_custom(recipe.model) else None
     )  # before a training in which it may change
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
     if source and recipe.learning_rate is None and (rate := float(model.optimizer.learning_rate)) > 0:
@@ -238,14 +238,14 @@ def _files(model, dataset, recipe, trained, borders, source):
         figures["augmented.png"] = _augmented(recipe, dataset)
     # The summary in place of autologging's, which is of the head alone where features were cached.
     texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
-    if dataset.found:
-        texts |= {"data.txt": dataset.found.text, **dataset.found.tables}
+    if dataset.summary:
+        texts |= {"data.txt": dataset.summary.text, **dataset.summary.tables}
     if source:
         texts[MODEL_SOURCE] = source
     if test is None:
         return figures, texts, {}
     more_figures, more_texts = describe(recipe.label, dataset.class_names, dataset.test.images, test)
-    if dataset.found and dataset.found.duplicates:
+    if dataset.summary and dataset.summary.duplicates:
         figures["duplicates.png"] = _duplicates(dataset)
     figures |= {**more_figures, **looked_at(model, dataset.class_names, dataset.test.images, test)}
     files = {PREDICTIONS_FILE: lambda path: save_predictions(path, dataset.class_names, **trained.predictions)}
@@ -264,7 +264,7 @@ def _augmented(recipe, dataset, count=6, rows=3):
     one_hot = np.eye(len(names), dtype="float32")[labels]
     shown, captions = [images], [names[label] for label in labels]
     for row in range(rows):
-        seen, shares = augmented_samples(images, one_hot, recipe.augment, recipe.seed + row)
+        seen, shares = augment_examples(images, one_hot, recipe.augment, recipe.seed + row)
         shown.append(seen)
         for share in shares:
             parts = sorted(np.flatnonzero(share > 0.005), key=lambda label: -share[label])
@@ -276,8 +276,8 @@ def _augmented(recipe, dataset, count=6, rows=3):
 
 def _duplicates(dataset, count=12):
     """A few pairs of pictures that are one, side by side."""
-    pictures, positions = dataset.pictures, [i for p in dataset.found.duplicates[:count] for i in (p.first, p.second)]
-    captions = [f"{pictures.part[i]}\n{dataset.class_names[pictures.labels[i]]}" for i in positions]
+    pictures, positions = dataset.pictures, [i for p in dataset.summary.duplicates[:count] for i in (p.first, p.second)]
+    captions = [f"{pictures.splits[i]}\n{dataset.class_names[pictures.labels[i]]}" for i in positions]
     return plots.image_grid(pictures.images(np.array(positions))[:], captions, "Pictures that are there twice")
 
 

@@ -177,7 +177,7 @@ def test_a_named_set_has_positions_for_files(recipe, store, capsys):
     assert "8 x 8" in Path("audit-digits/report.html").read_text(encoding="utf-8")
     files = [row["file"] for row in rows_of("audit-digits/strangest.csv")]
     named = cnnlab.load_dataset("digits", image_size=32, val_fraction=0)
-    limited = cnnlab.load_dataset("digits", image_size=32, limit=100, as_found=True)
+    limited = cnnlab.load_dataset("digits", image_size=32, limit=100, for_audit=True)
     for position, file in enumerate(limited.pictures.files):
         part, index = file.split("/")
         assert (getattr(named, part).images[int(index)] == limited.pictures.stored.pixels[position]).all()

@@ -79,7 +79,7 @@ def train_winner(address, recipe):
     Returns:
         The run's id and its test accuracy; those of the run that is there already where this was done before.
     """
-    with custom_model.pinned([recipe.model]), recorded(directly=True):
+    with custom_model.pinned_sources([recipe.model]), recorded(directly=True):
         place = place_of(address)
         label = "winner " + hashlib.sha256(recipe.to_json().encode()).hexdigest()[:12]
         for run in place.children(kind="train", label=label):

@@ -18,7 +18,7 @@ from cnnlab.models.model_table import Range
 from cnnlab.tuning import search_report
 from cnnlab.tuning.search_settings import OBJECTIVES
 from cnnlab.tuning.spaces import LENGTHS, kind_of, value_of
-from cnnlab.utils.files import written_whole
+from cnnlab.utils.files import atomic_write
 
 # The Gaussian process's, between the lines of the trials: a length scale at its bound is usual with few trials.
 warnings.filterwarnings("ignore", category=ConvergenceWarning)
@@ -184,5 +184,5 @@ def reading_state(file):
 
 def write_json(path, state) -> None:
     """Write JSON that is there whole or not at all."""
-    with written_whole(path, "w") as file:
+    with atomic_write(path, "w") as file:
         json.dump(state, file)

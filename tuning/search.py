@@ -69,7 +69,7 @@ def run_search(search, *, name=None, workers=None, on=None, cpus=None, gpus=None
             f"Expected one device for each of several trainings at a time. Received: devices {wanted}. Leave it out, "
             "or leave out workers and on."
         )
-    with custom_model.pinned([search.recipe.model]):  # all trials are of one source
+    with custom_model.pinned_sources([search.recipe.model]):  # all trials are of one source
         check_space(search.space, search.recipe)
         search, dataset, tags = load(search)
         name = name or search.recipe.label

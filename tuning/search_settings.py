@@ -50,8 +50,8 @@ class Search:
         recipe = {name: value for name, value in self.recipe.params().items() if name not in left_out}
         rest = {name: getattr(self, name) for name in ("tuner", "objective", "finalists", "final_seeds")}
         source = {}
-        if custom_model.is_own(self.recipe.model):
-            source = {"model_source": hashlib.sha256(custom_model.source_of(self.recipe.model).encode()).hexdigest()}
+        if custom_model.is_custom(self.recipe.model):
+            source = {"model_source": hashlib.sha256(custom_model.read_source(self.recipe.model).encode()).hexdigest()}
         settings = {**recipe, **source, **rest, **space, "data": dataset.digest}
         return {name: str(value) for name, value in settings.items()}
 

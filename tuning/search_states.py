@@ -7,7 +7,7 @@ from pathlib import Path
 from cnnlab.tracking.maintenance.findings import Finding, counted, lines
 from cnnlab.tracking.maintenance.orphans import LOST, set_aside
 from cnnlab.tracking.store_location import STORE_FOLDER
-from cnnlab.utils.files import is_held
+from cnnlab.utils.files import is_locked
 from cnnlab.utils.temporary_folders import listed, remove
 
 SETTINGS = "search.json"
@@ -38,7 +38,7 @@ def state_findings() -> list[Finding]:
 
 def _runs(folder):
     lock = folder.with_name(f"{folder.name}.lock")
-    return lock.exists() and is_held(lock)
+    return lock.exists() and is_locked(lock)
 
 
 def _damage(folder):

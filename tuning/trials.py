@@ -110,7 +110,7 @@ def at_hand(place):
 
 def train_scored(address, recipe, kind, label, run_name) -> float:
     """`Place.scored_run`, on whatever worker this is."""
-    with custom_model.pinned([recipe.model]), recorded(directly=True):
+    with custom_model.pinned_sources([recipe.model]), recorded(directly=True):
         return place_of(address).scored_run(address.search, recipe, kind, label, run_name)
 
 

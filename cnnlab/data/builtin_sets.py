@@ -9,7 +9,7 @@ from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.utils.downloads import download_timeout
 
 DEFAULT_DATASET = "cifar10"
-STAND_IN = "digits"
+FALLBACK_DATASET = "digits"
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FASHION_CLASSES = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
@@ -26,19 +26,19 @@ DIGITS = tuple(str(i) for i in range(10))
 
 
 @dataclass(frozen=True)
-class Named:
+class BuiltinSet:
     """A named set: its `classes`, and the `side` of its pictures in pixels."""
 
     classes: tuple[str, ...]
     side: int
 
 
-NAMED = {
-    "cifar10": Named(CIFAR10_CLASSES, 32),
-    "cifar100": Named(CIFAR100_CLASSES, 32),
-    "mnist": Named(DIGITS, 28),
-    "fashion_mnist": Named(FASHION_CLASSES, 28),
-    "digits": Named(DIGITS, 8),
+BUILTIN_SETS = {
+    "cifar10": BuiltinSet(CIFAR10_CLASSES, 32),
+    "cifar100": BuiltinSet(CIFAR100_CLASSES, 32),
+    "mnist": BuiltinSet(DIGITS, 28),
+    "fashion_mnist": BuiltinSet(FASHION_CLASSES, 28),
+    "digits": BuiltinSet(DIGITS, 8),
 }
 
 # keras.datasets.fashion_mnist downloads these without a hash; the sums are the ones its authors publish.
@@ -56,7 +56,7 @@ def is_folder(name) -> bool:
     Raises:
         ArgumentError: it is neither a known name nor an existing folder.
     """
-    if name in NAMED:
+    if name in BUILTIN_SETS:
         return False
     with contextlib.suppress(OSError, ValueError):  # too long for a path, or below a folder without permission
         if name and Path(name).is_dir():
@@ -65,15 +65,15 @@ def is_folder(name) -> bool:
         raise ArgumentError(
             f"Expected dataset to be a name or an existing folder. Received: '{name}', which is neither."
         )
-    expect_one_of("dataset", name, [*NAMED, "an existing folder"])
+    expect_one_of("dataset", name, [*BUILTIN_SETS, "an existing folder"])
 
 
-def hides(name) -> bool:
+def has_folder_of_same_name(name) -> bool:
     """Whether a folder of pictures has the name of a built-in set, which is then taken."""
     return Path(name).is_dir()
 
 
-def load_named(name, *, limit=None, seed=0):
+def load_builtin_set(name, *, limit=None, seed=0):
     """Download or read a named set.
 
     Returns:
@@ -85,11 +85,11 @@ def load_named(name, *, limit=None, seed=0):
         ArgumentError: the limit is too small.
         LabError: it cannot be downloaded.
     """
-    from cnnlab.data.splitting import limited_indices
+    from cnnlab.data.splitting import stratified_subset
 
     train, test, source = _read_digits() if name == "digits" else _download(name)
-    classes = NAMED[name].classes
-    chosen = limited_indices({"train": train[1], "test": test[1]}, classes, limit, seed)
+    classes = BUILTIN_SETS[name].classes
+    chosen = stratified_subset({"train": train[1], "test": test[1]}, classes, limit, seed)
     parts = [
         (images[index], labels[index], index)
         for (images, labels), index in zip((train, test), chosen.values(), strict=True)
@@ -129,7 +129,7 @@ def _download(name):
     except Exception as error:  # Keras raises a bare Exception when the host cannot be reached
         raise LabError(
             f"Expected to download {name}. Received: {error or type(error).__name__}. Connect to a network, or use "
-            f"--dataset with a folder of images or the embedded {STAND_IN}."
+            f"--dataset with a folder of images or the embedded {FALLBACK_DATASET}."
         ) from error
     (train_x, train_y), (test_x, test_y) = train, test
     return (

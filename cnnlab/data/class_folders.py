@@ -5,11 +5,11 @@ import re
 
 import numpy as np
 
-from cnnlab.data.folder_scan import Listing, in_words
+from cnnlab.data.folder_scan import FolderScan, describe_left_out
 from cnnlab.errors import ArgumentError
 from cnnlab.utils.text import escape_control_characters
 
-PARTS = {
+SPLIT_NAMES = {
     "train": {"train", "training", "trainset", "trainingset"},
     "val": {"val", "valid", "validation", "validate", "dev", "valset"},
     "test": {"test", "testing", "tests", "testset", "eval", "evaluation"},
@@ -19,7 +19,7 @@ OUTSIDE = "pictures outside of class folders"
 NO_CLASSES = {"images", "imgs", "pictures", "unknown", "unlabelled", "unlabeled"}  # where they are alone
 
 
-def from_class_folders(listing: Listing, where, skip_empty):
+def layout_from_class_folders(listing: FolderScan, where, skip_empty):
     """What the pictures of a listing are for, by the names of the folders that they are in.
 
     Args:
@@ -58,13 +58,13 @@ def from_class_folders(listing: Listing, where, skip_empty):
         found = {"train": ("", [path for child in by_child if child not in unlabelled for path in by_child[child]])}
     _leave_out(listing, OUTSIDE, flat, prefix)
     by_folder, used, classes = {}, [], set()
-    for part, (child, inside) in sorted(found.items(), key=lambda one: list(PARTS).index(one[0])):
+    for part, (child, inside) in sorted(found.items(), key=lambda one: list(SPLIT_NAMES).index(one[0])):
         below = os.path.join(child, "") if child else ""
         # Not into a folder that is a class: it may hold all of its pictures in one folder.
         short, wrapper = _unwrapped([path.removeprefix(below) for path in inside], classes)
         before = prefix + below + wrapper
         named = {path.split(os.sep)[0] for path in short if os.sep in path}
-        if (classes and not named & classes and len(named) == 1 and part_of(min(named))) or named <= NO_CLASSES:
+        if (classes and not named & classes and len(named) == 1 and split_of_folder(min(named))) or named <= NO_CLASSES:
             _leave_unlabelled(listing, child, [path.removeprefix(below) for path in inside], prefix + below)
             continue
         used.append(before)
@@ -102,9 +102,9 @@ def _wrapper_among(by_child, where):
     holding = []
     for child, paths in by_child.items():
         inside, _ = _by_first([path[len(child) + 1 :] for path in paths])
-        parts = {part_of(name) for name, below in inside.items() if part_of(name)}
+        parts = {split_of_folder(name) for name, below in inside.items() if split_of_folder(name)}
         if len(parts) > 1 and "train" in parts:
-            holding.append((child, any(not _is_flat(below) for name, below in inside.items() if part_of(name))))
+            holding.append((child, any(not _is_flat(below) for name, below in inside.items() if split_of_folder(name))))
     if len(holding) > 1:
         raise ArgumentError(
             f"Expected '{where}' to hold train/ and test/ with class folders in them. Received: "
@@ -114,10 +114,10 @@ def _wrapper_among(by_child, where):
     return next((child for child, deep in holding if deep), None)
 
 
-def part_of(name, loosely=False):
+def split_of_folder(name, loosely=False):
     """The part that a folder's name stands for, in any case: "Training", and loosely "seg_train", "test-images"."""
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
-    for part, names in PARTS.items():
+    for part, names in SPLIT_NAMES.items():
         if "".join(words) in names or (loosely and words and (words[0] in names or words[-1] in names)):
             return part
     return None
@@ -128,7 +128,7 @@ def _unwrapped(paths, classes=()):
     prefix = ""
     while paths:
         first = {path.split(os.sep)[0] for path in paths}
-        if len(first) > 1 or min(path.count(os.sep) for path in paths) < 2 or part_of(min(first)):
+        if len(first) > 1 or min(path.count(os.sep) for path in paths) < 2 or split_of_folder(min(first)):
             break
         if first & set(classes):
             break
@@ -147,7 +147,7 @@ def _parts_among(by_child, where):
     for loosely in (False, True):
         found = {}
         for child, paths in by_child.items():
-            part = part_of(child, loosely)
+            part = split_of_folder(child, loosely)
             if part and not _is_flat(paths):
                 found.setdefault(part, []).append(child)
         # One folder with a name that only holds the word may be a class of its own: "train_station".
@@ -161,7 +161,7 @@ def _parts_among(by_child, where):
                 f"Expected one folder of {NAMES[part]} pictures in '{where}'. Received: "
                 f"{' and '.join(child + '/' for child in folders)}. Move one of them away."
             )
-    others = [child for child in by_child if not part_of(child, loosely=True)]
+    others = [child for child in by_child if not split_of_folder(child, loosely=True)]
     if "train" not in found or (len(found) == 1 and others):
         received = ", ".join(escape_control_characters(child) + "/" for child in list(by_child)[:6])
         raise ArgumentError(
@@ -173,7 +173,7 @@ def _parts_among(by_child, where):
 
 def _unlabelled_among(by_child, where):
     """Folders of val or test pictures without classes, beside class folders."""
-    flat = {child: part for child in by_child if (part := part_of(child)) and _is_flat(by_child[child])}
+    flat = {child: part for child in by_child if (part := split_of_folder(child)) and _is_flat(by_child[child])}
     # A class may be called "train", as in CIFAR-100; not where nothing else is there.
     if "train" in flat.values() and len(by_child) - len(flat) < 2:
         child = next(child for child, part in flat.items() if part == "train")
@@ -190,7 +190,7 @@ def _leave_others_out(listing, by_child, found, prefix):
     for child, paths in by_child.items():
         if child in taken:
             continue
-        if part_of(child, loosely=True):
+        if split_of_folder(child, loosely=True):
             _leave_unlabelled(listing, child, paths, prefix)
         else:
             _leave_out(
@@ -218,7 +218,7 @@ def _expect_no_empty_class(listing, stand_for_all, used, where, skip_empty):
         if folder
         and folder.startswith(before)
         and os.sep not in folder[len(before) :]
-        and not part_of(folder[len(before) :])
+        and not split_of_folder(folder[len(before) :])
         and folder not in full
     ]
     for folder in empty:
@@ -232,6 +232,6 @@ def _expect_no_empty_class(listing, stand_for_all, used, where, skip_empty):
         }
         raise ArgumentError(
             f"Expected pictures in every class folder of '{where}'. Received: {folder}/ without any that can be "
-            f"read ({in_words(lost) or 'it is empty'}). Convert them (.heic is read after pip install "
+            f"read ({describe_left_out(lost) or 'it is empty'}). Convert them (.heic is read after pip install "
             "'cnnlab[heic]'), move the folder away, or leave it out with --skip-bad."
         )

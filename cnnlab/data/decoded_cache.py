@@ -18,7 +18,7 @@ from rich.progress import Progress
 from cnnlab.data.decoding import FORMATS, SIXTEEN_BITS
 from cnnlab.data.disk_rows import forget
 from cnnlab.data.parallel_decoding import decode_files
-from cnnlab.data.perceptual_hash import near_pairs
+from cnnlab.data.perceptual_hash import find_near_duplicates
 from cnnlab.errors import LabError
 from cnnlab.utils import user_cache
 from cnnlab.utils.log import log
@@ -80,7 +80,7 @@ class Decoded:
             self.unread |= one.unread
 
 
-def decoded(top, files, stamps, side, fit) -> Decoded:
+def decoded(top, files, stamps, side, resize_mode) -> Decoded:
     """Decode files, or find them decoded.
 
     They are known by their names, sizes and times; with `$CNNLAB_RECHECK` by their bytes too. A pass that was killed
@@ -89,25 +89,25 @@ def decoded(top, files, stamps, side, fit) -> Decoded:
     Args:
         top: the folder that the paths are relative to, absolute.
         files: `(N,)` relative paths.
-        stamps: `(N, 3) int64`, as in `Listing`.
+        stamps: `(N, 3) int64`, as in `FolderScan`.
         side: pixels a side of the squares that they become.
-        fit: how, as in `decode_image`.
+        resize_mode: how, as in `decode_image`.
 
     Raises:
         LabError: there is no room for them, neither on the disk nor in memory.
     """
-    what = f"{len(files):,} of {os.path.basename(top)} ({fit})"
+    what = f"{len(files):,} of {os.path.basename(top)} ({resize_mode})"
 
     def fill(made, done, note):
-        _fill(made, done, top, files, side, fit, note)
+        _fill(made, done, top, files, side, resize_mode, note)
 
     def contents():
         return np.array([_digest(os.path.join(top, file)) for file in files], "S32")
 
-    return found_or_made(_key(files, stamps, side, fit), (len(files), side, side, 3), what, fill, contents)
+    return load_or_build(_key(files, stamps, side, resize_mode), (len(files), side, side, 3), what, fill, contents)
 
 
-def found_or_made(key, shape, what, fill, contents=None) -> Decoded:
+def load_or_build(key, shape, what, fill, contents=None) -> Decoded:
     """Pictures of the cache, made where they are not there: as one file, or in memory where there is no room for it.
 
     Args:
@@ -148,9 +148,9 @@ def found_or_made(key, shape, what, fill, contents=None) -> Decoded:
     return made
 
 
-def _key(files, stamps, side, fit):
+def _key(files, stamps, side, resize_mode):
     """sha256 of the names, sizes and times of the files, and of what decodes them."""
-    key = hashlib.sha256(f"{side} {fit} {PIL.__version__} {' '.join(FORMATS)}\n".encode())
+    key = hashlib.sha256(f"{side} {resize_mode} {PIL.__version__} {' '.join(FORMATS)}\n".encode())
     for file, (size, *times) in zip(files, stamps, strict=True):
         key.update(os.fsencode(f"{file}\0{size} {times[0]} {times[1]}\n"))
     return key.hexdigest()[:40]
@@ -266,11 +266,11 @@ def _unfinished(fresh, known, notes, shape):
         return None, 0
 
 
-def _fill(made, done, top, files, side, fit, note):
+def _fill(made, done, top, files, side, resize_mode, note):
     """Decode the files behind those that are done; grey ones of 16 bits then by the range of all of them."""
     console, noted = Console(stderr=True), done
     bar = Progress(console=console, disable=not console.is_terminal)
-    with bar, contextlib.closing(decode_files(top, files[done:], side, fit, SIXTEEN_BITS)) as parts:
+    with bar, contextlib.closing(decode_files(top, files[done:], side, resize_mode, SIXTEEN_BITS)) as parts:
         task = bar.add_task(f"Decoding {len(files):,} pictures", total=len(files), completed=done)
         for part, facts in parts:
             made.put(range(done, done + len(facts)), part, facts)
@@ -281,7 +281,7 @@ def _fill(made, done, top, files, side, fit, note):
             bar.update(task, completed=done)
     if made.grey_range not in (None, SIXTEEN_BITS):
         left = np.flatnonzero(~np.isnan(made.known["low"]))
-        for part, facts in decode_files(top, files[left], side, fit, made.grey_range):
+        for part, facts in decode_files(top, files[left], side, resize_mode, made.grey_range):
             made.put(left[: len(facts)], part, facts)
             left = left[len(facts) :]
-    made.near = near_pairs(made.pixels, made.looks)
+    made.near = find_near_duplicates(made.pixels, made.looks)

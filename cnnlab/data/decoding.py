@@ -23,7 +23,7 @@ with contextlib.suppress(ImportError):  # the extra "heic"
 Image.init()
 WANTED = "JPEG PNG WEBP GIF BMP TIFF AVIF HEIF DDS DIB ICNS ICO JPEG2000 PCX PPM PSD QOI SGI SUN XBM XPM TGA".split()
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
-FITS = ("stretch", "crop", "pad")
+RESIZE_MODES = ("stretch", "crop", "pad")
 # Pixels of a picture at most: 0.84 GB at 4 bytes each, of which some decoders keep two. JPEG is read at a reduced scale
 # where it is much larger than needed, so that only what is read counts.
 MOST_PIXELS = 210_000_000
@@ -80,7 +80,7 @@ class Decoded:
     values: tuple[float, float] | None = None
 
 
-def decode_image(file, image_size, *, fit="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS):
+def decode_image(file, image_size, *, resize_mode="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS):
     """One picture of any format, size and colour mode as `(image_size, image_size, 3) uint8`.
 
     A good EXIF orientation is respected, and metadata never stops a picture whose pixels are fine. Transparency is laid
@@ -89,7 +89,8 @@ def decode_image(file, image_size, *, fit="crop", grey_range=SIXTEEN_BITS, most_
     Args:
         file: a path, or the file's content as bytes.
         image_size: pixels a side.
-        fit: how the picture becomes a square: "crop" cuts its middle out, "pad" adds grey, "stretch" changes its shape.
+        resize_mode: how the picture becomes a square: "crop" cuts its middle out, "pad" adds grey, "stretch" changes
+            its shape.
         grey_range: lowest and highest value of grey pictures of 16 bits or floats, which become 0 and 255.
         most_pixels: that are decoded.
 
@@ -99,8 +100,8 @@ def decode_image(file, image_size, *, fit="crop", grey_range=SIXTEEN_BITS, most_
     import numpy as np
 
     if isinstance(file, bytes):
-        return np.asarray(decode(file, "the file", image_size, fit, grey_range, most_pixels).image)
-    return np.asarray(decode(read(file), file, image_size, fit, grey_range, most_pixels).image)
+        return np.asarray(decode(file, "the file", image_size, resize_mode, grey_range, most_pixels).image)
+    return np.asarray(decode(read(file), file, image_size, resize_mode, grey_range, most_pixels).image)
 
 
 def read(file) -> bytes:
@@ -122,22 +123,22 @@ def read(file) -> bytes:
         raise UnreadError(file, error.strerror or error) from error
 
 
-def decode(content, name, side, fit="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS) -> Decoded:
+def decode(content, name, side, resize_mode="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS) -> Decoded:
     """As `decode_image`, of a file's content, `name` being for the message."""
-    if fit not in FITS:
-        raise ArgumentError(f"Expected fit to be one of: {', '.join(FITS)}. Received: '{fit}'.")
+    if resize_mode not in RESIZE_MODES:
+        raise ArgumentError(f"Expected resize_mode to be one of: {', '.join(RESIZE_MODES)}. Received: '{resize_mode}'.")
     if not content:
         raise UndecodableError(name, "it is empty")
     try:
         try:
-            return _decode(content, side, fit, grey_range, most_pixels)
+            return _decode(content, side, resize_mode, grey_range, most_pixels)
         except _TooLargeError:
             raise
         except Exception:
             plain = _without_metadata(content)
             if plain is None:
                 raise
-            return _decode(plain, side, fit, grey_range, most_pixels)
+            return _decode(plain, side, resize_mode, grey_range, most_pixels)
     except Exception as error:  # Pillow's readers raise all kinds: struct.error, IndexError, ZeroDivisionError, ...
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "it is not in an image format" if unknown else first_line(error) or type(error).__name__
@@ -148,19 +149,19 @@ class _TooLargeError(Exception):
     pass
 
 
-def _decode(content, side, fit, grey_range, most_pixels):
+def _decode(content, side, resize_mode, grey_range, most_pixels):
     try:
-        return _decode_guarded(content, side, fit, grey_range, most_pixels)
+        return _decode_guarded(content, side, resize_mode, grey_range, most_pixels)
     except Image.DecompressionBombError:
         with GUARD:
             before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                return _decode_guarded(content, side, fit, grey_range, most_pixels)
+                return _decode_guarded(content, side, resize_mode, grey_range, most_pixels)
             finally:
                 Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode_guarded(content, side, fit, grey_range, most_pixels):
+def _decode_guarded(content, side, resize_mode, grey_range, most_pixels):
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > IN_FILE * most_pixels:
             raise _TooLargeError(_too_large(image, most_pixels))
@@ -183,7 +184,7 @@ def _decode_guarded(content, side, fit, grey_range, most_pixels):
             image = image.transpose(TURNS[orientation])
         if orientation in SIDEWAYS:
             width, height = height, width
-        return Decoded(_fitted(image, side, fit), (width, height), values)
+        return Decoded(_fitted(image, side, resize_mode), (width, height), values)
 
 
 def _reduced(image, side):
@@ -226,16 +227,16 @@ def _grey(image, grey_range, clear=None):
     return Image.fromarray(scaled), (float(lowest), float(highest)) if lowest <= highest else None
 
 
-def _fitted(image, side, fit):
+def _fitted(image, side, resize_mode):
     width, height = image.size
-    if fit == "pad" and width != height:
+    if resize_mode == "pad" and width != height:
         scale = side / max(width, height)
         inside = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)
         square = Image.new("RGB", (side, side), (GREY, GREY, GREY))
         square.paste(inside, ((side - inside.width) // 2, (side - inside.height) // 2))
         return square
     box = (0, 0, width, height)
-    if fit == "crop" and width != height:
+    if resize_mode == "crop" and width != height:
         edge = min(width, height)
         left, top = (width - edge) / 2, (height - edge) / 2
         box = (left, top, left + edge, top + edge)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlab.data.class_folders import PARTS
+from cnnlab.data.class_folders import SPLIT_NAMES
 from cnnlab.utils.text import csv_line
 
 COLUMNS = ("kind", "first", "first_part", "first_class", "second", "second_part", "second_class")
 
 
 @dataclass(frozen=True)
-class Pair:
+class DuplicatePair:
     """Two positions of the same picture: of the same pixels, or `near`."""
 
     first: int
@@ -24,10 +24,10 @@ class Duplicates:
     """Pairs of pictures that are one, each with a picture of another part, or of the same part."""
 
     pictures: object
-    pairs: list[Pair]
+    pairs: list[DuplicatePair]
     part: np.ndarray  # as it was when they were found
 
-    def between_parts(self, near=None):
+    def between_splits(self, near=None):
         """Pairs of a training picture and one of another part, or of validation and test."""
         part = self.part
         return [p for p in self.pairs if part[p.first] != part[p.second] and near in (None, p.near)]
@@ -41,10 +41,10 @@ class Duplicates:
         """What was found, counted; `dropped` where they are kept out of training."""
         said = []
         for near, what in ((False, "the same"), (True, "nearly the same")):
-            if pairs := self.between_parts(near):
+            if pairs := self.between_splits(near):
                 kinds = {}
                 for p in pairs:
-                    parts = sorted({str(self.part[p.first]), str(self.part[p.second])}, key=list(PARTS).index)
+                    parts = sorted({str(self.part[p.first]), str(self.part[p.second])}, key=list(SPLIT_NAMES).index)
                     kinds.setdefault(" and in ".join(parts), set()).add(p.second)
                 for where, found in kinds.items():
                     said.append(
@@ -97,17 +97,17 @@ def find_duplicates(pictures, everywhere=False) -> Duplicates:
         pictures: a `folders.Pictures`.
     """
     used = pictures.positions("train", "val", "test")
-    digests, part = pictures.stored.digests, pictures.part
+    digests, part = pictures.stored.digests, pictures.splits
     _, first, which = np.unique(digests[used], return_index=True, return_inverse=True)
     first = first[which]  # where the same pixels were first
     again = first != np.arange(len(used))
-    pairs = [Pair(*pair, False) for pair in np.stack([used[first[again]], used[again]], axis=1).tolist()]
+    pairs = [DuplicatePair(*pair, False) for pair in np.stack([used[first[again]], used[again]], axis=1).tolist()]
     near = pictures.stored.near
     one, other = near.T
     counts = (part[one] != "") & (part[other] != "") & (digests[one] != digests[other])
     if not everywhere:
         counts &= part[one] != part[other]
-    pairs += [Pair(first, second, True) for first, second in near[counts].tolist()]
+    pairs += [DuplicatePair(first, second, True) for first, second in near[counts].tolist()]
     labels = pictures.labels
     pairs.sort(key=lambda p: (labels[p.first] == labels[p.second], p.near, part[p.first] == part[p.second]))
-    return Duplicates(pictures, pairs, pictures.part)
+    return Duplicates(pictures, pairs, pictures.splits)

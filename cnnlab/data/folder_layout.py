@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cnnlab.data.class_folders import PARTS, from_class_folders
-from cnnlab.data.folder_scan import in_words, list_pictures_below
-from cnnlab.data.label_table import from_labels, read_table
+from cnnlab.data.class_folders import SPLIT_NAMES, layout_from_class_folders
+from cnnlab.data.folder_scan import describe_left_out, scan_folder
+from cnnlab.data.label_table import layout_from_label_table, read_table
 from cnnlab.errors import ArgumentError
 from cnnlab.utils.text import escape_control_characters
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """The pictures of a folder that are used, with part and class.
 
     Attributes:
@@ -23,10 +23,10 @@ class Layout:
         files: `(N,)` relative paths, sorted.
         labels: `(N,) int64`, of the class names.
         part: `(N,)` of "train", "val" and "test".
-        stamps: `(N, 3) int64`, as in `Listing`.
+        stamps: `(N, 3) int64`, as in `FolderScan`.
         class_names: numbers ordered as numbers.
         notes: what was taken for what.
-        left_out: as in `Listing`.
+        left_out: as in `FolderScan`.
     """
 
     top: str
@@ -44,7 +44,7 @@ class Layout:
         return rows[np.argsort(self.labels[rows], kind="stable")]
 
 
-def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_found=False) -> Layout:
+def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, for_audit=False) -> FolderLayout:
     """List a folder and find out what its pictures are for.
 
     Args:
@@ -54,23 +54,25 @@ def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, as_f
             "split" of train, val and test.
         class_names: a CSV file of the folders' names and what they mean, as ImageNet's ids need it.
         skip_empty: leave class folders without pictures out.
-        as_found: note what a training would lack, in place of an error.
+        for_audit: note what a training would lack, in place of an error.
 
     Raises:
         ArgumentError: there are not at least two classes, a class has no pictures, or what is meant is not clear.
     """
-    listing = list_pictures_below(folder)
+    listing = scan_folder(folder)
     where = escape_control_characters(folder)
     if not skip_empty:
         _expect_all_read(listing, where)
-    found = from_labels(listing, labels) if labels else from_class_folders(listing, where, skip_empty)
+    found = (
+        layout_from_label_table(listing, labels) if labels else layout_from_class_folders(listing, where, skip_empty)
+    )
     names, label_numbers, part, notes = found
     used = label_numbers >= 0
-    layout = Layout(listing.top, listing.files[used], label_numbers[used], part[used], listing.stamps[used])
+    layout = FolderLayout(listing.top, listing.files[used], label_numbers[used], part[used], listing.stamps[used])
     layout.notes, layout.left_out = notes, listing.left_out
     _name_classes(layout, names, class_names)
-    counts = {name: _counts(layout, name) for name in PARTS}
-    if as_found and layout.class_names:
+    counts = {name: _counts(layout, name) for name in SPLIT_NAMES}
+    if for_audit and layout.class_names:
         layout.notes.extend(_what_a_training_lacks(counts))
     else:
         _expect_trainable(layout, counts, where, labels)
@@ -117,7 +119,7 @@ def _expect_trainable(layout, counts, where, labels):
         two = "at least two class folders with pictures, or train/ and test/ with those"
         two = "pictures of at least two classes" if labels else two
         advice = f"Look into '{labels}'." if labels else "Pictures that are listed in a file need --labels FILE.csv."
-        left = f" Left out: {escape_control_characters(in_words(layout.left_out))}." if layout.left_out else ""
+        left = f" Left out: {escape_control_characters(describe_left_out(layout.left_out))}." if layout.left_out else ""
         raise ArgumentError(f"Expected '{where}' to hold {two}. Received: {received}.{left} {advice}")
     for part in ("val", "test"):
         if extra := sorted(set(counts[part]) - set(train), key=natural):

@@ -26,7 +26,7 @@ BY_CONTENT = tuple(name for name in FORMATS if name not in ("TGA", "ICO", "ICNS"
 
 
 @dataclass
-class Listing:
+class FolderScan:
     """The pictures of a folder as relative paths, sorted; the folders that may be classes, and what was left out.
 
     Attributes:
@@ -55,12 +55,12 @@ class Listing:
         return np.array([number for number, folder in enumerate(self.folders) if folder in wanted], np.int64)
 
 
-def list_pictures_below(folder) -> Listing:
+def scan_folder(folder) -> FolderScan:
     """Look through a folder and all below it, links followed.
 
     A file with a picture's ending is one, so that a broken one is noticed later; others are looked into.
     """
-    listing = Listing(os.path.abspath(folder))
+    listing = FolderScan(os.path.abspath(folder))
     endings = _endings_read()
     waiting, entered, files, numbers = [""], set(), [], array("q")
     while waiting:  # not one inside of the other: folders may be thousands deep
@@ -168,7 +168,7 @@ def _is_picture(file, endings):
         return False
 
 
-def in_words(left_out) -> str:
+def describe_left_out(left_out) -> str:
     """What was left out, in one line: "20 .heic in dog/, 5 files in hidden folders"; empty where nothing was."""
     said = []
     for reason, paths in left_out.items():

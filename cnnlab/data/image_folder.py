@@ -6,14 +6,14 @@ import os
 import numpy as np
 from PIL import Image
 
-from cnnlab.data.class_folders import PARTS
+from cnnlab.data.class_folders import SPLIT_NAMES
 from cnnlab.data.decoded_cache import KNOWN, Decoded, decoded
 from cnnlab.data.disk_rows import IN_MEMORY, MappedRows, forget
 from cnnlab.data.duplicates import find_duplicates
-from cnnlab.data.folder_layout import Layout
-from cnnlab.data.parallel_decoding import look_of
-from cnnlab.data.perceptual_hash import near_pairs
-from cnnlab.data.splitting import limited_indices, stratified_split
+from cnnlab.data.folder_layout import FolderLayout
+from cnnlab.data.parallel_decoding import difference_hash
+from cnnlab.data.perceptual_hash import find_near_duplicates
+from cnnlab.data.splitting import stratified_split, stratified_subset
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.utils.text import escape_control_characters
 
@@ -22,26 +22,26 @@ TEST_SHARE = 0.2  # of a folder that has no test set of its own
 
 
 class Pictures:
-    """The pictures of a layout that are used, decoded, with `labels` and `part` of each.
+    """The pictures of a layout that are used, decoded, with `labels` and `splits`.
 
     Attributes:
         files: `(N,)` relative paths, sorted.
         labels: `(N,) int64`.
-        part: `(N,)` of "train", "val" and "test", or "" of pictures that are not used.
+        splits: `(N,)` of "train", "val" and "test", or "" of pictures that are not used.
         stored: `shards.Decoded`.
     """
 
-    def __init__(self, files, labels, part, stored):
-        self.files, self.labels, self.part, self.stored = files, labels, part, stored
+    def __init__(self, files, labels, splits, stored):
+        self.files, self.labels, self.splits, self.stored = files, labels, splits, stored
 
     def positions(self, *parts):
         """Positions of the pictures of some parts, in order of class and name."""
-        return np.flatnonzero(np.isin(self.part, parts))
+        return np.flatnonzero(np.isin(self.splits, parts))
 
     def without(self, positions):
         """Take some out of all parts."""
-        self.part = self.part.copy()
-        self.part[positions] = ""
+        self.splits = self.splits.copy()
+        self.splits[positions] = ""
 
     def rows(self, positions):
         """Pictures as `MappedRows`, with digests where all of them together are too large for memory."""
@@ -54,7 +54,7 @@ class Pictures:
         return rows[:] if rows.stored_digests is None else rows
 
 
-def choose(layout: Layout, val_fraction, limit, seed, bad=()):
+def choose(layout: FolderLayout, val_fraction, limit, seed, bad=()):
     """Which pictures are used, and for what.
 
     Args:
@@ -68,7 +68,7 @@ def choose(layout: Layout, val_fraction, limit, seed, bad=()):
         ArgumentError: there are too few for the splits or the limit.
     """
     names, notes, left_out = layout.class_names, list(layout.notes), {}
-    there = {part: layout.rows(part) for part in PARTS}
+    there = {part: layout.rows(part) for part in SPLIT_NAMES}
     chosen = {part: rows[~np.isin(rows, list(bad))] for part, rows in there.items()}
     for part, rows in chosen.items():
         if len(there[part]) and not len(rows):
@@ -95,7 +95,7 @@ def choose(layout: Layout, val_fraction, limit, seed, bad=()):
         chosen["val"] = chosen["val"][:0]
     if limit is not None:
         labels = {part: layout.labels[rows] for part, rows in chosen.items()}
-        for part, index in limited_indices(labels, names, limit, seed).items():
+        for part, index in stratified_subset(labels, names, limit, seed).items():
             if len(beyond := np.delete(chosen[part], index)):
                 left_out.setdefault("pictures beyond the limit", []).extend(layout.files[beyond])
             chosen[part] = chosen[part][index]
@@ -105,9 +105,9 @@ def choose(layout: Layout, val_fraction, limit, seed, bad=()):
     return *_in_a_row(chosen), notes, left_out
 
 
-def all_of(layout: Layout, limit, seed):
+def choose_all_images(layout: FolderLayout, limit, seed):
     """As `choose`, with every picture in the part where it lies; of a limit, each part has its share, by chance."""
-    rows = {part: layout.rows(part) for part in PARTS}
+    rows = {part: layout.rows(part) for part in SPLIT_NAMES}
     share = min(1, limit / max(1, len(rows["train"]))) if limit else 1
     for part, there in rows.items():
         order = np.random.default_rng(seed).permutation(len(there))
@@ -136,8 +136,10 @@ def _missing(names, labels, own):
         yield f"'{names[label]}' has {pictures} for {'training' if count == 1 else ' or '.join(parts)}"
 
 
-def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_bad, drop_duplicates, as_found=False):
-    """Choose and decode the pictures of a layout; `as_found` as in `load_dataset`.
+def load_pictures(
+    layout, image_size, *, resize_mode, val_fraction, limit, seed, skip_bad, drop_duplicates, for_audit=False
+):
+    """Choose and decode the pictures of a layout; `for_audit` as in `load_dataset`.
 
     Returns:
         `(Pictures, notes, left_out, duplicates)`: what is said of them, reasons to paths, and `Duplicates`.
@@ -148,16 +150,16 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
     """
     bad, there, stored = {}, np.empty(0, np.int64), None
     while True:
-        chosen = all_of(layout, limit, seed) if as_found else choose(layout, val_fraction, limit, seed, bad)
+        chosen = choose_all_images(layout, limit, seed) if for_audit else choose(layout, val_fraction, limit, seed, bad)
         rows, part, notes, left_out = chosen
         if stored is None or not np.isin(rows, there).all():
             # In one order whatever the split, so that another one finds the same decoded pictures.
             there = np.sort(rows)
-            stored = decoded(layout.top, layout.files[there], layout.stamps[there], image_size, fit)
+            stored = decoded(layout.top, layout.files[there], layout.stamps[there], image_size, resize_mode)
         failed = np.fromiter(stored.bad, np.int64)
         found = {int(there[i]): stored.bad[i] for i in failed[np.isin(there[failed], rows)].tolist()}
         bad |= found
-        if not found or as_found:
+        if not found or for_audit:
             break
         if not skip_bad:
             raise _undecodable(layout, found)
@@ -165,17 +167,17 @@ def load_pictures(layout, image_size, *, fit, val_fraction, limit, seed, skip_ba
     places = np.searchsorted(there, rows)
     row_labels[places], row_part[places] = layout.labels[rows], part
     pictures = Pictures(layout.files[there], row_labels, row_part, stored)
-    if as_found:
+    if for_audit:
         pictures.without(np.searchsorted(there, list(bad)))
     left_out = {reason: list(paths) for reason, paths in layout.left_out.items()} | left_out
     if bad:
         left_out["files without a picture that decodes"] = list(layout.files[list(bad)])
-    duplicates = find_duplicates(pictures, everywhere=as_found)
+    duplicates = find_duplicates(pictures, everywhere=for_audit)
     dropped = duplicates.to_drop() if drop_duplicates else ()
     if len(dropped):
         pictures.without(dropped)
         left_out["duplicate pictures of the training set"] = list(pictures.files[dropped])
-        if lost := sorted(set(row_labels[row_part == "train"]) - set(pictures.labels[pictures.part == "train"])):
+        if lost := sorted(set(row_labels[row_part == "train"]) - set(pictures.labels[pictures.splits == "train"])):
             raise ArgumentError(
                 f"Expected training pictures of every class. Received duplicates only of: "
                 f"{', '.join(layout.class_names[label] for label in lost)}. Add others, or leave --drop-duplicates out."
@@ -192,7 +194,7 @@ def pictures_of_arrays(parts, positions, side) -> Pictures:
     """Pictures that have no files, which are called by their part and their position in it: `train/123`.
 
     Args:
-        parts: name to images `(N, H, H, 3) uint8`, which `resized` gave, and labels `(N,) int64`.
+        parts: name to images `(N, H, H, 3) uint8`, which `resize_images` gave, and labels `(N,) int64`.
         positions: name to `(N,)`, where they are in the whole part.
         side: of the pictures before they were brought to that size.
     """
@@ -201,14 +203,14 @@ def pictures_of_arrays(parts, positions, side) -> Pictures:
     pixels = given[0].sources[0][0] if isinstance(given[0], MappedRows) else np.concatenate(given)
     known = np.zeros(len(pixels), KNOWN)
     for i, image in enumerate(pixels):
-        known["pixels"][i], known["look"][i] = hashlib.sha256(image).digest(), look_of(Image.fromarray(image))
+        known["pixels"][i], known["look"][i] = hashlib.sha256(image).digest(), difference_hash(Image.fromarray(image))
         if i % FORGOTTEN == 0:
             forget(pixels)
     known["size"], known["low"] = side, np.nan
     files = [f"{part}/{position}" for part, there in positions.items() for position in there]
     labels = np.concatenate([labels for _, labels in parts.values()])
     part = np.repeat(list(parts), [len(labels) for _, labels in parts.values()])
-    stored = Decoded(pixels, known, {}, near_pairs(pixels, known["look"]))
+    stored = Decoded(pixels, known, {}, find_near_duplicates(pixels, known["look"]))
     return Pictures(np.array(files, dtype=object), labels, part, stored)
 
 
@@ -225,7 +227,7 @@ def _undecodable(layout, bad):
     )
 
 
-def source_of(layout: Layout) -> str:
+def folder_source(layout: FolderLayout) -> str:
     """A name for the folder's content that survives moving it: a hash of its files' relative names and sizes."""
     listing = hashlib.sha256()
     for file, size in zip(layout.files, layout.stamps[:, 0], strict=True):

@@ -7,8 +7,8 @@ from collections import Counter
 
 import numpy as np
 
-from cnnlab.data.class_folders import part_of
-from cnnlab.data.folder_scan import Listing
+from cnnlab.data.class_folders import split_of_folder
+from cnnlab.data.folder_scan import FolderScan
 from cnnlab.errors import ArgumentError
 from cnnlab.utils.text import escape_control_characters
 
@@ -18,11 +18,11 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "class_name",
 PART_COLUMNS = ("split", "part", "set", "subset")
 
 
-def from_labels(listing: Listing, labels):
+def layout_from_label_table(listing: FolderScan, labels):
     """Pictures by a CSV file, whose names may be paths or bare names, with or without their ending.
 
     Returns:
-        As `class_folders.from_class_folders`.
+        As `class_folders.layout_from_class_folders`.
 
     Raises:
         ArgumentError: the file is not understood, or contradicts itself.
@@ -42,7 +42,7 @@ def from_labels(listing: Listing, labels):
     for number, row in enumerate(rows, start=2 if columns else 1):
         name, label = _clean(row[name_column]), row[label_column].strip()
         files = find(name)
-        of = "train" if part_column is None else part_of(row[part_column]) or ""
+        of = "train" if part_column is None else split_of_folder(row[part_column]) or ""
         if not files and (files := find(name, str.casefold)):
             other_case += 1
         if not files:

@@ -49,7 +49,7 @@ class Facts:
     unread: bool = False
 
 
-def decode_files(top, files, side, fit, grey_range):
+def decode_files(top, files, side, resize_mode, grey_range):
     """Yield `(pixels, facts)` for a few files at a time, in order: bytes of `(n, side, side, 3) uint8`, and `Facts` of
     each. The files' paths are relative to the folder `top`.
     """
@@ -57,16 +57,16 @@ def decode_files(top, files, side, fit, grey_range):
     for done, file in enumerate(files):
         spent = time.perf_counter() - start
         if done and spent > PATIENCE and spent / done * (len(files) - done) > WORTH:
-            yield from _decode_in_workers(top, files[done:], (side, fit, grey_range))
+            yield from _decode_in_workers(top, files[done:], (side, resize_mode, grey_range))
             return
-        pixels, facts = _decode_one(os.path.join(top, file), side, fit, grey_range)
+        pixels, facts = _decode_one(os.path.join(top, file), side, resize_mode, grey_range)
         yield pixels, [facts]
 
 
-def _decode_one(file, side, fit, grey_range):
+def _decode_one(file, side, resize_mode, grey_range):
     try:
         content = read(file)
-        decoded = decode(content, file, side, fit, grey_range)
+        decoded = decode(content, file, side, resize_mode, grey_range)
     except UndecodableError as error:
         pixels = bytes(3 * side * side)
         return pixels, Facts(
@@ -74,10 +74,10 @@ def _decode_one(file, side, fit, grey_range):
         )
     pixels = decoded.image.tobytes()
     digests = hashlib.sha256(pixels).digest(), hashlib.sha256(content).digest()
-    return pixels, Facts(*digests, look_of(decoded.image), decoded.size, decoded.values)
+    return pixels, Facts(*digests, difference_hash(decoded.image), decoded.size, decoded.values)
 
 
-def look_of(image) -> int:
+def difference_hash(image) -> int:
     """The difference hash of a Pillow image, 64 bits."""
     return int(str(imagehash.dhash(image)), 16)
 

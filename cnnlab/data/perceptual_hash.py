@@ -1,4 +1,4 @@
-"""Pictures of nearly the same look: as if one had been saved anew, resized a little, or taken a moment later."""
+"""Pictures of nearly the same look: as if one had been saved anew, resize_images a little, or taken a moment later."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ AT_ONCE = 128  # pairs
 CROWD = 200  # pictures with one band in common, above which it says nothing (plain skies)
 
 
-def near_pairs(pixels, looks):
+def find_near_duplicates(pixels, looks):
     """Positions of pictures of nearly the same look.
 
     The look is the difference hash of the library ImageHash (64 bits, of neighbouring brightnesses); two pictures whose

@@ -7,13 +7,13 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from cnnlab.data.decoded_cache import found_or_made
+from cnnlab.data.decoded_cache import load_or_build
 from cnnlab.data.disk_rows import IN_MEMORY, MappedRows
 
 AT_ONCE = 2**24  # bytes, about
 
 
-def resized(parts, side, name):
+def resize_images(parts, side, name):
     """Images as RGB of one size; no near duplicates are looked for.
 
     Args:
@@ -30,7 +30,7 @@ def resized(parts, side, name):
     """
     ends = np.cumsum([0, *map(len, parts)])
     if int(ends[-1]) * side * side * 3 <= IN_MEMORY:
-        return [as_rgb(images, side) for images in parts]
+        return [resize_to_rgb(images, side) for images in parts]
     few = max(1, AT_ONCE // (side * side * 3))
     key = hashlib.sha256(f"{side} {PIL.__version__} {[images.shape for images in parts]}\n".encode())
     for images in parts:
@@ -41,19 +41,19 @@ def resized(parts, side, name):
         for images, end in zip(parts, ends[1:].tolist(), strict=True):
             while done < end:
                 first = done - end + len(images)
-                rows = as_rgb(images[first : first + few], side)
+                rows = resize_to_rgb(images[first : first + few], side)
                 made.pixels[done : done + len(rows)] = rows
                 made.known["pixels"][done : done + len(rows)] = [hashlib.sha256(row).digest() for row in rows]
                 done += len(rows)
                 note(done)
 
     shape = (int(ends[-1]), side, side, 3)
-    stored = found_or_made(key.hexdigest()[:40], shape, f"{shape[0]:,} of {name}, resized", fill)
+    stored = load_or_build(key.hexdigest()[:40], shape, f"{shape[0]:,} of {name}, resize_images", fill)
     rows = [np.arange(start, end) for start, end in itertools.pairwise(ends)]
     return [MappedRows([(stored.pixels, some)], digests=stored.digests) for some in rows]
 
 
-def as_rgb(images, side):
+def resize_to_rgb(images, side):
     """`(N, H, W)` or `(N, H, W, 3) uint8` to `(N, side, side, 3) uint8`."""
     if images.shape[1:3] != (side, side):
         size = (side, side)

@@ -43,7 +43,7 @@ def _with_every_class(labels, chosen, by_class, seed):
     return chosen
 
 
-def limited_indices(labels, class_names, limit, seed) -> dict:
+def stratified_subset(labels, class_names, limit, seed) -> dict:
     """Indices of a stratified choice of at most `limit` training images, and of those of other parts in proportion.
 
     Args:
@@ -76,7 +76,7 @@ def _with_single_images(labels, index):
     return np.sort(index)
 
 
-def digest_of(class_names, *arrays, by_row=True) -> str:
+def dataset_digest(class_names, *arrays, by_row=True) -> str:
     """sha256 of a data set or a part of it: its class names, and its images and labels.
 
     Args:

@@ -5,23 +5,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cnnlab.data.folder_scan import in_words
+from cnnlab.data.folder_scan import describe_left_out
 from cnnlab.utils.text import escape_control_characters
 
-FIT_WORDS = {"crop": "each cut to its middle square", "pad": "each padded to a square", "stretch": "each stretched"}
+RESIZE_WORDS = {"crop": "each cut to its middle square", "pad": "each padded to a square", "stretch": "each stretched"}
 NAMED = 10  # classes
 UNEVEN = 5  # times as many pictures of one class as of another
 
 
 @dataclass(frozen=True)
-class Found:
+class DatasetSummary:
     """What is said of a data set before it is used.
 
     Attributes:
         lines: sentences for the screen.
         left_out: reason to paths.
         tables: texts by artifact path.
-        duplicates: `duplicates.Pair`s.
+        duplicates: `duplicates.DuplicatePair`s.
     """
 
     lines: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Found:
 
 
 def describe(
-    name, class_names, counts, side, *, labels=None, sizes=None, fit=None, notes=(), left_out=None
+    name, class_names, counts, side, *, labels=None, sizes=None, resize_mode=None, notes=(), left_out=None
 ) -> tuple[str, ...]:
     """Sentences on a data set.
 
@@ -51,7 +51,7 @@ def describe(
         side: pixels a side in memory.
         labels: `(N,)` of the training pictures.
         sizes: `(N, 2)` of the files, width and height.
-        fit: how they became squares.
+        resize_mode: how they became squares.
         notes: further sentences.
         left_out: reason to paths.
     """
@@ -61,7 +61,7 @@ def describe(
     line = f"{name}: {', '.join(parts)} and {counts['test']:,} test pictures"
     if sizes is not None and len(sizes):
         line += f", {_sizes(sizes)} pixels"
-        line += f", {FIT_WORDS[fit]}" if fit and (sizes[:, 0] != sizes[:, 1]).any() else ""
+        line += f", {RESIZE_WORDS[resize_mode]}" if resize_mode and (sizes[:, 0] != sizes[:, 1]).any() else ""
     line += f", at {side} x {side}."
     notes, more = list(notes), len(class_names) - NAMED
     if labels is not None and len(labels) and (uneven := _uneven(class_names, labels)):
@@ -71,7 +71,7 @@ def describe(
     if notes:
         lines.append(f"Note: {'; '.join(notes)}.")
     if left_out:
-        lines.append(f"Left out: {escape_control_characters(in_words(left_out))}.")
+        lines.append(f"Left out: {escape_control_characters(describe_left_out(left_out))}.")
     return tuple(lines)
 
 

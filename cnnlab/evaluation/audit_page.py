@@ -33,7 +33,7 @@ def _classes(found):
         rows.append((f"{len(sizes) - SIZES:,} other sizes", f"{more:,}"))
     counts = [(name, *map("{:,}".format, numbers)) for name, *numbers in audit_report.counts_by_part(found)]
     return (
-        html_pages.table(("class", *audit_report.PARTS, "do not decode"), counts, "Pictures by class and part")
+        html_pages.table(("class", *audit_report.SPLIT_NAMES, "do not decode"), counts, "Pictures by class and part")
         + "<h3>Sizes in pixels</h3>\n"
         + html_pages.table(("width x height", "pictures"), rows, "Sizes of the pictures")
     )

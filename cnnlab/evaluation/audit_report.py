@@ -9,7 +9,7 @@ from cnnlab.evaluation import plots
 from cnnlab.evaluation.label_issues import FOLDS, LabelCheck
 from cnnlab.utils.text import csv_line
 
-PARTS = ("train", "val", "test")
+SPLIT_NAMES = ("train", "val", "test")
 REPORT = "report.html"
 GENERATOR = "cnnlab audit"
 MARK = f'name="generator" content="{GENERATOR}"'  # by which an earlier report is known
@@ -31,7 +31,7 @@ class Findings:
         sizes: `(N, 2)`, width and height.
         bad: position to why the file does not decode.
         left_out: reason to paths.
-        pairs: `duplicates.Pair`s.
+        pairs: `duplicates.DuplicatePair`s.
         duplicates: the table of them, as CSV.
         check: `LabelCheck` of all pictures that are used, or `None`.
         strangeness: `(N,)`, NaN where it is not known.
@@ -136,7 +136,7 @@ def _suggested(found, position):
 def tables(found: Findings) -> dict[str, str]:
     """The tables as CSV, by file name."""
     return {
-        "classes.csv": _csv(("class", *PARTS, "do_not_decode"), counts_by_part(found)),
+        "classes.csv": _csv(("class", *SPLIT_NAMES, "do_not_decode"), counts_by_part(found)),
         "left_out.csv": _csv(("file", "reason"), _left_out(found)),
         "duplicates.csv": found.duplicates,
         "label_issues.csv": _issues(found),
@@ -182,7 +182,7 @@ def counts_by_part(found):
     bad[list(found.bad)] = True
     for label, name in enumerate(found.class_names):
         of_class = found.labels == label
-        yield name, *(int((of_class & (found.part == part)).sum()) for part in PARTS), int((of_class & bad).sum())
+        yield name, *(int((of_class & (found.part == part)).sum()) for part in SPLIT_NAMES), int((of_class & bad).sum())
 
 
 def reasons(found) -> dict:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cnnlab.evaluation import plots
 from cnnlab.evaluation.predictions import confident_mistakes
-from cnnlab.models.layers import networks_of
+from cnnlab.models.layers import member_networks
 
 
 def looked_at(model, class_names, images, predictions, count=12) -> dict:
@@ -45,7 +45,7 @@ def heat_maker(model):
         reaches them; `None` where the model has no features with places before its answer. Of several members the
         mean of their maps.
     """
-    makers = [_maker(_inner(network)) for network in networks_of(model)]
+    makers = [_maker(_inner(network)) for network in member_networks(model)]
     if None in makers:
         return None
 

@@ -51,19 +51,19 @@ def parse_augment(augment) -> dict:
     return {name: given[name] for name in KINDS if name in given}
 
 
-def mixes_of(augment) -> dict:
+def mixing_strengths(augment) -> dict:
     """Those that mix pairs of pictures with their labels, which happens before the model sees them."""
     return {name: strength for name, strength in parse_augment(augment).items() if name in MIXES}
 
 
-def alternates(augment) -> bool:
+def has_alternating_flip(augment) -> bool:
     """Whether pictures are mirrored in every second epoch (arXiv:2404.00498): a picture is seen both ways
     within any two epochs, where a coin shows half of the pictures one way twice.
     """
     return "altflip" in parse_augment(augment)
 
 
-def small_side(side) -> int:
+def crop_side(side) -> int:
     """Pixels a side of the crops that a training with `small_first` begins with."""
     return round(SMALL * side)
 
@@ -84,10 +84,10 @@ def mixing_layers(augment, seed) -> list:
         "mixup": lambda alpha: layers.MixUp(alpha, seed=seed),
         "cutmix": lambda alpha: layers.CutMix((alpha, alpha), seed=seed),
     }
-    return [makers[name](strength) for name, strength in mixes_of(augment).items()]
+    return [makers[name](strength) for name, strength in mixing_strengths(augment).items()]
 
 
-def augmented_samples(images, shares, augment, seed):
+def augment_examples(images, shares, augment, seed):
     """What a training sees of some pictures.
 
     Args:
@@ -103,7 +103,7 @@ def augmented_samples(images, shares, augment, seed):
     import keras
     import numpy as np
 
-    if alternates(augment):
+    if has_alternating_flip(augment):
         images = images.copy()
         images[seed % 2 :: 2] = images[seed % 2 :: 2, :, ::-1]
     given = keras.Input(images.shape[1:], dtype="uint8")

@@ -89,6 +89,6 @@ def _row(line):
 BACKBONES = {row.build.lower(): row for row in map(_row, TABLE.strip().splitlines()[1:])}
 
 
-def too_many(field, count, name, received) -> str:
+def too_many_stages(field, count, name, received) -> str:
     """The sentence for more stages than a network has."""
     return f"Expected {field} to be at most {count}, the stages of {name}. Received: {received}."

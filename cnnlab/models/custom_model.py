@@ -18,7 +18,7 @@ STORED_CODE_VARIABLE = "CNNLAB_STORED_CODE"
 PINNED = {}  # texts that stand for a function's file, by its full name
 
 
-def is_own(name) -> bool:
+def is_custom(name) -> bool:
     """Whether a model's name means a function in a file."""
     return ".py:" in name
 
@@ -28,21 +28,21 @@ def function_name(name) -> str:
     return name.rpartition(":")[2]
 
 
-def full_name(name) -> str:
+def absolute_name(name) -> str:
     """The same with the file's full path, so that it means the same from another folder."""
     file, _, function = name.rpartition(":")
     return f"{Path(file).resolve()}:{function}"
 
 
-def source_of(name) -> str:
+def read_source(name) -> str:
     """The text of the file.
 
     Raises:
         ArgumentError: there is no such file.
     """
     file = name.rpartition(":")[0]
-    if full_name(name) in PINNED:
-        return PINNED[full_name(name)]
+    if absolute_name(name) in PINNED:
+        return PINNED[absolute_name(name)]
     if not Path(file).is_file():
         raise ArgumentError(f"Expected the model's file to exist. Received: '{file}', which does not.")
     try:
@@ -52,7 +52,7 @@ def source_of(name) -> str:
 
 
 @contextmanager
-def pinned(names, text=None):
+def pinned_sources(names, text=None):
     """Inside, functions are what they are now, whatever becomes of their files, or what `text` says.
 
     Args:
@@ -63,10 +63,10 @@ def pinned(names, text=None):
         LabError: that text is not what the file holds now, and nobody has said that it may run.
     """
     for name in names:
-        if text is not None and is_own(name):
+        if text is not None and is_custom(name):
             _expect_trusted(name, text)
     before = dict(PINNED)
-    PINNED.update({full_name(name): text or source_of(name) for name in names if is_own(name)})
+    PINNED.update({absolute_name(name): text or read_source(name) for name in names if is_custom(name)})
     try:
         yield
     finally:
@@ -94,7 +94,7 @@ def load(name):
         ArgumentError: the file does not exist, has no such function, or one without the two arguments.
         LabError: the file cannot be imported.
     """
-    return _load(full_name(name), source_of(name))
+    return _load(absolute_name(name), read_source(name))
 
 
 @functools.cache  # a module a version of the file: what it registers with Keras is registered once

@@ -14,7 +14,7 @@ LISTS = ("model.weights.json", "model.safetensors.index.json")  # of the parts o
 SCALES = ("image_converter.json", "preprocessor_config.json")  # what scales pictures; the latter of transformers
 
 
-def read_preset(preset):
+def load_preset(preset):
     """A network of KerasHub and what scales its pictures.
 
     Args:

@@ -54,7 +54,7 @@ def dense_head(x, num_classes, pooling, dense_units, dropout):
     return layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities")(x)
 
 
-def mean_of_views(model, views):
+def average_views(model, views):
     """A model that averages the probabilities of several views of each image, with `model` inside.
 
     Args:
@@ -77,14 +77,14 @@ def _mean(model, views, name=None):
     return layers.Average(dtype="float32", name=name)(answers)
 
 
-def mean_of_members(models, name):
+def average_members(models, name):
     """A model that averages the probabilities of several models of one shape, which are inside."""
     images = keras.Input(models[0].input_shape[1:], dtype="uint8", name="images")
     answers = [model(images) for model in models]
     return keras.Model(images, layers.Average(dtype="float32", name=MEAN_OF_MEMBERS)(answers), name=name)
 
 
-def side_by_side(models):
+def stack_outputs(models):
     """A model of several ones' probabilities, one's rows behind the other's: `(N, H, W, 3)` to `(models * N, C)`.
 
     With labels repeated as often, its loss is the mean of theirs. A mean over so many rows has a part of the gradients
@@ -96,9 +96,9 @@ def side_by_side(models):
     return keras.Model(images, answers, name="side_by_side")
 
 
-def networks_of(model) -> list:
-    """What is trained of a model: the members inside of one by `mean_of_views` or `mean_of_members`, or the model."""
+def member_networks(model) -> list:
+    """What is trained of a model: the members inside of one by `average_views` or `average_members`, or the model."""
     if getattr(model, "layers", None) and model.layers[-1].name in (MEAN_OF_VIEWS, MEAN_OF_MEMBERS):
         inside = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-        return [network for one in inside for network in networks_of(one)]
+        return [network for one in inside for network in member_networks(one)]
     return [model]

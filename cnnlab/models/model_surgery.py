@@ -4,17 +4,17 @@ import keras
 import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.models.backbones import too_many
+from cnnlab.models.backbones import too_many_stages
 
 PIXELS = (keras.layers.Rescaling, keras.layers.Normalization)
 OUR_NAMES = ("images", "resize", "scale", "flatten", "average_pool", "max_pool", "dense", "dropout", "probabilities")
 
 
-def graft(network, x, trained, frozen_precision, later=()):
+def attach_backbone(network, x, trained, frozen_precision, later=()):
     """The network's features of `x`, by layers of its own with its weights.
 
     Args:
-        network: a `Network`.
+        network: a `PretrainedNetwork`.
         x: Keras tensor `(N, H, W, C) float32`, preprocessed.
         trained: names of the layers that are trained; the others are frozen, with their dropout switched off.
         frozen_precision: dtype policy of the frozen layers; the others follow the global policy.
@@ -56,11 +56,11 @@ def _cloned(layer, trained, frozen_precision):
         config["dtype"] = keras.config.dtype_policy().name if trained else frozen_precision
     if not trained and "rate" in config:  # dropout is for training
         config["rate"] = 0.0
-    config["name"] = grafted_name(config["name"])
+    config["name"] = backbone_layer_name(config["name"])
     return type(layer).from_config(config)
 
 
-def grafted_name(name) -> str:
+def backbone_layer_name(name) -> str:
     """What a layer of a network is called in the model that it was made a part of."""
     return f"backbone_{name}" if name in OUR_NAMES or name.startswith("random_") else name
 
@@ -75,15 +75,15 @@ def trained_layers(network, count, side) -> set[str]:
         return set()
     stages = _stages(network, side)
     if count > len(stages):
-        raise ArgumentError(too_many("train_blocks", len(stages), network.name, count))
+        raise ArgumentError(too_many_stages("train_blocks", len(stages), network.name, count))
     return set(_names_behind(network, stages[count - 1]))
 
 
-def layers_from(network, start, side) -> list[list[str]]:
+def layer_groups_from(network, start, side) -> list[list[str]]:
     """Names of the layers from `start` upwards, stage by stage, the topmost first.
 
     Args:
-        network: a `Network`.
+        network: a `PretrainedNetwork`.
         start: "top" (the topmost stage), a number of stages, the beginning of a layer's name, or "all".
         side: pixels a side of the images.
 
@@ -99,7 +99,7 @@ def layers_from(network, start, side) -> list[list[str]]:
     else:
         count = None
     if count is not None and not 1 <= count <= len(stages):
-        raise ArgumentError(too_many("fine_tune_from", len(stages), network.name, start))
+        raise ArgumentError(too_many_stages("fine_tune_from", len(stages), network.name, start))
     if count:
         behind = stages[count - 1]
         first = names.index(behind) + 1 if behind else 0

@@ -182,7 +182,7 @@ def find_model(name) -> Model:
     Raises:
         ArgumentError: no model has that name, or the file has no such function.
     """
-    if custom_model.is_own(name):
+    if custom_model.is_custom(name):
         # Its optimizer is its own where it compiles itself, so that a default of ours would say what is not so.
         defaults = {**dict.fromkeys(TRAINING), "image_size": 32, "feature_dtype": "auto"}
         return Model(

@@ -14,18 +14,19 @@ import keras
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.models import safe_loading
 from cnnlab.models.backbones import BACKBONES
-from cnnlab.models.keras_hub_presets import read_preset
+from cnnlab.models.keras_hub_presets import load_preset
 from cnnlab.utils.downloads import download_timeout
 
 REGISTERED, HUB = "models:/", "hub:"
 VGG16_SEEDS = 13  # one for the kernel of each convolution
-# Files of registered models by their URI; who knows the registry puts them here.
-FETCHED = {}
+# The downloaded file of each registered model, by its URI. This module cannot reach the registry, so `resolve` puts the
+# files here (`add_downloaded_model`), and a model's factory needs to be given nothing but the URI.
+_downloaded: dict[str, str] = {}
 DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 
 
 @dataclass(frozen=True)
-class Network:
+class PretrainedNetwork:
     """A network without its head.
 
     Attributes:
@@ -41,7 +42,7 @@ class Network:
     stages: tuple[str, ...] | None = None
 
 
-def read_network(backbone, weights, side) -> Network:
+def load_backbone(backbone, weights, side) -> PretrainedNetwork:
     """A backbone with its weights.
 
     Args:
@@ -74,7 +75,7 @@ def read_network(backbone, weights, side) -> Network:
     try:
         if backbone.startswith(HUB):
             return _hub(backbone)
-        path = FETCHED.get(backbone, backbone)
+        path = _downloaded.get(backbone, backbone)
         if backbone.startswith(REGISTERED) and path == backbone:
             raise LabError(f"Expected '{backbone}' to be fetched from the registry. Received: only its name.")
         if not Path(path).is_file():
@@ -86,29 +87,39 @@ def read_network(backbone, weights, side) -> Network:
         random.setstate(state)
 
 
-def features_text(backbone) -> str:
+def add_downloaded_model(uri: str, file: str) -> None:
+    """Remember the downloaded file of a registered model, so that `load_backbone` finds it by its URI."""
+    _downloaded[uri] = file
+
+
+def is_downloaded(uri: str) -> bool:
+    """Return whether `add_downloaded_model` was called for a registered model."""
+    return uri in _downloaded
+
+
+def describe_features(backbone) -> str:
     """Which features of a network from elsewhere are used, in words."""
-    model = read_network(backbone, None, None).model
+    model = load_backbone(backbone, None, None).model
     shape = ", ".join("any" if side is None else str(side) for side in model.output_shape[1:])
     return f"the output of its layer '{model.layers[-1].name}', ({shape})"
 
 
-def has_depthwise(backbone) -> bool:
+def has_depthwise_convolutions(backbone) -> bool:
     """Whether it convolves each channel by itself, which bfloat16 makes no faster on a processor."""
     if backbone in BACKBONES:
         return BACKBONES[backbone].depthwise
-    layers = read_network(backbone, None, None).model.layers
+    layers = load_backbone(backbone, None, None).model.layers
     return any(
         isinstance(layer, DEPTHWISE) or getattr(layer, "groups", 1) == getattr(layer, "filters", None)
         for layer in layers
     )
 
 
-def usual_side(backbone) -> int:
+def default_image_size(backbone) -> int:
     """Pixels a side that a backbone was trained with: the only ones that it takes, or the field's usual 224."""
     if backbone in BACKBONES:
         return BACKBONES[backbone].usual
-    return read_network(backbone, None, None).model.input_shape[1] or 224
+    return load_backbone(backbone, None, None).model.input_shape[1] or 224
 
 
 def _changed(path):
@@ -142,7 +153,7 @@ def _named(backbone, weights, side):
             return x
         return keras.applications.imagenet_utils.preprocess_input(keras.ops.cast(x, "float32"), mode=row.preprocess)
 
-    return Network(backbone, model, preprocess, row.stages)
+    return PretrainedNetwork(backbone, model, preprocess, row.stages)
 
 
 def _load_weights(model, path, row):
@@ -169,7 +180,7 @@ def _saved(backbone, path, changed):
             f"Expected '{path}' to be a Keras model of built-in layers. Received a file that does not load: "
             f"{first_line(error)}. Save the model anew, without code of your own in it."
         ) from error
-    return Network(Path(backbone).stem.partition("@")[0], _without_head(model, backbone), lambda x: x)
+    return PretrainedNetwork(Path(backbone).stem.partition("@")[0], _without_head(model, backbone), lambda x: x)
 
 
 def _without_head(model, backbone):
@@ -218,11 +229,11 @@ def _classifies(layer):
 @functools.lru_cache(maxsize=2)
 def _hub(backbone):
     preset = backbone.removeprefix(HUB)
-    model, scale, offset = read_preset(preset)
+    model, scale, offset = load_preset(preset)
 
     def preprocess(x):
         if scale is None and offset is None:
             return x
         return keras.layers.Rescaling(1.0 if scale is None else scale, 0.0 if offset is None else offset)(x)
 
-    return Network(Path(preset).name, model, preprocess)
+    return PretrainedNetwork(Path(preset).name, model, preprocess)

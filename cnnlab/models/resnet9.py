@@ -29,7 +29,7 @@ def resnet9(
         image_size: pixels a side inside the model, by default the pictures' own.
         filters: filters of each block.
         augment: "none", or names of `cnnlab.models.augmentation`, separated by commas.
-        test_views: of `mean_of_views`; 1 for none.
+        test_views: of `average_views`; 1 for none.
         members: networks of different first weights, whose answers are averaged.
 
     Returns:
@@ -39,15 +39,15 @@ def resnet9(
     Raises:
         ArgumentError: the images are too small for that many blocks, or another number of views.
     """
-    from cnnlab.models.layers import mean_of_members, mean_of_views
+    from cnnlab.models.layers import average_members, average_views
 
     check_resnet9(image_size or min(input_shape[:2]), filters=filters, test_views=test_views)
     given = (input_shape, num_classes, image_size, filters, augment)
     if members == 1:
         model = _network(*given, name="resnet9")
     else:
-        model = mean_of_members([_network(*given, name=f"member{i}") for i in range(1, members + 1)], "resnet9")
-    return mean_of_views(model, test_views) if test_views > 1 else model
+        model = average_members([_network(*given, name=f"member{i}") for i in range(1, members + 1)], "resnet9")
+    return average_views(model, test_views) if test_views > 1 else model
 
 
 def _network(input_shape, num_classes, image_size, filters, augment, name):
@@ -87,10 +87,10 @@ def adapt(model, images) -> None:
         model: as `resnet9` gives it.
         images: `(N, H, W, 3) uint8`; the first 5,000 are looked at.
     """
-    from cnnlab.models.layers import networks_of
+    from cnnlab.models.layers import member_networks
 
     images = images[:WHITENED].astype("float32")
-    for network in networks_of(model):
+    for network in member_networks(model):
         _adapt(network, images)
 
 

@@ -1,7 +1,7 @@
 """A pre-trained network, frozen or partly frozen, under a new head."""
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
-from cnnlab.models.backbones import BACKBONES, too_many
+from cnnlab.models.backbones import BACKBONES, too_many_stages
 
 
 def transfer(
@@ -49,18 +49,20 @@ def transfer(
     import keras
 
     from cnnlab.models.layers import dense_head, image_input
-    from cnnlab.models.model_surgery import graft, layers_from, trained_layers
-    from cnnlab.models.pretrained import read_network
+    from cnnlab.models.model_surgery import attach_backbone, layer_groups_from, trained_layers
+    from cnnlab.models.pretrained import load_backbone
 
     side = image_size or min(input_shape[:2])
     check_transfer(side, backbone=backbone, weights=weights, preprocessing=preprocessing, train_blocks=train_blocks)
-    network = read_network(backbone, weights or "imagenet", side)
+    network = load_backbone(backbone, weights or "imagenet", side)
     trained = trained_layers(network, train_blocks, side)
-    later = [name for group in layers_from(network, fine_tune_from, side) for name in group] if fine_tune_from else []
+    later = (
+        [name for group in layer_groups_from(network, fine_tune_from, side) for name in group] if fine_tune_from else []
+    )
     images, x = image_input(input_shape, augment, image_size)
     x = keras.layers.Rescaling(1 / 255, name="scale")(x) if preprocessing == "scale" else network.preprocess(x)
     try:
-        features = graft(network, x, trained, frozen_precision, later)
+        features = attach_backbone(network, x, trained, frozen_precision, later)
         outputs = dense_head(features, num_classes, pooling, dense_units, dropout)
     except (ValueError, TypeError, AttributeError) as error:
         if backbone in BACKBONES:
@@ -83,11 +85,11 @@ def fine_tuned_layers(backbone, weights, start, side) -> list[list[str]]:
     Raises:
         ArgumentError: the backbone has not as many stages, or no such layer.
     """
-    from cnnlab.models.model_surgery import grafted_name, layers_from
-    from cnnlab.models.pretrained import read_network
+    from cnnlab.models.model_surgery import backbone_layer_name, layer_groups_from
+    from cnnlab.models.pretrained import load_backbone
 
-    groups = layers_from(read_network(backbone, weights or "imagenet", side), start, side)
-    return [[grafted_name(name) for name in group] for group in groups]
+    groups = layer_groups_from(load_backbone(backbone, weights or "imagenet", side), start, side)
+    return [[backbone_layer_name(name) for name in group] for group in groups]
 
 
 def check_transfer(
@@ -114,7 +116,7 @@ def check_transfer(
     counts = {"train_blocks": train_blocks, "fine_tune_from": fine_tune_from}
     for field, count in counts.items():
         if str(count).isdigit() and int(count) > len(row.stages):
-            raise ArgumentError(too_many(field, len(row.stages), backbone, count))
+            raise ArgumentError(too_many_stages(field, len(row.stages), backbone, count))
     # "vgg16" is what runs of earlier versions call VGG16's own.
     own = ("vgg16", "own") if backbone == "vgg16" else ("own",)
     expect_one_of("preprocessing", preprocessing, (*own, *(("scale",) if row.preprocess else ())))

@@ -42,7 +42,7 @@ def make_app(classifier, top=3, *, about=None, names=None, token=None):
         return HTMLResponse(PAGE, headers=HEADERS)
 
     async def model(request):
-        facts = {"classes": num_classes, "image_size": side, "fit": classifier.fit}
+        facts = {"classes": num_classes, "image_size": side, "fit": classifier.resize_mode}
         return JSONResponse({**about, **facts, "heat": has_heat, "most_bytes": middleware.MOST_BYTES})
 
     async def health(request):

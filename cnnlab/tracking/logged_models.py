@@ -119,8 +119,8 @@ def _load_keras(uri, info):
     try:
         run = mlflow.MlflowClient().get_run(info.run_id)
         name = run_queries.read_recipe(run).model  # the param of that name is for people
-        if custom_model.is_own(name):
-            with custom_model.pinned([name], run_queries.read_text(run, MODEL_SOURCE)):
+        if custom_model.is_custom(name):
+            with custom_model.pinned_sources([name], run_queries.read_text(run, MODEL_SOURCE)):
                 custom_model.load(name)
                 return safe_loading.load_model(file)
     except LabError:

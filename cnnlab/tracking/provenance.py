@@ -43,8 +43,8 @@ def file_tags(recipe) -> dict:
         if path and Path(path).is_file():
             about = os.stat(path)
             tags[f"{name}_sha256"] = _sha256(os.path.realpath(path), about.st_size, about.st_mtime_ns)
-    if custom_model.is_own(recipe.model):
-        tags["model_sha256"] = hashlib.sha256(custom_model.source_of(recipe.model).encode()).hexdigest()
+    if custom_model.is_custom(recipe.model):
+        tags["model_sha256"] = hashlib.sha256(custom_model.read_source(recipe.model).encode()).hexdigest()
     return tags
 
 

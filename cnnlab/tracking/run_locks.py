@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from cnnlab.errors import LabError
 from cnnlab.tracking.store_location import local_folder
 from cnnlab.tracking.tag_names import TAG
-from cnnlab.utils.files import is_held
+from cnnlab.utils.files import is_locked
 
 
 def process_tags() -> dict:
@@ -45,7 +45,7 @@ def is_gone(run_id, tags, folder) -> bool:
     """
     lock = lock_file(folder, run_id)
     if lock.exists():
-        return not is_held(lock)
+        return not is_locked(lock)
     host, _, process = tags.get(TAG + "process", "").rpartition("/")
     # Another container of this machine may have our host's name and other processes under the same numbers.
     same = tags.get(TAG + "processes", _processes()) == _processes()

@@ -91,7 +91,7 @@ def log_model(model, dataset) -> str:
             pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")],
             metadata={
                 "class_names": list(dataset.class_names),
-                "fit": dataset.fit,
+                "fit": dataset.resize_mode,
                 "grey_range": dataset.grey_range and list(dataset.grey_range),
             },
         )

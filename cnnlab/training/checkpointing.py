@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnlab.errors import LabError, first_line, reading
 from cnnlab.training.callbacks import Lookahead
-from cnnlab.utils.files import written_whole
+from cnnlab.utils.files import atomic_write
 from cnnlab.utils.log import log
 
 FORMAT = 1  # another one cannot be gone on from
@@ -93,7 +93,7 @@ class Checkpoint:
 def _write(file, facts, arrays):
     file.parent.mkdir(parents=True, exist_ok=True)
     flat = {f"{name}.{i}": _plain(array) for name, some in arrays.items() for i, array in enumerate(some)}
-    with written_whole(file) as part:
+    with atomic_write(file) as part:
         np.savez(part, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **flat)
 
 

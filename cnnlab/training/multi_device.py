@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.models.layers import networks_of
+from cnnlab.models.layers import member_networks
 from cnnlab.training.optimizers import compile_like
 
 VARIABLE = "CNNLAB_DEVICES"
@@ -98,7 +98,7 @@ def expect_shareable(model) -> None:
         received = "one without them, as a subclass with a call() of its own is"
     elif type(model).train_step is not keras.Model.train_step:
         received = f"{type(model).__name__}, which has a train_step of its own"
-    elif (members := len(networks_of(model))) > 1:
+    elif (members := len(member_networks(model))) > 1:
         received = f"{members} members side by side"
     else:
         return

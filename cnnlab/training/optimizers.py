@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from cnnlab.models.augmentation import mixes_of
+from cnnlab.models.augmentation import mixing_strengths
 from cnnlab.models.model_table import TRAINING
 
 ONE_CYCLE_START = 25  # how many times lower one-cycle starts, as in fastai and PyTorch
@@ -25,7 +25,7 @@ def compile_for(model, recipe, images, epochs, learning_rate=None, slower=None) 
         model,
         **{**given, "learning_rate": learning_rate or given["learning_rate"]},
         steps=math.ceil(images / recipe.batch_size) * epochs,
-        one_hot=bool(mixes_of(recipe.augment)),
+        one_hot=bool(mixing_strengths(recipe.augment)),
         slower=slower,
     )
 

@@ -14,8 +14,8 @@ from cnnlab.data.batching import Batches
 from cnnlab.data.class_weights import class_weights
 from cnnlab.errors import LabError
 from cnnlab.evaluation.predictions import Predictions
-from cnnlab.models.augmentation import alternates, mixes_of, mixing_layers, small_side
-from cnnlab.models.layers import networks_of, side_by_side
+from cnnlab.models.augmentation import crop_side, has_alternating_flip, mixing_layers, mixing_strengths
+from cnnlab.models.layers import member_networks, stack_outputs
 from cnnlab.training import multi_device, runtime
 from cnnlab.training.callbacks import LearningRate, Lookahead
 from cnnlab.training.checkpointing import Checkpoint, Keeper
@@ -160,10 +160,10 @@ class _Cut:
 
 def _cut(model, used, recipe, stage):
     images = {name: part.images for name, part in used.items()}
-    networks = networks_of(model)  # several views are for answers; training on one costs as much less
+    networks = member_networks(model)  # several views are for answers; training on one costs as much less
     if stage.small:
         networks = [for_crops(network) for network in networks]
-    trained = networks[0] if len(networks) == 1 else side_by_side(networks)
+    trained = networks[0] if len(networks) == 1 else stack_outputs(networks)
     if trained is not model:
         compile_like(trained, model)
         return _shared(_Cut(trained, model, images, False, len(networks)), model)
@@ -194,7 +194,7 @@ def features_by_part(model, images, recipe):
         `None` where the images are trained on: nothing is frozen, or the features cannot be kept.
     """
     # What is done to the batches needs pictures.
-    in_batches = mixes_of(recipe.augment) or alternates(recipe.augment) or recipe.small_first
+    in_batches = mixing_strengths(recipe.augment) or has_alternating_flip(recipe.augment) or recipe.small_first
     split = None if in_batches else split_at_frozen_front(model)
     if split is None:
         return None
@@ -228,7 +228,7 @@ def _fit(cut, dataset, recipe, stage, epochs, callbacks, recorded, quiet, keeper
         name: keras.utils.to_categorical(part.labels, len(dataset.class_names)) if one_hot else part.labels
         for name, part in (("train", dataset.train), ("val", dataset.val))
     }
-    mixing, alternating = mixing_layers(recipe.augment, recipe.seed), alternates(recipe.augment)
+    mixing, alternating = mixing_layers(recipe.augment, recipe.seed), has_alternating_flip(recipe.augment)
     weights = class_weights(recipe.class_weights, dataset.train.labels, dataset.class_names)
     keras.utils.set_random_seed(recipe.seed)
     batches = Batches(
@@ -240,7 +240,7 @@ def _fit(cut, dataset, recipe, stage, epochs, callbacks, recorded, quiet, keeper
         weights,
         mixing,
         alternating,
-        small_side(dataset.image_shape[0]) if stage.small else None,
+        crop_side(dataset.image_shape[0]) if stage.small else None,
         cut.networks,
     )
     validation = _validation(cut.inputs["val"], labels["val"], cut.networks)

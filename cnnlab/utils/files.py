@@ -11,7 +11,7 @@ UNFINISHED = ".part"
 
 
 @contextlib.contextmanager
-def written_whole(path, mode="wb"):
+def atomic_write(path, mode="wb"):
     """Give a file to write; it takes the place of `path` once it is whole and on the disk.
 
     A kill, an error or a full disk leaves what was there before.
@@ -45,7 +45,7 @@ def share(path) -> None:
     os.chmod(path, 0o666 & ~umask)
 
 
-def is_held(lock) -> bool:
+def is_locked(lock) -> bool:
     """Whether a process holds the lock of a file that is there, or that cannot be known."""
     try:
         with FileLock(lock, timeout=0):

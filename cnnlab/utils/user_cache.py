@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from cnnlab.errors import ArgumentError
-from cnnlab.utils.files import is_held
+from cnnlab.utils.files import is_locked
 
 FOLDER_VARIABLE = "CNNLAB_CACHE"
 LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
@@ -61,7 +61,7 @@ def leftovers() -> list[Path]:
         folder = cache_folder(kind)
         unfinished = [path for path in folder.glob(f"{UNFINISHED}*") if kind == "features" or _is_old(path)]
         parts = [path for end in ("npy", "npz", "json") for path in folder.glob(f"*.{end}") if not _is_whole(path)]
-        if (unfinished or parts) and not any(map(is_held, folder.glob("*.lock"))):
+        if (unfinished or parts) and not any(map(is_locked, folder.glob("*.lock"))):
             found += [*unfinished, *parts]
     return sorted(found)
 

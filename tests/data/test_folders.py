@@ -14,7 +14,7 @@ from PIL import Image
 
 import cnnlab
 from cnnlab.data.folder_layout import find_layout, natural
-from cnnlab.data.folder_scan import in_words
+from cnnlab.data.folder_scan import describe_left_out
 
 
 def load(folder, **options):
@@ -26,7 +26,7 @@ def counts(dataset):
 
 
 def said(dataset):
-    return " ".join(dataset.found.lines)
+    return " ".join(dataset.summary.lines)
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val"])
@@ -128,7 +128,7 @@ def test_what_is_no_data_is_counted(workplace):
         "1 picture outside of class folders",
     ):
         assert part in said(d), part
-    assert "  train/cat/notes.txt\n" in d.found.text
+    assert "  train/cat/notes.txt\n" in d.summary.text
 
 
 def test_pictures_are_known_by_their_content(workplace):
@@ -191,7 +191,7 @@ def test_names_that_cannot_be_shown_are_escaped(workplace):
             file.write(encoded(picture(2, i), "PNG"))
     d = load("data")
     assert d.class_names == ("a\\x1b[31mb", "caf\\udce9", "dog")
-    d.found.text.encode()
+    d.summary.text.encode()
 
 
 @pytest.mark.parametrize("rare", [1, 2, 3, 4])
@@ -284,7 +284,7 @@ def test_duplicates_are_counted_and_dropped(workplace):
     assert "4 pictures in train and in test, pixel by pixel" in said(d)
     assert "1 picture of nearly the same look in train and in test" in said(d)
     assert "2 pictures under two labels" in said(d)
-    rows = d.found.tables["duplicates.csv"].splitlines()
+    rows = d.summary.tables["duplicates.csv"].splitlines()
     assert rows[0] == "kind,first,first_part,first_class,second,second_part,second_class"
     assert "near,test/late/near.png,test,late,train/late/0005.png,train,late" in rows
     assert len(rows) == 7
@@ -305,8 +305,8 @@ def test_a_folder_with_the_name_of_a_set_is_said(workplace):
 
 def test_what_was_left_out_in_words():
     left_out = {".heic": ["dog/a", "dog/b"], "in hidden folders": ["x/.a/b"], "hidden files": [".a", "b/.c"]}
-    assert in_words(left_out) == "2 .heic in dog/, 1 file in hidden folders, 2 hidden files"
-    assert in_words({}) == ""
+    assert describe_left_out(left_out) == "2 .heic in dog/, 1 file in hidden folders, 2 hidden files"
+    assert describe_left_out({}) == ""
 
 
 def test_a_layout_is_listed_once(workplace):

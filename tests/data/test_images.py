@@ -114,7 +114,7 @@ def test_a_wide_picture_becomes_a_square(fit, left, middle, top):
     pixels = np.zeros((10, 30, 3), np.uint8)
     for i in range(3):
         pixels[:, 10 * i : 10 * i + 10, i] = 255
-    image = decode_image(encoded(Image.fromarray(pixels), "PNG"), 30, fit=fit)
+    image = decode_image(encoded(Image.fromarray(pixels), "PNG"), 30, resize_mode=fit)
     assert image.shape == (30, 30, 3)
     if fit == "pad":
         assert (image[:10] == top).all()
@@ -173,7 +173,7 @@ def test_orientations_of_all_formats(orientation, file_format):
     image, exif = Image.fromarray(pixels), Image.Exif()
     exif[0x0112] = orientation
     turned = np.asarray(image.transpose(TURNS[orientation]).resize((32, 32)).convert("L"))
-    received = decode_image(encoded(image, file_format, exif=exif), 32, fit="stretch")[..., 0]
+    received = decode_image(encoded(image, file_format, exif=exif), 32, resize_mode="stretch")[..., 0]
     assert np.abs(received.astype(int) - turned).mean() < 8
 
 

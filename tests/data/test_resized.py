@@ -34,7 +34,7 @@ def test_a_named_set_too_large_for_memory_is_read_from_the_disk_and_is_the_same(
 
 def test_it_is_resized_once(workplace, small_memory, monkeypatch):
     first = cnnlab.load_dataset("digits", image_size=20, limit=200)
-    monkeypatch.setattr(resizing, "as_rgb", lambda images, side: pytest.fail("resized again"))
+    monkeypatch.setattr(resizing, "resize_to_rgb", lambda images, side: pytest.fail("resize_images again"))
     again = cnnlab.load_dataset("digits", image_size=20, limit=200, val_fraction=0.3)
     assert again.digest == first.digest
     assert len(again.val) == 60
@@ -42,7 +42,7 @@ def test_it_is_resized_once(workplace, small_memory, monkeypatch):
 
 def test_a_pass_that_was_killed_goes_on(workplace, small_memory, monkeypatch):
     monkeypatch.setattr(resizing, "AT_ONCE", 50 * 20 * 20 * 3)
-    as_it_is, passes = resizing.as_rgb, []
+    as_it_is, passes = resizing.resize_to_rgb, []
 
     def killed(images, side):
         passes.append(len(images))
@@ -50,7 +50,7 @@ def test_a_pass_that_was_killed_goes_on(workplace, small_memory, monkeypatch):
             raise KeyboardInterrupt
         return as_it_is(images, side)
 
-    monkeypatch.setattr(resizing, "as_rgb", killed)
+    monkeypatch.setattr(resizing, "resize_to_rgb", killed)
     with pytest.raises(KeyboardInterrupt):
         cnnlab.load_dataset("digits", image_size=20, limit=201, seed=1)
     went_on = arrays(cnnlab.load_dataset("digits", image_size=20, limit=201, seed=1))
@@ -61,10 +61,10 @@ def test_a_pass_that_was_killed_goes_on(workplace, small_memory, monkeypatch):
 
 
 def test_an_audit_of_a_named_set_on_the_disk_finds_the_same_pairs(workplace, monkeypatch):
-    in_memory = cnnlab.load_dataset("digits", image_size=20, limit=400, as_found=True)
+    in_memory = cnnlab.load_dataset("digits", image_size=20, limit=400, for_audit=True)
     monkeypatch.setattr(resizing, "IN_MEMORY", 1000)
-    on_disk = cnnlab.load_dataset("digits", image_size=20, limit=400, as_found=True)
-    assert on_disk.found.tables == in_memory.found.tables
+    on_disk = cnnlab.load_dataset("digits", image_size=20, limit=400, for_audit=True)
+    assert on_disk.summary.tables == in_memory.summary.tables
     assert list(on_disk.pictures.files) == list(in_memory.pictures.files)
     for column in ("pixels", "look", "size"):
         assert (on_disk.pictures.stored.known[column] == in_memory.pictures.stored.known[column]).all()

@@ -54,7 +54,7 @@ def test_a_folder_is_decoded_once(birds, decoding, workplace):
     assert not np.array_equal(other.train.images[:20], first.train.images[:20])
     shutil.move("birds", "elsewhere")
     load("elsewhere")
-    load("elsewhere", fit="pad")
+    load("elsewhere", resize_mode="pad")
     load("elsewhere", limit=10)
     assert decoding == [40, 40, 12]
     [entry, *_] = [e for e in user_cache.entries() if e["shape"][0] == 40]
@@ -233,7 +233,7 @@ def test_grey_of_16_bits_is_scaled_by_the_sets_own_range(workplace):
     assert d.grey_range == (100, 4009)
     assert d.train.images[d.train.labels == 0].max() == 0
     assert d.train.images[d.train.labels == 1].min() >= 254
-    assert "grey values beyond 8 bits, 100 to 4009 here, become 0 to 255" in " ".join(d.found.lines)
+    assert "grey values beyond 8 bits, 100 to 4009 here, become 0 to 255" in " ".join(d.summary.lines)
     assert load("scans").grey_range == (100, 4009)
 
 

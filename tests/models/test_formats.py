@@ -9,7 +9,7 @@ import pytest
 from cnnlab.errors import LabError
 from cnnlab.models import export_formats
 from cnnlab.models.inference_graph import MatrixResizing, inference_model, is_rounded
-from cnnlab.models.layers import networks_of
+from cnnlab.models.layers import member_networks
 from cnnlab.models.resnet9 import adapt, resnet9
 from cnnlab.training.runtime import policy
 
@@ -31,7 +31,7 @@ def model():
     model = resnet9((32, 32, 3), 3, image_size=40, filters=(6,), augment="flip+crop+color", members=2)
     random = np.random.default_rng(0)
     adapt(model, np.random.default_rng(1).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
-    for layer in (layer for network in networks_of(model) for layer in network.layers):
+    for layer in (layer for network in member_networks(model) for layer in network.layers):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([w + random.uniform(0, 0.5, w.shape) for w in layer.get_weights()])
     return model

@@ -69,7 +69,7 @@ def change(file, **changes):
 
 def test_a_folder_is_read(preset):
     folder, network = preset
-    read = pretrained.read_network(f"hub:{folder}", None, None)
+    read = pretrained.load_backbone(f"hub:{folder}", None, None)
     images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
     assert (read.model.predict_on_batch(images) == network.predict_on_batch(images)).all()
     np.testing.assert_allclose(read.preprocess(images), images / 255 - 1, rtol=1e-6)
@@ -89,7 +89,7 @@ def test_a_name_is_fetched_and_then_opened_from_its_folder(preset, keras_hub):
         return str(folder / path)
 
     keras_hub.get_file = get_file
-    keras_hub_presets.read_preset("a_name")
+    keras_hub_presets.load_preset("a_name")
     assert {name for name, _ in OPENED} == {str(folder)}
     assert fetched == ["config.json", "image_converter.json", "preprocessor_config.json", "model.weights.h5"]
     fetched.clear()
@@ -100,7 +100,7 @@ def test_a_name_is_fetched_and_then_opened_from_its_folder(preset, keras_hub):
     with pytest.raises(
         cnnlab.LabError, match=r"its weights are in '../b\.weights\.h5', which is no file of its folder"
     ):
-        keras_hub_presets.read_preset("a_name")
+        keras_hub_presets.load_preset("a_name")
     assert "../b.weights.h5" not in fetched
 
 
@@ -115,14 +115,14 @@ def test_code_in_a_configuration_is_refused(name, preset):
         cnnlab.build_model(recipe, cnnlab.load_dataset("digits", limit=100))
     change(folder / name, class_name="Dense", config={"units": 1, "activation": LAMBDA}, registered_name=None)
     with pytest.raises(cnnlab.LabError, match="'Lambda'"):
-        keras_hub_presets.read_preset(folder)
+        keras_hub_presets.load_preset(folder)
     # Of timm and transformers it is another kind of file, whose values are given to Keras all the same.
     (folder / name).write_text(json.dumps({"architecture": "resnet18", "activation": LAMBDA}))
     with pytest.raises(cnnlab.LabError, match="'Lambda'"):
-        keras_hub_presets.read_preset(folder)
+        keras_hub_presets.load_preset(folder)
     (folder / name).write_text(" " * 2**25)
     with pytest.raises(cnnlab.LabError, match=f"its '{name}' has 33,554,432 bytes"):
-        keras_hub_presets.read_preset(folder)
+        keras_hub_presets.load_preset(folder)
     assert OPENED == []
 
 
@@ -134,7 +134,7 @@ def test_weights_that_lie_elsewhere_or_nowhere_are_refused(reason, preset):
         with h5py.File(folder / "model.weights.h5", "a") as file:
             damage(file)
         with pytest.raises(cnnlab.LabError, match=reason):
-            keras_hub_presets.read_preset(folder)
+            keras_hub_presets.load_preset(folder)
     assert OPENED == []
 
 
@@ -147,11 +147,11 @@ def test_large_weights_are_looked_through_in_all_their_parts(preset):
     with h5py.File(folder / "model_1.weights.h5", "w") as file:
         external(file)
     with pytest.raises(cnnlab.LabError, match="is a link to elsewhere"):
-        keras_hub_presets.read_preset(folder)
+        keras_hub_presets.load_preset(folder)
     for name in ("/etc/x.weights.h5", "../x.weights.h5", "x.pickle", 1):
         (folder / "model.weights.json").write_text(json.dumps({"weight_map": {"/a": name}}))
         with pytest.raises(cnnlab.LabError, match="no file of its folder"):
-            keras_hub_presets.read_preset(folder)
+            keras_hub_presets.load_preset(folder)
     assert OPENED == []
 
 
@@ -161,7 +161,7 @@ def test_layers_without_weights_get_no_memory(preset):
     config["config"]["layers"][-1]["config"]["filters"] = 10**10  # terabytes, were they made
     change(folder / "config.json", **config)
     with pytest.raises(cnnlab.LabError, match=r"its layers have \d{3},\d{3},\d{3},\d{3} weights, and \d+ are stored"):
-        keras_hub_presets.read_preset(folder)
+        keras_hub_presets.load_preset(folder)
     assert [load_weights for _, load_weights in OPENED] == [False]
 
 
@@ -174,11 +174,11 @@ def test_kerashub_itself(workplace):
     for name, size in (("one", 10), ("parts", 3e-5)):  # gigabytes of a file
         network.save_to_preset(name, max_shard_size=size)
         keras_hub.layers.ViTImageConverter(image_size=(32, 32), scale=0.5, offset=1.0).save_to_preset(name)
-        model, *scaled = keras_hub_presets.read_preset(name)
+        model, *scaled = keras_hub_presets.load_preset(name)
         assert (model.predict_on_batch(images) == network.predict_on_batch(images)).all()
         assert scaled == [0.5, 1.0]
     assert len(list(Path("parts").glob("*.weights.h5"))) > 1
     kind = {"class_name": "WordPieceTokenizer", "registered_name": "keras_hub>WordPieceTokenizer"}
     change(Path("one/config.json"), **kind, config={"vocabulary": "/etc/passwd"})
     with pytest.raises(cnnlab.LabError, match="a layer 'Tokenizer', which may run code or read other files"):
-        keras_hub_presets.read_preset("one")
+        keras_hub_presets.load_preset("one")

@@ -10,7 +10,7 @@ import pytest
 import cnnlab
 from cnnlab import classify, reproduction
 from cnnlab.evaluation.gradcam import grad_cam
-from cnnlab.models.layers import networks_of
+from cnnlab.models.layers import member_networks
 from cnnlab.models.resnet9 import adapt, resnet9
 from cnnlab.train import train_model
 from cnnlab.training import multi_device
@@ -46,12 +46,12 @@ def test_an_answer_is_the_mean_of_a_picture_and_its_mirror_image(digits):
     model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", **SMALL), digits)
     adapt(model, digits.train.images)
     images = digits.test.images[:6]
-    [one] = networks_of(model)
+    [one] = member_networks(model)
     expected = (one.predict(images, verbose=0) + one.predict(images[:, :, ::-1], verbose=0)) / 2
     assert model.predict(images, verbose=0) == pytest.approx(expected, abs=1e-6)
     assert model.predict(images[:, :, ::-1], verbose=0) == pytest.approx(expected, abs=1e-6)
     assert np.abs(one.predict(images, verbose=0) - expected).max() > 1e-4
-    assert networks_of(one) == [one]
+    assert member_networks(one) == [one]
     assert cnnlab.build_model(cnnlab.Recipe(model="resnet9", test_views=1, **SMALL), digits).count_params() == (
         model.count_params()
     )
@@ -64,7 +64,7 @@ def test_six_views_weigh_those_in_place_as_much_as_those_moved(digits):
     side = images.shape[1]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     views = [padded[:, i : i + side, i : i + side] for i in (1, 0, 2)]
-    [one] = networks_of(model)
+    [one] = member_networks(model)
     answers = [(one.predict(v, verbose=0) + one.predict(v[:, :, ::-1], verbose=0)) / 2 for v in views]
     expected = answers[0] / 2 + (answers[1] + answers[2]) / 4
     assert model.predict(images, verbose=0) == pytest.approx(expected, abs=1e-6)
@@ -75,7 +75,7 @@ def test_six_views_weigh_those_in_place_as_much_as_those_moved(digits):
 
 def test_an_answer_is_the_mean_of_all_members(digits, monkeypatch):
     model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", members=3, test_views=2, **SMALL), digits)
-    networks, images = networks_of(model), digits.test.images[:6]
+    networks, images = member_networks(model), digits.test.images[:6]
     views = [network.predict(view, verbose=0) for network in networks for view in (images, images[:, :, ::-1])]
     assert model.predict(images, verbose=0) == pytest.approx(np.mean(views, axis=0), abs=1e-6)
     assert np.abs(views[0] - views[2]).max() > 1e-4
@@ -97,7 +97,7 @@ def test_a_member_learns_as_it_would_alone(digits):
     fields = {**SMALL, "filters": (4,), "learning_rate": 0.1, "augment": "altflip", "test_views": 1}
     recipe = cnnlab.Recipe(model="resnet9", members=2, **fields)
     model = cnnlab.build_model(recipe, digits)
-    networks = networks_of(model)
+    networks = member_networks(model)
     first = [network.get_weights() for network in networks]
     trained = train(model, digits, recipe, quiet=True)
     recipe, scores = cnnlab.Recipe(model="resnet9", **fields), []

@@ -266,7 +266,7 @@ def test_pictures_are_made_as_in_the_training(store, workplace):
     recipe = cnnlab.Recipe(dataset="scans", image_size=16, filters=(4,), dense_units=8, epochs=12, learning_rate=0.01)
     result = train_model(recipe)
     classifier = classify.load_classifier(result.run_id)
-    assert (classifier.fit, classifier.grey_range) == ("crop", (100, 50_000))
+    assert (classifier.resize_mode, classifier.grey_range) == ("crop", (100, 50_000))
     dataset = cnnlab.load_dataset("scans", image_size=16)
     files = classify.list_pictures(["scans"])
     made = {classifier.image(file).tobytes() for file in files}

@@ -12,7 +12,7 @@ import tensorflow as tf
 import cnnlab
 from cnnlab.data.batching import Batches
 from cnnlab.data.class_weights import class_weights
-from cnnlab.models.augmentation import augmented_samples, mixing_layers, parse_augment
+from cnnlab.models.augmentation import augment_examples, mixing_layers, parse_augment
 from cnnlab.train import train_model
 from cnnlab.training import trainer
 from cnnlab.training.optimizers import compile_model
@@ -198,7 +198,7 @@ def test_augmentations_by_name_and_strength():
 def test_each_augmentation_changes_pictures_within_their_range(name, digits):
     keras.utils.set_random_seed(0)
     images = np.clip(digits.train.images[:8].astype(int) + 20, 0, 235).astype("uint8")
-    seen, _ = augmented_samples(images, np.eye(10, dtype="float32")[digits.train.labels[:8]], name, 0)
+    seen, _ = augment_examples(images, np.eye(10, dtype="float32")[digits.train.labels[:8]], name, 0)
     assert (seen.shape, seen.dtype) == (images.shape, np.uint8)
     changed = (seen != images).any(axis=(1, 2, 3))
     assert changed.sum() >= 3
@@ -223,7 +223,7 @@ def test_alternating_pictures_are_mirrored_in_every_second_epoch_half_of_them_at
     assert epochs[0].sum() in (10, 11)
     for before, after in itertools.pairwise(epochs):
         assert (before == ~after).all()
-    shown = [augmented_samples(images[:4], np.eye(4, dtype="float32"), "altflip", seed)[0] for seed in (0, 1)]
+    shown = [augment_examples(images[:4], np.eye(4, dtype="float32"), "altflip", seed)[0] for seed in (0, 1)]
     both = np.stack([images[:4], images[:4, :, ::-1]])
     assert (shown[0] == both[[1, 0, 1, 0], range(4)]).all()
     assert (shown[1] == both[[0, 1, 0, 1], range(4)]).all()

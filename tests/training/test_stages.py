@@ -10,8 +10,8 @@ import pytest
 import cnnlab
 from cnnlab import reproduction
 from cnnlab.data.batching import Batches
-from cnnlab.models.model_surgery import layers_from
-from cnnlab.models.pretrained import read_network
+from cnnlab.models.model_surgery import layer_groups_from
+from cnnlab.models.pretrained import load_backbone
 from cnnlab.models.transfer import check_transfer
 from cnnlab.train import train_model
 from cnnlab.training import trainer
@@ -100,20 +100,20 @@ def test_the_test_set_chooses_no_stage(staged):
 
 
 def test_where_fine_tuning_starts():
-    network = read_network("vgg16", "random", 32)
+    network = load_backbone("vgg16", "random", 32)
     top = ["block5_conv1", "block5_conv2", "block5_conv3", "block5_pool"]
-    assert layers_from(network, "top", 32) == layers_from(network, "1", 32) == [top]
-    assert layers_from(network, "block5_conv2", 32) == [top[1:]]
-    assert [group[0] for group in layers_from(network, "block3", 32)] == [
+    assert layer_groups_from(network, "top", 32) == layer_groups_from(network, "1", 32) == [top]
+    assert layer_groups_from(network, "block5_conv2", 32) == [top[1:]]
+    assert [group[0] for group in layer_groups_from(network, "block3", 32)] == [
         "block5_conv1",
         "block4_conv1",
         "block3_conv1",
     ]
-    everything = [name for group in layers_from(network, "all", 32) for name in group]
+    everything = [name for group in layer_groups_from(network, "all", 32) for name in group]
     assert sorted(everything) == sorted(layer.name for layer in network.model.layers[1:])
     for start, message in (("6", "at most 5, the stages of vgg16"), ("blok", "Its stages start at: block5_conv1")):
         with pytest.raises(cnnlab.ArgumentError, match=message):
-            layers_from(network, start, 32)
+            layer_groups_from(network, start, 32)
     with pytest.raises(cnnlab.ArgumentError, match="fine_tune_from to be at most 5"):
         check_transfer(32, backbone="vgg16", fine_tune_from="6")
 

@@ -18,7 +18,7 @@ from cnnlab.tracking.maintenance.stored_rows import MODEL_ID, RUN_ID, folder_of
 from cnnlab.tracking.offline import spool
 from cnnlab.tracking.store_location import STORE_FOLDER, artifacts_folder
 from cnnlab.tracking.tag_names import TAG
-from cnnlab.utils.files import is_held
+from cnnlab.utils.files import is_locked
 from cnnlab.utils.temporary_folders import listed, remove, size_of
 
 LOST = "lost"  # in the store's folder: what the database does not know
@@ -235,7 +235,7 @@ def undelivered() -> list[Finding]:
 
 
 def _is_recorded(entry):
-    return (entry / "lock").exists() and is_held(entry / "lock")
+    return (entry / "lock").exists() and is_locked(entry / "lock")
 
 
 def unfinished_databases(database) -> list[Finding]:
@@ -243,7 +243,7 @@ def unfinished_databases(database) -> list[Finding]:
     folders = [path for path in listed(database.parent) if path.name.startswith((FRESH, "tmp")) and path.is_dir()]
     # Those of earlier versions have no name of their own.
     folders = [path for path in folders if path.name.startswith(FRESH) or (path / database.name).exists()]
-    if not folders or is_held(f"{database}.lock"):
+    if not folders or is_locked(f"{database}.lock"):
         return []
     what = counted(len(folders), "unfinished database")
     return [Finding(what, "remove", lines(path.name for path in folders), functools.partial(remove, folders))]

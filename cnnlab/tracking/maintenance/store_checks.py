@@ -15,7 +15,7 @@ from cnnlab.tracking.mlflow_internals import move_place
 from cnnlab.tracking.pagination import running_runs
 from cnnlab.tracking.server_checks import expect_reachable
 from cnnlab.tracking.store_location import BESIDE, artifacts_folder, is_server, local_folder
-from cnnlab.utils.files import is_held
+from cnnlab.utils.files import is_locked
 from cnnlab.utils.temporary_folders import listed
 
 
@@ -74,7 +74,7 @@ def _salvaged(database):
 
 def _expect_idle(database):
     """Raises: LabError: a run is at work with the database."""
-    live = [lock.stem[:8] for lock in listed(database.parent / "running") if is_held(lock)]
+    live = [lock.stem[:8] for lock in listed(database.parent / "running") if is_locked(lock)]
     if live:
         raise LabError(f"Expected no run at work in this store. Received: {', '.join(live)}. Wait for it, or end it.")
 
@@ -89,7 +89,7 @@ def run_findings(database, rows) -> list[Finding]:
         if run_locks.is_gone(run.run_id, run.tags, database.parent)
     ]
     running = {run.run_id for run in rows.runs.values() if run.status == "RUNNING" and run.stage == "active"}
-    idle = [lock for lock in locks if lock.suffix == ".lock" and lock.stem not in running and not is_held(lock)]
+    idle = [lock for lock in locks if lock.suffix == ".lock" and lock.stem not in running and not is_locked(lock)]
     found = []
     if stale:
         what = f"{counted(len(stale), 'run')} left RUNNING by a process that is gone"
