@@ -1,11 +1,11 @@
-"""Files that were damaged or made up: pytest tests/test_damaged.py; more of them in benchmarks/mutated_files.py"""
+"""Files that were damaged or made up: pytest tests/test_damaged.py; more of them in tests/stress/mutated_files.py"""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent / "stress"))
 import mutated_files
 
 COUNTS = {"keras": 6, "weights": 30, "predictions": 60, "features": 20, "shards": 30, "recipe": 60, "search": 30}

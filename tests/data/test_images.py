@@ -142,7 +142,7 @@ def test_pillows_own_guard_is_no_bound(monkeypatch):
 
 
 def test_mutated_files_decode_or_give_a_sentence(capfd):
-    """2,000 of them; `benchmarks/mutated_files.py` tries more."""
+    """2,000 of them; `tests/stress/mutated_files.py` tries more."""
     chance, made = random.Random(0), []
     for file_format in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"):
         exif = Image.Exif()

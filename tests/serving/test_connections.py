@@ -1,4 +1,4 @@
-"""Connections that come to nothing: pytest tests/serving/test_connections.py; more in benchmarks/hostile_requests.py"""
+"""Connections that come to nothing: pytest tests/serving/test_connections.py; more: tests/stress/hostile_requests.py"""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""What kill -9 costs a training: nice -n 10 python benchmarks/kills.py [KILLS [KIND ...]]
+"""What kill -9 costs a training: nice -n 10 python tests/stress/kills.py [KILLS [KIND ...]]
 
 Small trainings of each kind run once undisturbed, and then killed at random moments, with a checkpoint after each
 epoch and the same command again, until it ends; and once more in another folder, until there were as many kills as

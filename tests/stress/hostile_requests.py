@@ -1,4 +1,4 @@
-"""Hostile requests to a real `cnnlab serve`: python benchmarks/hostile_requests.py [COUNT]
+"""Hostile requests to a real `cnnlab serve`: python tests/stress/hostile_requests.py [COUNT]
 
 Each must be answered with a status of 4xx, or its connection closed where HTTP has no answer, within its time; a good
 request after each kind must be answered with 200; the server's memory stays bounded. Prints a table, and ends with 1

@@ -1,4 +1,4 @@
-"""Mutated files of every kind against what reads them: python benchmarks/mutated_files.py [COUNT [KIND ...]]
+"""Mutated files of every kind against what reads them: python tests/stress/mutated_files.py [COUNT [KIND ...]]
 
 Good files are cut, changed in one to eight bytes, or, where they are archives or JSON, changed inside and put together
 again. Each is opened by the code that a command uses, in a process of its own with a bound on its memory. It must be
