@@ -4,10 +4,13 @@ What loads Keras or a server is imported in functions: the UI and the registry's
 """
 
 import contextlib
+import getpass
 import json
+import logging
 import os
 import re
 import sqlite3
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -25,20 +28,24 @@ from mlflow.types import Schema, TensorSpec
 from cnnlab.errors import ArgumentError, first_line
 from cnnlab.tracking.store_location import BESIDE, artifact_repository, local_database, sqlite_uri
 
-# As the plugin does where cnnlab is installed; a checkout on PYTHONPATH has no entry points.
-_artifact_repository_registry.register("mlflow-artifacts", artifact_repository)
-
-
-def _make_parent_folder(uri):
-    """MLflow's own takes the escaped address for the path, and makes a folder `what%3Fnow` beside `what?now`."""
-    if database := local_database(uri):
-        database.parent.mkdir(parents=True, exist_ok=True)
-
-
-db_utils._make_parent_dirs_if_sqlite = _make_parent_folder
 KNOWN_TABLES = frozenset(db_utils.Base.metadata.tables)  # that it works with
 
-
+DEFAULTS = {  # of MLflow's own environment variables, while cnnlab works with MLflow
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # MLflow's 7 block for minutes on a server that went away
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # a closed network would be tried in vain
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run on a server
+}
+LOG_LEVELS = {
+    # What the database refuses is raised as well as logged.
+    "mlflow.store.db.utils": logging.CRITICAL,
+    # What a server misses is sent again, and logged by us then.
+    "mlflow.utils.async_logging.async_logging_queue": logging.CRITICAL,
+    "mlflow.tracking.fluent": logging.ERROR,
+    "urllib3.connectionpool": logging.ERROR,
+    "mlflow.store.model_registry.abstract_store": logging.ERROR,  # how long a server may take to register a model
+    "alembic": logging.ERROR,  # each step of a new database's schema
+    "alembic.runtime.migration": logging.ERROR,
+}
 PLACES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -182,24 +189,47 @@ def tried_once():
 
 
 @contextmanager
-def globals_kept():
-    """Leave MLflow's global settings as they were: the user's own runs go on where theirs go.
+def globals_kept() -> Iterator[None]:
+    """Set MLflow up for cnnlab inside the block, and restore all global settings after it.
 
-    Inside there is no active experiment, since MLflow lets no run of another one be opened again then.
+    Whoever imports cnnlab, or works with MLflow around it, finds MLflow as it is without cnnlab. Inside the block there
+    is no active experiment, since MLflow does not open a run of another experiment again then.
     """
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
-    variables = {name: os.environ.get(name) for name in names}
+    saved = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "LOGNAME", *DEFAULTS)
+    variables = {name: os.environ.get(name) for name in saved}
     uri, experiment = tracking_utils._tracking_uri, fluent._active_experiment_id
-    fluent._active_experiment_id = None
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(uri)
-        fluent._active_experiment_id = experiment
-        for name, value in variables.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    levels = {name: logging.getLogger(name).level for name in LOG_LEVELS}
+    with (
+        # A checkout on PYTHONPATH has no entry points, by which MLflow finds this where cnnlab is installed.
+        mock.patch.dict(_artifact_repository_registry._registry, {"mlflow-artifacts": artifact_repository}),
+        # Takes an escaped address for the path, and makes a folder `what%3Fnow` beside `what?now`.
+        mock.patch.object(db_utils, "_make_parent_dirs_if_sqlite", _make_parent_folder),
+    ):
+        try:
+            fluent._active_experiment_id = None
+            for name, value in DEFAULTS.items():
+                os.environ.setdefault(name, value)
+            try:
+                getpass.getuser()
+            except (KeyError, OSError):  # a user without an entry, as in many containers; MLflow asks for the name
+                os.environ["LOGNAME"] = str(os.getuid())
+            for name, level in LOG_LEVELS.items():
+                logging.getLogger(name).setLevel(level)
+            yield
+        finally:
+            mlflow.set_tracking_uri(uri)
+            fluent._active_experiment_id = experiment
+            for name, value in variables.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _make_parent_folder(uri: str) -> None:
+    if database := local_database(uri):
+        database.parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

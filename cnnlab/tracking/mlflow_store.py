@@ -1,8 +1,6 @@
 """Where runs are kept: the local store in `./mlruns`, or what `MLFLOW_TRACKING_URI` or the user's own run names."""
 
 import contextlib
-import getpass
-import logging
 import os
 import re
 import shutil
@@ -34,7 +32,6 @@ from cnnlab.tracking.store_location import (
     is_server,
     local_database,
     local_folder,
-    read_from_copy,
     sqlite_uri,
     store_uri,
 )
@@ -44,32 +41,6 @@ from cnnlab.utils.temporary_folders import private_folder
 
 LEAST_BYTES = 10**6  # free on the disk of a local store
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
-
-# Chatter about schema migrations, and about alembic's context, at the first start of a store.
-# What the database refuses is raised as well as logged, with its traceback.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-_waits = "mlflow.store.model_registry.abstract_store"  # and how long a server may take to register a model
-for _name in (
-    "mlflow.tracking.fluent",
-    "urllib3.connectionpool",
-    _waits,
-    "alembic",
-    "alembic.runtime.migration",
-):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-# What a server misses is sent again, and said then.
-logging.getLogger("mlflow.utils.async_logging.async_logging_queue").setLevel(logging.CRITICAL)
-# MLflow's default of 7 retries blocks for minutes on a server that went away.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-# A lab's use is its own business, and a closed network would be tried in vain.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# With a server it prints two lines for every run; ours says where to look once.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-try:
-    getpass.getuser()
-except (KeyError, OSError):  # no entry for this user, as in many containers; MLflow asks for the name
-    os.environ["LOGNAME"] = str(os.getuid())
 
 _opened = contextlib.ExitStack()
 _users, _turn = [], threading.RLock()
@@ -201,7 +172,7 @@ def open_store(writes=True, elsewhere=None) -> str:
 def is_read_only() -> bool:
     """Whether the store that is open is a copy of one that may not be written."""
     database = local_database(mlflow.get_tracking_uri())
-    return database is not None and database.parent != artifacts_folder(database).parent
+    return database is not None and database.parent.name.startswith("cnnlab-read-")  # as `copied` makes it
 
 
 def address() -> str:
@@ -271,7 +242,7 @@ def copied(database):
         upgrade_database(copy)
     mlflow.MlflowClient(sqlite_uri(copy))
     put_beside(copy)
-    read_from_copy(database, copy)
+    artifacts_folder(copy).symlink_to(artifacts_folder(database))
     return copy
 
 

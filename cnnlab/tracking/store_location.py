@@ -1,11 +1,16 @@
 """Where the store is: its address, and what lies beside its database, wherever that is mounted or moved to.
 
-Light, and without MLflow: MLflow itself loads this as a plugin (`mlflow.artifact_repository` in pyproject.toml).
+It imports no MLflow at its top: MLflow itself loads it as a plugin (`mlflow.artifact_repository` in pyproject.toml).
 """
 
+from __future__ import annotations
+
+import contextlib
 import hashlib
 import os
+import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError as NoUrl
@@ -13,14 +18,15 @@ from sqlalchemy.exc import ArgumentError as NoUrl
 from cnnlab.errors import masked
 from cnnlab.utils.user_cache import cache_folder
 
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
 STORE_FOLDER = "mlruns"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 # Of experiments in a local store. MLflow's servers look such places up in their own folder of artifacts, and what
 # works on the database looks beside it, so that nothing in the database depends on where it is mounted.
 BESIDE = "mlflow-artifacts:"
 SERVER_VARIABLE = "_MLFLOW_SERVER_FILE_STORE"  # where MLflow's server keeps the address that it was started with
-
-_snapshots = {}  # copies of databases that may not be written, to the originals
 
 
 def store_uri() -> str:
@@ -63,29 +69,41 @@ def local_folder(uri) -> Path:
     return cache_folder("servers") / hashlib.sha256(masked(uri).encode()).hexdigest()[:16]
 
 
-def artifacts_folder(database) -> Path:
-    """Where figures and models of a local store are: beside its database."""
-    return _snapshots.get(database, database).parent / "artifacts"
+def artifacts_folder(database: Path) -> Path:
+    """Return the folder of figures and models of a local store, which is beside its database."""
+    return database.parent / "artifacts"
 
 
-def read_from_copy(database, copy) -> None:
-    """Say that `copy` stands for a database that may not be written; its artifacts are beside the original."""
-    _snapshots[copy] = database
+def is_own_store(database: Path) -> bool:
+    """Return whether cnnlab made a local store: an experiment in it keeps its artifacts at `BESIDE` itself.
+
+    Experiments of MLflow's servers have their id behind it, `mlflow-artifacts:/1`.
+    """
+    if not database.is_file():
+        return False
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
+        try:
+            query = "SELECT 1 FROM experiments WHERE artifact_location = ?"
+            return connection.execute(query, (f"{BESIDE}/",)).fetchone() is not None
+        except sqlite3.DatabaseError:  # no database of MLflow's
+            return False
 
 
-def artifact_repository(artifact_uri, tracking_uri=None, registry_uri=None):
-    """MLflow's repository for `mlflow-artifacts:` places; those of a local store are beside its database."""
+def artifact_repository(
+    artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
+) -> ArtifactRepository:
+    """Give MLflow the artifacts at an `mlflow-artifacts:` address: in a local store that cnnlab made those beside its
+    database, everywhere else what MLflow itself has for such an address.
+    """
     import mlflow
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
-    uri = tracking_uri or os.environ.get(SERVER_VARIABLE) or mlflow.get_tracking_uri()
-    database = local_database(uri)
-    if database is None:
+    database = local_database(tracking_uri or os.environ.get(SERVER_VARIABLE) or mlflow.get_tracking_uri())
+    if database is None or not is_own_store(database):
         return MlflowArtifactsRepository(artifact_uri, tracking_uri, registry_uri)
-    below = artifact_uri.removeprefix(BESIDE).strip("/")
-    folder = artifacts_folder(database)
-    place = (folder / below).resolve()
-    if not place.is_relative_to(folder.resolve()):
+    folder = artifacts_folder(database).resolve()
+    place = (folder / artifact_uri.removeprefix(BESIDE).strip("/")).resolve()
+    if not place.is_relative_to(folder):
         raise mlflow.MlflowException(f"Expected a place below '{folder}'. Received: '{artifact_uri}'.")
     return LocalArtifactRepository(place.as_uri())

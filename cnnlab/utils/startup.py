@@ -20,6 +20,7 @@ def job(trains=True):
     expect_home()
     # Models and stores may be foreign. A command's own process only: somebody's script may load pickles of its own.
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at its import
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of files that are copied on this disk
     before = signal.signal(signal.SIGTERM, stop)
     try:

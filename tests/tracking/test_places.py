@@ -99,13 +99,13 @@ SEEN_TWICE = """
 import os, subprocess, sys
 from pathlib import Path
 import cnnlab
-from cnnlab.tracking import logged, run as tracking, store
+from cnnlab.tracking import mlflow_store as store, run_logging, tracked_run as tracking
 here, there = map(Path, sys.argv[1:])
 os.chdir(here)
 digits = cnnlab.load_dataset("digits", limit=20)
 with store.opened(), tracking.tracked_run(tracking.experiment_for(digits), "live", params={}, tags={}) as run_id:
     subprocess.run([sys.executable, "-m", "cnnlab", "models"], cwd=there, check=True)
-    logged.log_results({}, {}, {"note.txt": "a text"})
+    run_logging.log_results({}, {}, {"note.txt": "a text"})
 print(run_id)
 """
 
