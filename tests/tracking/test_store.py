@@ -63,7 +63,7 @@ def test_moved_store_finds_its_artifacts_and_models(store, small_cnn, digits, wo
 
 KILLED = """
 import os, signal, cnnlab
-from cnnlab.tracking import run as tracking
+from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.mlflow_store import open_store
 open_store()
 dataset = cnnlab.load_dataset("digits", limit=20)
