@@ -5,6 +5,8 @@ Each is read once a process and copied into the models that are built from it.
 
 import functools
 import random
+import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.models import safe_loading
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.models.keras_hub_presets import load_preset
+from cnnlab.models.layers import member_networks
 from cnnlab.utils.downloads import download_timeout
 
 REGISTERED, HUB = "models:/", "hub:"
@@ -34,12 +37,14 @@ class PretrainedNetwork:
         model: functional `keras.Model` from what `preprocess` gives to features `(N, H, W, C)` or `(N, C)`.
         preprocess: from pixels, 0 to 255, to what the network was trained with; a function of Keras tensors.
         stages: names of the layers that its stages start behind, top first, "" for the input; `None` where unknown.
+        members: networks whose mean answers, and of which this is the first.
     """
 
     name: str
     model: keras.Model
     preprocess: Callable
     stages: tuple[str, ...] | None = None
+    members: int = 1
 
 
 def load_backbone(backbone, weights, side) -> PretrainedNetwork:
@@ -99,9 +104,10 @@ def is_downloaded(uri: str) -> bool:
 
 def describe_features(backbone) -> str:
     """Which features of a network from elsewhere are used, in words."""
-    model = load_backbone(backbone, None, None).model
-    shape = ", ".join("any" if side is None else str(side) for side in model.output_shape[1:])
-    return f"the output of its layer '{model.layers[-1].name}', ({shape})"
+    network = load_backbone(backbone, None, None)
+    shape = ", ".join("any" if side is None else str(side) for side in network.model.output_shape[1:])
+    whose = "its layer" if network.members == 1 else f"the first of its {network.members} members' layer"
+    return f"the output of {whose} '{network.model.layers[-1].name}', ({shape})"
 
 
 def has_depthwise_convolutions(backbone) -> bool:
@@ -153,7 +159,24 @@ def _named(backbone, weights, side):
             return x
         return keras.applications.imagenet_utils.preprocess_input(keras.ops.cast(x, "float32"), mode=row.preprocess)
 
+    _number_anew(model)
     return PretrainedNetwork(backbone, model, preprocess, row.stages)
+
+
+def _number_anew(model):
+    """Number the layers without a name of their own within the network.
+
+    Keras numbers them within the process, so that a network would have other names each time that it is built, and its
+    second stage of training would look for layers that the model does not have.
+    """
+    unnamed = defaultdict(list)
+    for layer in model.layers:
+        kind = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)).lower()
+        if number := re.fullmatch(rf"{kind}(?:_(\d+))?", layer.name):
+            unnamed[kind].append((int(number[1] or 0), layer))
+    for kind, layers in unnamed.items():
+        for i, (_, layer) in enumerate(sorted(layers, key=lambda pair: pair[0])):
+            layer.name = f"{kind}_{i}" if i else kind
 
 
 def _load_weights(model, path, row):
@@ -180,7 +203,9 @@ def _saved(backbone, path, changed):
             f"Expected '{path}' to be a Keras model of built-in layers. Received a file that does not load: "
             f"{first_line(error)}. Save the model anew, without code of your own in it."
         ) from error
-    return PretrainedNetwork(Path(backbone).stem.partition("@")[0], _without_head(model, backbone), lambda x: x)
+    networks = member_networks(model)  # without the mean of views or members, which is of probabilities
+    name = Path(backbone).stem.partition("@")[0]
+    return PretrainedNetwork(name, _without_head(networks[0], backbone), lambda x: x, members=len(networks))
 
 
 def _without_head(model, backbone):

@@ -6,10 +6,12 @@ import keras
 import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError, first_line
-from cnnlab.models import cnn, custom_model, transfer
+from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment
+from cnnlab.models.cnn import cnn
 from cnnlab.models.layers import image_input
 from cnnlab.models.model_table import TRAINING, find_model
+from cnnlab.models.transfer import transfer
 from cnnlab.training import multi_device, runtime
 from cnnlab.training.optimizers import compile_for, compile_model
 from cnnlab.utils.log import log

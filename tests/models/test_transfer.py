@@ -118,6 +118,15 @@ def test_stages_of_an_unknown_network_are_found_where_it_halves_the_features(nam
         assert abs(names.index(stage) - names.index(row)) <= 4, (stage, row)
 
 
+def test_a_network_has_the_same_layers_whenever_it_is_read():
+    """Keras numbers layers without a name within the process; fine-tuning looks for them by their names."""
+    first, second = (pretrained.load_backbone("mobilenetv3small", "random", 32).model for _ in range(2))
+    names = [layer.name for layer in first.layers[1:]]
+    assert [layer.name for layer in second.layers[1:]] == names
+    assert {"rescaling", "activation", "activation_1", "re_lu", "re_lu_1"} <= set(names)
+    assert len(set(names)) == len(names)
+
+
 def test_small_pictures_stay_small_and_are_enlarged_inside(store, digits):
     recipe = cnnlab.Recipe(model="mobilenetv2", weights="random", image_size=64, **SMALL)
     dataset, [prepared] = prepare([recipe])
