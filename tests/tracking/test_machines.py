@@ -35,11 +35,11 @@ USERS, GROUP = (12345, 12346), 12347  # without an entry in the system's list of
 
 LOGS = """
 import sys, cnnlab
-from cnnlab.tracking import logged, run as tracking, store
-store.open_store()
+from cnnlab.tracking import mlflow_store, run_logging, tracked_run as tracking
+mlflow_store.open_store()
 digits = cnnlab.load_dataset("digits", limit=20)
 with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
-    logged.log_results({}, {}, {"note.txt": "a text"})
+    run_logging.log_results({}, {}, {"note.txt": "a text"})
     print(run_id, flush=True)
     if "waits" in sys.argv:
         sys.stdin.readline()

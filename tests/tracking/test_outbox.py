@@ -280,7 +280,8 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing_that_was_there(server, dig
 def test_what_a_killed_process_left_is_delivered_as_killed(server, digits):
     script = """
 import os, mlflow, cnnlab
-from cnnlab.tracking import delivery, logged, run as tracking
+from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.offline import delivery
 digits = cnnlab.load_dataset("digits", limit=20)
 delivery.Sender._run = lambda self: None
 with delivery.recorded(), tracking.tracked_run(tracking.experiment_for(digits), "killed", params={}, tags={}):
