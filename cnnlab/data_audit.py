@@ -79,7 +79,12 @@ def _findings(dataset, prepared):
         log.warning(f"the label check is weak: {weak}")
     return audit_report.Findings(
         **{"name": dataset.name, "class_names": dataset.class_names, "lines": dataset.summary.lines},
-        **{"files": pictures.files, "labels": pictures.labels, "part": pictures.splits, "sizes": pictures.stored.sizes},
+        **{
+            "files": pictures.files,
+            "labels": pictures.labels,
+            "splits": pictures.splits,
+            "sizes": pictures.stored.sizes,
+        },
         **{"bad": pictures.stored.bad, "left_out": dataset.summary.left_out, "pairs": dataset.summary.duplicates},
         duplicates=dataset.summary.tables["duplicates.csv"],
         check=check and check.at(used, total),

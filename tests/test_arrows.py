@@ -30,6 +30,7 @@ KNOWN_IN = {
     "matplotlib": ("cnnlab.evaluation.plots", "cnnlab.evaluation.fonts"),
     "keras_hub": ("cnnlab.models.keras_hub_presets",),
     "fastapi": ("cnnlab.serving.", "cnnlab.tracking.ui_middleware"),
+    "jinja2": ("cnnlab.evaluation.html_pages",),
     "cleanlab": ("cnnlab.evaluation.label_issues",),
     "rich": ("cnnlab.cli.", "cnnlab.data.decoded_cache", "cnnlab.training.frozen_features"),
 }

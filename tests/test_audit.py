@@ -95,11 +95,11 @@ def test_swapped_labels_are_found():
     labels[np.flatnonzero(labels == 8)[:2]] = 10
     check = check_labels(compact(digits.data.astype("float32")), labels, 12)
     assert check.rare == (10,)
-    assert len(set(swapped) & set(check.suspects.tolist())) >= 10
-    assert len(check.suspects) <= 40
-    own = check.probabilities[check.suspects, labels[check.suspects]]
+    assert len(set(swapped) & set(check.issues.tolist())) >= 10
+    assert len(check.issues) <= 40
+    own = check.probabilities[check.issues, labels[check.issues]]
     assert (np.diff(own) >= 0).all()
-    assert (check.suggested[check.suspects] != labels[check.suspects]).all()
+    assert (check.suggested[check.issues] != labels[check.issues]).all()
     assert np.isnan(check.probabilities[labels == 10]).all()
     assert check.agreement > 0.9
     assert check_labels(digits.data[:8], labels[:8], 12) is None
@@ -159,7 +159,7 @@ def test_a_folder_is_audited(digit_files, backbone, store, monkeypatch, capfd):
     assert run.data.tags["cnnlab.kind"] == "audit"
     assert run.data.metrics["label_issues"] == len(issues)
     names = {file.path for file in store.list_artifacts(run.info.run_id)}
-    assert names == {*audit_report.FILES, audit_report.SUSPECTS}
+    assert names == {*audit_report.FILES, audit_report.LABEL_ISSUES_FIGURE}
     with pytest.raises(cnnlab.ArgumentError, match="an audit"):
         cnnlab.tracking.run_queries.find_finished_run(run.info.run_id)
 
@@ -261,13 +261,18 @@ def test_random_weights_are_a_weak_check(store, capfd):
 
 def test_texts_of_a_page_are_escaped():
     nasty = '<script>"\x1b[31m&'
-    text = html_pages.page(
-        nasty, {nasty: html_pages.table((nasty,), [(nasty,)], nasty) + html_pages.folded(nasty, [nasty])}, "a test"
-    )
+    template = """{% extends "page.html" %}{% from "macros.html" import cards, folded, paragraphs, table %}
+        {% block sections %}{{ table((nasty,), [(nasty,)], nasty) }}{{ folded(nasty, [nasty]) }}
+        {{ paragraphs([nasty]) }}{{ cards([([(pixels, nasty)], [nasty])]) }}{% endblock %}"""
+    values = {"title": nasty, "headings": [nasty], "generator": nasty, "nasty": nasty}
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    text = html_pages.environment().from_string(template).render(pixels=pixels, **values)
     page = Page(text)
+    assert page.texts.count('<script>"\\x1b[31m&') == 9
+    [image] = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert image["alt"] == '<script>"\\x1b[31m&'
+    assert image["src"].startswith("data:image/jpeg;base64,")
+    assert "class" not in image
     assert "script" not in {tag for tag, _ in page.tags}
     assert "\x1b" not in text
     assert html.unescape(html.escape('<script>"\\x1b[31m&')) in page.texts
-    image = html_pages.picture(np.zeros((200, 300, 3), np.uint8), nasty)
-    assert image.startswith("<img alt=")
-    assert "data:image/jpeg;base64," in image

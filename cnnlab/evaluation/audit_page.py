@@ -1,113 +1,106 @@
-"""The page of an audit: every finding with its pictures."""
+"""Render the findings of an audit as a page of HTML, each with its pictures (templates/audit.html)."""
+
+from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from cnnlab.evaluation import audit_report, html_pages
+from cnnlab.evaluation.audit_report import Findings
 
-SHOWN = 120  # suspects, and pairs of duplicates
-STRANGE_CLASSES = 60
-LISTED = 200  # paths that were left out for one reason
-SIZES = 8  # of pictures, most frequent first
-
-
-def audit_page(found) -> str:
-    """The page of an `auditing.Findings`."""
-    sections = {
-        "Summary": "".join(map(html_pages.paragraph, found.lines)),
-        "Classes and sizes": _classes(found),
-        "Left out": _left_out(found),
-        "Likely label errors": _suspects(found),
-        "Duplicates": _pairs(found),
-        "Strangest pictures": _strangest(found),
-    }
-    return html_pages.page(f"Audit of {found.name}", sections, audit_report.GENERATOR)
+MOST_SHOWN = 120  # label issues, and pairs of duplicates
+MOST_CLASSES = 60  # whose strangest pictures are shown
+MOST_LISTED = 200  # paths that were left out for one reason
+MOST_SIZES = 8  # of pictures, most frequent first
+HEADINGS = (
+    *("Summary", "Classes and sizes", "Left out", "Likely label errors", "Duplicates"),
+    "Strangest pictures",
+)
+# Pictures `(H, W, 3) uint8`, each with its alternative text, and lines of text below them.
+Card: TypeAlias = tuple[Sequence[tuple[npt.NDArray[np.uint8], str]], Sequence[str]]
 
 
-def _classes(found):
-    used = found.sizes[found.part != ""]
+def audit_page(findings: Findings) -> str:
+    """Render the page of an audit as HTML."""
+    counts = audit_report.counts_by_split(findings)
+    strange = findings.strangest()
+    return html_pages.render(
+        "audit.html",
+        title=f"Audit of {findings.name}",
+        generator=audit_report.GENERATOR,
+        headings=HEADINGS,
+        findings=findings,
+        most_shown=MOST_SHOWN,
+        class_columns=("class", *audit_report.SPLITS, "do not decode"),
+        class_rows=[(name, *map("{:,}".format, numbers)) for name, *numbers in counts],
+        size_rows=_size_rows(findings),
+        left_out=_left_out(findings),
+        label_lines=audit_report.label_lines(findings),
+        label_cards=_label_cards(findings),
+        duplicates_line=audit_report.duplicates_line(findings),
+        pair_cards=_pair_cards(findings),
+        strange_classes=len(strange),
+        strange_cards=[(findings.class_of(some[0]), _strange_cards(findings, some)) for some in strange[:MOST_CLASSES]],
+    )
+
+
+def _size_rows(findings: Findings) -> list[tuple[str, str]]:
+    used = findings.sizes[findings.splits != ""]
     sizes = Counter(map(tuple, used.tolist())).most_common()
-    rows = [(f"{width} x {height}", f"{count:,}") for (width, height), count in sizes[:SIZES]]
-    if more := sum(count for _, count in sizes[SIZES:]):
-        rows.append((f"{len(sizes) - SIZES:,} other sizes", f"{more:,}"))
-    counts = [(name, *map("{:,}".format, numbers)) for name, *numbers in audit_report.counts_by_part(found)]
-    return (
-        html_pages.table(("class", *audit_report.SPLIT_NAMES, "do not decode"), counts, "Pictures by class and part")
-        + "<h3>Sizes in pixels</h3>\n"
-        + html_pages.table(("width x height", "pictures"), rows, "Sizes of the pictures")
-    )
+    rows = [(f"{width} x {height}", f"{count:,}") for (width, height), count in sizes[:MOST_SIZES]]
+    if more := sum(count for _, count in sizes[MOST_SIZES:]):
+        rows.append((f"{len(sizes) - MOST_SIZES:,} other sizes", f"{more:,}"))
+    return rows
 
 
-def _left_out(found):
-    why = audit_report.reasons(found)
-    lists = {
-        reason: [f"{path}: {why[path]}" if path in why else path for path in paths]
-        for reason, paths in found.left_out.items()
-    }
-    if not lists:
-        return html_pages.paragraph("Nothing.")
-    return "".join(
-        html_pages.folded(
-            f"{reason}: {len(paths):,}" + (f", {LISTED} shown, all in left_out.csv" if len(paths) > LISTED else ""),
-            paths[:LISTED],
+def _left_out(findings: Findings) -> list[tuple[str, list[str]]]:
+    why, lists = audit_report.reasons(findings), []
+    for reason, paths in findings.left_out.items():
+        cut = f", {MOST_LISTED} shown, all in left_out.csv" if len(paths) > MOST_LISTED else ""
+        listed = [f"{path}: {why[path]}" if path in why else path for path in paths[:MOST_LISTED]]
+        lists.append((f"{reason}: {len(paths):,}{cut}", listed))
+    return lists
+
+
+def _label_cards(findings: Findings) -> list[Card]:
+    first, cards = findings.label_issues[:MOST_SHOWN], []
+    if findings.check is None or not len(first):
+        return []
+    for i, pixels in zip(first, findings.pixels(first), strict=True):
+        order = np.argsort(-np.nan_to_num(findings.check.probabilities[i]), kind="stable")[:3]
+        own, names = findings.class_of(i), [findings.class_names[label] for label in order]
+        shares = [audit_report.percent(findings, i, label) for label in (findings.labels[i], *order)]
+        lines = (
+            f"Labelled {own} ({shares[0]})",
+            f"Predicted: {', '.join(f'{name} {share}' for name, share in zip(names, shares[1:], strict=True))}",
+            f"{findings.files[i]} ({findings.splits[i]})",
         )
-        for reason, paths in lists.items()
-    )
+        cards.append(([(pixels, f"labelled {own}, looks like {names[0]}")], lines))
+    return cards
 
 
-def _suspects(found):
-    said = "".join(map(html_pages.paragraph, audit_report.check_in_words(found)))
-    if found.check is None or not len(found.check.suspects):
-        return said
-    first = found.check.suspects[:SHOWN]
-    groups = []
-    for i, pixels in zip(first, found.pixels(first), strict=True):
-        order = np.argsort(-np.nan_to_num(found.check.probabilities[i]), kind="stable")[:3]
-        predicted = ", ".join(f"{found.class_names[label]} {audit_report.percent(found, i, label)}" for label in order)
-        own = f"Labelled {found.class_of(i)} ({audit_report.percent(found, i, found.labels[i])})"
-        alt = f"labelled {found.class_of(i)}, looks like {found.class_names[order[0]]}"
-        groups.append(([(pixels, alt)], [own, f"Predicted: {predicted}", f"{found.files[i]} ({found.part[i]})"]))
-    return said + _first_of(found.check.suspects, "label_issues.csv") + html_pages.cards(groups)
+def _pair_cards(findings: Findings) -> list[Card]:
+    cards: list[Card] = []
+    pairs = findings.pairs[:MOST_SHOWN]
+    pixels = iter(findings.pixels(np.array([i for pair in pairs for i in (pair.first, pair.second)])) if pairs else ())
+    for pair in pairs:
+        both = pair.first, pair.second
+        two_labels = findings.labels[pair.first] != findings.labels[pair.second]
+        kind = ("Nearly the same" if pair.near else "The same pixels") + (", two labels" if two_labels else "")
+        lines = (kind, *(f"{findings.class_of(i)}: {findings.files[i]} ({findings.splits[i]})" for i in both))
+        cards.append(([(next(pixels), findings.class_of(i)) for i in both], lines))
+    return cards
 
 
-def _pairs(found):
-    pairs = found.pairs[:SHOWN]
-    positions = np.array([i for p in pairs for i in (p.first, p.second)], int)
-    pixels = found.pixels(positions) if len(positions) else ()
-    groups = []
-    for number, pair in enumerate(pairs):
-        both = positions[2 * number : 2 * number + 2]
-        two = found.labels[both[0]] != found.labels[both[1]]
-        kind = ("Nearly the same" if pair.near else "The same pixels") + (", two labels" if two else "")
-        lines = [kind, *(f"{found.class_of(i)}: {found.files[i]} ({found.part[i]})" for i in both)]
-        groups.append(([(pixels[2 * number + k], found.class_of(i)) for k, i in enumerate(both)], lines))
-    said = html_pages.paragraph(audit_report.duplicates_in_words(found))
-    return said + (_first_of(found.pairs, "duplicates.csv") + html_pages.cards(groups) if pairs else "")
-
-
-def _strangest(found):
-    strange = found.strange()
-    if not strange:
-        return html_pages.paragraph("Not known: no class has three pictures.")
-    content = html_pages.paragraph(
-        f"The least like the ten nearest pictures of their class, by {found.basis}; without the likely label errors. "
-        "The classes with the strangest come first."
-    )
-    if len(strange) > STRANGE_CLASSES:
-        content += html_pages.paragraph(
-            f"{STRANGE_CLASSES} classes are shown, all {len(strange):,} are in strangest.csv."
+def _strange_cards(findings: Findings, positions: Sequence[int]) -> list[Card]:
+    return [
+        (
+            [(pixels, findings.class_of(i))],
+            (f"{findings.files[i]} ({findings.splits[i]})", f"{findings.strangeness[i]:.2f}"),
         )
-    for positions in strange[:STRANGE_CLASSES]:
-        groups = [
-            ([(pixels, found.class_of(i))], [f"{found.files[i]} ({found.part[i]})", f"{found.strangeness[i]:.2f}"])
-            for i, pixels in zip(positions, found.pixels(np.array(positions)), strict=True)
-        ]
-        content += f"<h3>{html_pages.escaped(found.class_of(positions[0]))}</h3>\n{html_pages.cards(groups)}"
-    return content
-
-
-def _first_of(all_of_them, file):
-    if len(all_of_them) <= SHOWN:
-        return ""
-    return html_pages.paragraph(f"The first {SHOWN} are shown, all {len(all_of_them):,} are in {file}.")
+        for i, pixels in zip(positions, findings.pixels(np.array(positions)), strict=True)
+    ]

@@ -1,207 +1,223 @@
-"""What an audit of a data set found, in sentences, tables and numbers."""
+"""Put the findings of an audit into sentences, tables, numbers and a figure."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from cnnlab.data.class_folders import SPLIT_NAMES
+from cnnlab.data.duplicates import DuplicatePair
 from cnnlab.evaluation import plots
 from cnnlab.evaluation.label_issues import FOLDS, LabelCheck
 from cnnlab.utils.text import csv_line
 
-SPLIT_NAMES = ("train", "val", "test")
+SPLITS = tuple(SPLIT_NAMES)
 REPORT = "report.html"
 GENERATOR = "cnnlab audit"
-MARK = f'name="generator" content="{GENERATOR}"'  # by which an earlier report is known
+MARK = f'name="generator" content="{GENERATOR}"'  # by which an earlier report is recognized
 FILES = (REPORT, "classes.csv", "left_out.csv", "duplicates.csv", "label_issues.csv", "strangest.csv")
-SUSPECTS = "label_issues.png"
-TRUSTED = 0.9  # agreement with the labels; of CIFAR-10, at 0.75, a fifth of the suspects were wrong, at first all
-STRANGE = 4  # pictures a class
+LABEL_ISSUES_FIGURE = "label_issues.png"
+TRUSTED = 0.9  # agreement with the labels; of CIFAR-10, at 0.75, a fifth of the label issues were wrong, at first all
+STRANGEST = 4  # pictures a class
 EXAMPLES = 5  # of the findings on the screen
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known of `N` pictures.
+    """What an audit found out about the `N` pictures of a data set.
 
     Attributes:
-        name, class_names: the data set's.
-        lines: what was said of it when it was loaded.
-        files, labels, part: `(N,)`; the part of a picture that is not used is "".
-        sizes: `(N, 2)`, width and height.
-        bad: position to why the file does not decode.
-        left_out: reason to paths.
-        pairs: `duplicates.DuplicatePair`s.
-        duplicates: the table of them, as CSV.
-        check: `LabelCheck` of all pictures that are used, or `None`.
-        strangeness: `(N,)`, NaN where it is not known.
-        basis: what the last two were judged by, in words.
-        weak: why they say little; empty where they don't.
-        pixels: from positions to `(n, H, W, 3) uint8`.
+        name, class_names: of the data set.
+        lines: sentences on the data set from when it was loaded.
+        files, labels, splits: `(N,)`; the split of a picture that is not used is "".
+        sizes: `(N, 2)`, width and height in pixels.
+        bad: position to the reason why the file does not decode.
+        left_out: reason to the paths that were left out for it.
+        pairs: duplicates.
+        duplicates: the table of the duplicates, as CSV.
+        check: the check of the labels of all pictures that are used; `None` where there are too few pictures.
+        strangeness: `(N,)`, as `label_issues.strangeness` gives it, NaN where it is not known.
+        basis: what the labels and the strangeness were judged by, in words.
+        weak: the reason why this basis says little; empty where it says enough.
+        pixels: function from positions `(n,)` to `(n, H, W, 3) uint8`.
     """
 
     name: str
     class_names: tuple[str, ...]
     lines: tuple[str, ...]
-    files: np.ndarray
-    labels: np.ndarray
-    part: np.ndarray
-    sizes: np.ndarray
-    bad: Mapping
-    left_out: Mapping
-    pairs: tuple
+    files: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64]
+    splits: npt.NDArray[Any]
+    sizes: npt.NDArray[np.int64]
+    bad: Mapping[int, str]
+    left_out: Mapping[str, Sequence[str]]
+    pairs: Sequence[DuplicatePair]
     duplicates: str
     check: LabelCheck | None
-    strangeness: np.ndarray
+    strangeness: npt.NDArray[np.float64]
     basis: str
     weak: str
-    pixels: object
+    pixels: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
 
-    def class_of(self, position):
+    @property
+    def label_issues(self) -> npt.NDArray[np.int64]:
+        """Positions of the likely label errors, the most suspicious first."""
+        return np.empty(0, np.int64) if self.check is None else self.check.issues
+
+    def class_of(self, position: int) -> str:
+        """Return the class name of the picture at a position."""
         return self.class_names[self.labels[position]]
 
-    def strange(self):
-        """Positions of the strangest of each class, suspects left out as they are shown already; the strangest class
-        first.
-        """
-        suspects = set() if self.check is None else set(self.check.suspects.tolist())
-        by_class = []
+    def strangest(self) -> list[list[int]]:
+        """List positions of the strangest pictures of each class, without label issues, the strangest class first."""
+        issues, by_class = set(self.label_issues.tolist()), []
         for label in range(len(self.class_names)):
             known = np.flatnonzero((self.labels == label) & ~np.isnan(self.strangeness))
             order = known[np.argsort(-self.strangeness[known], kind="stable")]
-            by_class.append([i for i in order.tolist() if i not in suspects][:STRANGE])
-        return sorted(filter(None, by_class), key=lambda found: -self.strangeness[found[0]])
+            by_class.append([i for i in order.tolist() if i not in issues][:STRANGEST])
+        return sorted(filter(None, by_class), key=lambda positions: -self.strangeness[positions[0]])
 
 
-def sentences(found: Findings) -> list[str]:
-    """The findings for the screen, with a few examples of each."""
-    bad, suspects = list(found.bad), () if found.check is None else found.check.suspects
+def sentences(findings: Findings) -> list[str]:
+    """Write the findings as lines for the screen, with a few examples of each."""
+    bad, issues = list(findings.bad), findings.label_issues
     return [
         *([f"Files that do not decode: {len(bad):,}."] if bad else []),
-        *(f"  {found.files[i]} ({found.bad[i]})" for i in bad[:EXAMPLES]),
-        *_more(bad, "left_out.csv"),
-        duplicates_in_words(found),
-        *check_in_words(found),
+        *(f"  {findings.files[i]} ({findings.bad[i]})" for i in bad[:EXAMPLES]),
+        *_more(len(bad), "left_out.csv"),
+        duplicates_line(findings),
+        *label_lines(findings),
         *(
-            f"  {found.files[i]}: labelled {found.class_of(i)} ({percent(found, i, found.labels[i])}), looks like "
-            f"{_suggested(found, i)}"
-            for i in suspects[:EXAMPLES]
+            f"  {findings.files[i]}: labelled {findings.class_of(i)} ({percent(findings, i, findings.labels[i])}), "
+            f"looks like {_suggested(findings, i)}"
+            for i in issues[:EXAMPLES]
         ),
-        *_more(suspects, "label_issues.csv"),
+        *_more(len(issues), "label_issues.csv"),
     ]
 
 
-def _more(all_of_them, file):
-    more = len(all_of_them) - EXAMPLES
-    return [f"  and {more:,} more in {file}"] if more > 0 else []
+def _more(count: int, file: str) -> list[str]:
+    return [f"  and {count - EXAMPLES:,} more in {file}"] if count > EXAMPLES else []
 
 
-def duplicates_in_words(found):
-    same = sum(not p.near for p in found.pairs)
-    labels = sum(found.labels[p.first] != found.labels[p.second] for p in found.pairs)
-    parts = sum(found.part[p.first] != found.part[p.second] for p in found.pairs)
-    if not found.pairs:
+def duplicates_line(findings: Findings) -> str:
+    """Count the pairs of duplicates in a sentence."""
+    if not findings.pairs:
         return "Duplicates: none."
+    same = sum(not p.near for p in findings.pairs)
+    labels = sum(findings.labels[p.first] != findings.labels[p.second] for p in findings.pairs)
+    splits = sum(findings.splits[p.first] != findings.splits[p.second] for p in findings.pairs)
     return (
-        f"Duplicates: {same:,} pairs of the same pixels and {len(found.pairs) - same:,} of nearly the same look; "
-        f"{labels:,} of them under two labels, {parts:,} across parts."
+        f"Duplicates: {same:,} pairs of the same pixels and {len(findings.pairs) - same:,} of nearly the same look; "
+        f"{labels:,} of them under two labels, {splits:,} across parts."
     )
 
 
-def check_in_words(found):
-    if found.check is None:
+def label_lines(findings: Findings) -> list[str]:
+    """Say in sentences how many labels are likely wrong, and how far that can be trusted."""
+    check = findings.check
+    if check is None:
         return [f"Labels: not checked, as fewer than two classes have {FOLDS} pictures."]
-    said = [
-        f"Labels: {len(found.check.suspects):,} of {int((~np.isnan(found.check.probabilities[:, 0])).sum()):,} are "
-        f"suspected to be wrong, the surest first; predictions from {found.basis} agree with "
-        f"{found.check.agreement:.1%} of all."
+    lines = [
+        f"Labels: {len(check.issues):,} of {int((~np.isnan(check.probabilities[:, 0])).sum()):,} are suspected to be "
+        f"wrong, the surest first; predictions from {findings.basis} agree with {check.agreement:.1%} of all."
     ]
-    if found.check.agreement < TRUSTED:
-        said.append("With so little agreement, most suspects further down are pictures that are hard for this network.")
-    if found.check.rare:
-        names = ", ".join(found.class_names[label] for label in found.check.rare)
-        said.append(f"Not checked, with fewer than {FOLDS} pictures: {names}.")
-    return said + ([f"The label check is weak: {found.weak}"] if found.weak else [])
+    if check.agreement < TRUSTED:
+        lines.append(
+            "With so little agreement, most suspects further down are pictures that are hard for this network."
+        )
+    if check.rare:
+        names = ", ".join(findings.class_names[label] for label in check.rare)
+        lines.append(f"Not checked, with fewer than {FOLDS} pictures: {names}.")
+    return lines + ([f"The label check is weak: {findings.weak}"] if findings.weak else [])
 
 
-def percent(found, position, label):
-    return f"{found.check.probabilities[position, label]:.0%}"
+def percent(findings: Findings, position: int, label: int) -> str:
+    """Write the probability of a class for the picture at a position in percent."""
+    assert findings.check is not None
+    return f"{findings.check.probabilities[position, label]:.0%}"
 
 
-def _suggested(found, position):
-    label = found.check.suggested[position]
-    return f"{found.class_names[label]} ({percent(found, position, label)})"
+def _suggested(findings: Findings, position: int) -> str:
+    assert findings.check is not None
+    label = findings.check.suggested[position]
+    return f"{findings.class_names[label]} ({percent(findings, position, label)})"
 
 
-def tables(found: Findings) -> dict[str, str]:
-    """The tables as CSV, by file name."""
+def tables(findings: Findings) -> dict[str, str]:
+    """Write the tables of the findings as CSV, by file name."""
+    strangest = (
+        (findings.files[i], findings.splits[i], findings.class_of(i), f"{findings.strangeness[i]:.4f}")
+        for positions in findings.strangest()
+        for i in positions
+    )
     return {
-        "classes.csv": _csv(("class", *SPLIT_NAMES, "do_not_decode"), counts_by_part(found)),
-        "left_out.csv": _csv(("file", "reason"), _left_out(found)),
-        "duplicates.csv": found.duplicates,
-        "label_issues.csv": _issues(found),
-        "strangest.csv": _csv(
-            ("file", "part", "class", "distance"),
-            (
-                (found.files[i], found.part[i], found.class_of(i), f"{found.strangeness[i]:.4f}")
-                for positions in found.strange()
-                for i in positions
-            ),
-        ),
+        "classes.csv": _csv(("class", *SPLITS, "do_not_decode"), counts_by_split(findings)),
+        "left_out.csv": _csv(("file", "reason"), _left_out(findings)),
+        "duplicates.csv": findings.duplicates,
+        "label_issues.csv": _label_issues(findings),
+        "strangest.csv": _csv(("file", "part", "class", "distance"), strangest),
     }
 
 
-def metrics(found: Findings) -> dict:
-    """The findings in numbers."""
+def metrics(findings: Findings) -> dict[str, float]:
+    """Give the findings as numbers by the name of their metric."""
     counts = {
-        "pictures": int((found.part != "").sum()),
-        "undecodable": len(found.bad),
-        "duplicates": sum(not p.near for p in found.pairs),
-        "near_duplicates": sum(p.near for p in found.pairs),
+        "pictures": int((findings.splits != "").sum()),
+        "undecodable": len(findings.bad),
+        "duplicates": sum(not p.near for p in findings.pairs),
+        "near_duplicates": sum(p.near for p in findings.pairs),
     }
-    if found.check is None:
+    if findings.check is None:
         return counts
-    return {**counts, "label_issues": len(found.check.suspects), "label_agreement": found.check.agreement}
+    return {**counts, "label_issues": len(findings.label_issues), "label_agreement": findings.check.agreement}
 
 
-def figures(found: Findings) -> dict:
-    """The most suspicious pictures, by artifact path; none where there are none."""
-    if found.check is None or not len(found.check.suspects):
+def figures(findings: Findings) -> dict[str, plots.Figure]:
+    """Draw the most suspicious pictures, by artifact path; nothing where no label is suspected."""
+    first = findings.label_issues[:24]
+    if not len(first):
         return {}
-    first = found.check.suspects[:24]
-    captions = [f"{found.class_of(i)}?\n{_suggested(found, i)}" for i in first]
-    return {SUSPECTS: plots.image_grid(found.pixels(first), captions, "Likely label errors, the most suspicious first")}
+    captions = [f"{findings.class_of(i)}?\n{_suggested(findings, i)}" for i in first]
+    title = "Likely label errors, the most suspicious first"
+    return {LABEL_ISSUES_FIGURE: plots.image_grid(findings.pixels(first), captions, title)}
 
 
-def _csv(columns, rows):
+def _csv(columns, rows) -> str:
     return "".join(map(csv_line, [columns, *rows]))
 
 
-def counts_by_part(found):
-    bad = np.zeros(len(found.labels), bool)
-    bad[list(found.bad)] = True
-    for label, name in enumerate(found.class_names):
-        of_class = found.labels == label
-        yield name, *(int((of_class & (found.part == part)).sum()) for part in SPLIT_NAMES), int((of_class & bad).sum())
+def counts_by_split(findings: Findings) -> Iterator[tuple[Any, ...]]:
+    """Yield for each class its name, its number of pictures in each of `SPLITS`, and of files that do not decode."""
+    bad = np.zeros(len(findings.labels), bool)
+    bad[list(findings.bad)] = True
+    for label, name in enumerate(findings.class_names):
+        of_class = findings.labels == label
+        counts = [int((of_class & (findings.splits == split)).sum()) for split in SPLITS]
+        yield name, *counts, int((of_class & bad).sum())
 
 
-def reasons(found) -> dict:
-    """Path to why a file does not decode."""
-    return {found.files[i]: reason for i, reason in found.bad.items()}
+def reasons(findings: Findings) -> dict[str, str]:
+    """Return the reason why a file does not decode by its path."""
+    return {findings.files[i]: reason for i, reason in findings.bad.items()}
 
 
-def _left_out(found):
-    why = reasons(found)
-    for reason, paths in found.left_out.items():
+def _left_out(findings: Findings) -> Iterator[tuple[str, str]]:
+    why = reasons(findings)
+    for reason, paths in findings.left_out.items():
         yield from ((path, f"does not decode: {why[path]}" if path in why else reason) for path in paths)
 
 
-def _issues(found):
-    rows, check = [], found.check
-    for i in [] if check is None else check.suspects:
-        own, suggested = check.probabilities[i, found.labels[i]], check.suggested[i]
-        margin = own - check.probabilities[i, suggested]
-        row = (found.files[i], found.part[i], found.class_of(i), found.class_names[suggested])
-        rows.append((*row, f"{own:.6f}", f"{check.probabilities[i, suggested]:.6f}", f"{margin:.6f}"))
+def _label_issues(findings: Findings) -> str:
     columns = ("file", "part", "class", "suggested_class", "probability", "suggested_probability", "score")
+    rows, check = [], findings.check
+    for i in findings.label_issues if check else ():
+        suggested = check.suggested[i]
+        own, other = check.probabilities[i, findings.labels[i]], check.probabilities[i, suggested]
+        names = (findings.files[i], findings.splits[i], findings.class_of(i), findings.class_names[suggested])
+        rows.append((*names, *(f"{value:.6f}" for value in (own, other, own - other))))
     return _csv(columns, rows)

@@ -1,9 +1,12 @@
-"""Pictures that are not what their class says, or not like the rest of it, by the features of a frozen network."""
+"""Find likely label errors, and pictures unlike the rest of their class, by the features of a frozen network."""
+
+from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 DIRECTIONS = 256
 FOLDS = 5
@@ -14,35 +17,36 @@ NEIGHBOURS = 10  # as in cleanlab's OutOfDistribution
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """What cross-validated predictions say of the labels.
+    """The labels of `N` pictures compared with cross-validated predictions.
 
     Attributes:
         probabilities: `(N, C) float64`, NaN for pictures of classes that were not checked.
-        suspects: positions of the likely errors, the most suspicious first.
+        issues: positions of the likely label errors, the most suspicious first.
         agreement: share of the checked labels that the predictions agree with.
         rare: labels of the classes with too few pictures to be checked.
     """
 
-    probabilities: np.ndarray
-    suspects: np.ndarray
+    probabilities: npt.NDArray[np.float64]
+    issues: npt.NDArray[np.int64]
     agreement: float
     rare: tuple[int, ...]
 
-    def at(self, positions, total) -> "LabelCheck":
-        """The check of pictures that are some of `total`, at these positions."""
+    def at(self, positions: npt.NDArray[np.int64], total: int) -> LabelCheck:
+        """Return this check for `total` pictures, of which the checked ones stand at these positions."""
         probabilities = np.full((total, self.probabilities.shape[1]), np.nan)
         probabilities[positions] = self.probabilities
-        return replace(self, probabilities=probabilities, suspects=positions[self.suspects])
+        return replace(self, probabilities=probabilities, issues=positions[self.issues])
 
     @property
-    def suggested(self) -> np.ndarray:
-        """`(N,)` the most probable class of each; 0 for those that were not checked."""
+    def suggested(self) -> npt.NDArray[np.int64]:
+        """The most probable class of each picture, `(N,)`; 0 for those that were not checked."""
         return np.nan_to_num(self.probabilities).argmax(axis=1)
 
 
-def compact(features) -> np.ndarray:
-    """Features `(N, D) float32` standardised, in their 256 directions of most variance: a fifth of the work later on,
-    and as much found.
+def compact(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Standardise features `(N, D)` and project them on their 256 principal components.
+
+    What follows takes a fifth of the time with them, and finds as much.
     """
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
@@ -53,20 +57,23 @@ def compact(features) -> np.ndarray:
     return directions.fit_transform(StandardScaler().fit_transform(features))
 
 
-def check_labels(features, labels, classes, seed=0) -> LabelCheck | None:
+def check_labels(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, seed: int = 0
+) -> LabelCheck | None:
     """Find likely label errors by confident learning (Northcutt, Jiang and Chuang, 2021, arXiv:1911.00068).
 
-    Each picture is named by a logistic regression that was fitted to four fifths of the others. cleanlab estimates how
-    many labels are wrong; so many of those with the lowest probability of their own label are the suspects.
+    Logistic regressions in five-fold cross-validation predict the class of each picture. cleanlab estimates from that
+    how many labels are wrong; the label issues are that many pictures, those with the lowest probability of their own
+    label.
 
     Args:
-        features: `(N, D) float32`, as `compact` gives them.
-        labels: `(N,) int64`.
-        classes: how many there are.
+        features: `(N, D)`, as `compact` gives them.
+        labels: `(N,)`.
+        classes: their number.
         seed: of the folds.
 
     Returns:
-        `None` where fewer than two classes have a picture for each fold.
+        The check; `None` where fewer than two classes have a picture for each fold.
     """
     from cleanlab.filter import find_label_issues  # takes seconds
     from sklearn.exceptions import ConvergenceWarning
@@ -85,32 +92,32 @@ def check_labels(features, labels, classes, seed=0) -> LabelCheck | None:
         warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is enough
         predicted = cross_val_predict(head, features[checked], given, cv=folds, method="predict_proba")
     predicted = predicted.astype("float64")
-    suspects = find_label_issues(
+    issues = find_label_issues(
         given,
         predicted,
         filter_by="low_self_confidence",
         return_indices_ranked_by="self_confidence",
         n_jobs=1,  # processes would be forked from one in which TensorFlow has threads
     )
-    suspects = suspects[predicted[suspects].argmax(axis=1) != given[suspects]]
+    issues = issues[predicted[issues].argmax(axis=1) != given[issues]]
     probabilities = np.full((len(labels), classes), np.nan)
     probabilities[np.ix_(checked, common)] = predicted
     probabilities[checked] = np.nan_to_num(probabilities[checked])
     agreement = float((predicted.argmax(axis=1) == given).mean())
     rare = np.flatnonzero((counts > 0) & (counts < FOLDS))
-    return LabelCheck(probabilities, checked[suspects], agreement, tuple(rare.tolist()))
+    return LabelCheck(probabilities, checked[issues], agreement, tuple(rare.tolist()))
 
 
-def strangeness(features, labels) -> np.ndarray:
-    """How far each picture is from the most similar ones of its class.
+def strangeness(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Measure how far each picture is from the most similar ones of its class (Kuan and Mueller, arXiv:2207.03061).
 
     Args:
-        features: `(N, D) float32`, as `compact` gives them.
-        labels: `(N,) int64`.
+        features: `(N, D)`, as `compact` gives them.
+        labels: `(N,)`.
 
     Returns:
-        `(N,)` mean cosine distance to the ten nearest of the class (Kuan and Mueller, 2022, arXiv:2207.03061), of a
-        small class to all others; NaN in a class of one or two.
+        `(N,)` mean cosine distances to the ten nearest pictures of the class, in a small class to all others; NaN in a
+        class of one or two.
     """
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import normalize
