@@ -127,7 +127,7 @@ def _compare_runs(run_ids):
                 f"Expected runs that were tested on the same images. Received: {results[0].run_id[:8]} on "
                 f"{len(results[0].test.labels):,} images of {results[0].dataset_name}, {r.run_id[:8]} on "
                 f"{len(r.test.labels):,} others of {r.dataset_name}. Train them with the same dataset, "
-                "picture_size, limit and split_seed."
+                "stored_size, limit and split_seed."
             )
     verdicts, figures, texts = comparison_report.comparison(results, _test_images(results[0]))
     if mlflow_store.is_read_only():

@@ -23,7 +23,7 @@ from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.text import escape_control_characters, markdown
 
-PARAMS = ("backbone", "weights", "image_size", "picture_size", "fit", "limit", "split_seed")
+PARAMS = ("backbone", "weights", "image_size", "stored_size", "resize_mode", "limit", "split_seed")
 
 
 @dataclasses.dataclass(frozen=True)

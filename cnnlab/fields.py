@@ -85,28 +85,29 @@ def expect_to_combine(recipe):
         "Set one to 0.",
     )
     expect(
-        recipe.layer_decay in (None, 1) or recipe.offset_rate in (None, 1),
-        "offset_rate or layer_decay, which both set rates by layer",
-        f"offset_rate {recipe.offset_rate} and layer_decay {recipe.layer_decay}",
+        recipe.layer_decay in (None, 1) or recipe.bias_lr_scale in (None, 1),
+        "bias_lr_scale or layer_decay, which both set rates by layer",
+        f"bias_lr_scale {recipe.bias_lr_scale} and layer_decay {recipe.layer_decay}",
         "Set one to 1.",
     )
     expect(
-        not (recipe.small_first and recipe.epochs == 1),
-        "2 epochs or more with small_first, as the last one sees whole pictures",
+        not (recipe.progressive_resizing and recipe.epochs == 1),
+        "2 epochs or more with progressive_resizing, as the last one sees whole pictures",
         recipe.epochs,
-        "Leave small_first out.",
+        "Leave progressive_resizing out.",
     )
     expect(
-        not (recipe.small_first and recipe.ema),
-        "ema or small_first, as Keras keeps averages within one fit only",
-        f"ema {recipe.ema} and small_first {recipe.small_first}",
+        not (recipe.progressive_resizing and recipe.ema),
+        "ema or progressive_resizing, as Keras keeps averages within one fit only",
+        f"ema {recipe.ema} and progressive_resizing {recipe.progressive_resizing}",
         "Set one to 0.",
     )
-    sizes = {recipe.picture_size, recipe.image_size} - {None}
+    sizes = {recipe.stored_size, recipe.image_size} - {None}
     expect(
-        not recipe.small_first or len(sizes) < 2,
-        "pictures in memory of the size that the model sees with small_first, as crops that it resizes save no time",
-        f"picture_size {recipe.picture_size} and image_size {recipe.image_size}",
+        not recipe.progressive_resizing or len(sizes) < 2,
+        "pictures in memory of the size that the model sees with progressive_resizing, as crops that it resizes save "
+        "no time",
+        f"stored_size {recipe.stored_size} and image_size {recipe.image_size}",
         "Make them equal.",
     )
     if not recipe.fine_tune:

@@ -3,8 +3,11 @@
 import dataclasses
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from cnnlab.errors import ArgumentError, reading
 from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
@@ -16,6 +19,17 @@ from cnnlab.utils.text import escape_control_characters
 PRECISIONS = ("float32", "mixed_bfloat16", "auto")
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 SCHEDULES = ("constant", "cosine", "one-cycle", "plateau")
+# What fields were called in earlier versions: stored recipes and runs, options and --space still take these names.
+OLD_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "fit": "resize_mode",
+        "picture_size": "stored_size",
+        "small_first": "progressive_resizing",
+        "offset_rate": "bias_lr_scale",
+        "test_views": "tta_views",
+        "members": "ensemble_size",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,7 @@ class Recipe:
 
     A field left `None` that the model has a default for gets that default, and gives it up for that of another model
     when `dataclasses.replace` changes the model. `dataset` and `weights` left `None` mean "the usual one, or its
-    embedded stand-in where it cannot be downloaded", `image_size` and `picture_size` the usual ones for the pictures;
+    embedded stand-in where it cannot be downloaded", `image_size` and `stored_size` the usual ones for the pictures;
     the run stores what was really used.
 
     Raises:
@@ -43,7 +57,7 @@ class Recipe:
         unsaid="the model's usual one, of a named set 32 for cnn, resnet9 and vgg16; at most the pictures' own for "
         "these three, 3 times it for the others",
     )
-    fit: str | None = field(
+    resize_mode: str | None = field(
         None,
         "How a picture of a folder becomes a square: crop cuts its middle out, pad adds grey, stretch changes its "
         "shape.",
@@ -57,7 +71,7 @@ class Recipe:
         False,
         "Keep pictures that validation or test has too, that come again or have two labels out of training.",
     )
-    picture_size: int | None = field(
+    stored_size: int | None = field(
         None,
         "Pixels a side of the pictures in memory.",
         low=8,
@@ -128,7 +142,7 @@ class Recipe:
         "(crop:0.06).",
         space=("none", "flip", "flip+crop", "flip+crop+cutout", "full"),
     )
-    small_first: float | None = field(
+    progressive_resizing: float | None = field(
         None,
         "Share of the epochs, the first ones, that see random crops of 25/32 of the pictures' side, which take about "
         "two thirds of the time.",
@@ -154,7 +168,7 @@ class Recipe:
     clip_norm: float | None = field(
         None, "Highest norm of all gradients together.", above=0, high=1e6, space=Range(0.5, 5, log=True)
     )
-    offset_rate: float | None = field(
+    bias_lr_scale: float | None = field(
         None,
         "Factor of the learning rate of BatchNormalization's offsets (arXiv:2404.00498).",
         above=0,
@@ -225,14 +239,14 @@ class Recipe:
         choices=("float16", "float32", "auto"),
     )
     filters: tuple[int, ...] | None = field(None, "Filters of each convolution block.", low=1, high=4096)
-    test_views: int | None = field(
+    tta_views: int | None = field(
         None,
         "Views of a picture that an answer is averaged over: 1, 2 with its mirror image, or 6 with both moved by a "
         "pixel to two corners.",
         low=1,
         high=6,
     )
-    members: int | None = field(
+    ensemble_size: int | None = field(
         None,
         "Networks of different first weights that are trained together and whose answers are averaged.",
         low=1,
@@ -305,13 +319,13 @@ class Recipe:
     def _given_way(self, model):
         """Fields whose value for the model does not go with what was asked for."""
         if self.optimizer != model.defaults.get("optimizer"):
-            yield from ("momentum", "offset_rate")
+            yield from ("momentum", "bias_lr_scale")
         if self.schedule == "plateau":
             yield "warmup"
         if self.ema:
             yield "lookahead"
         if self.layer_decay not in (None, 1):
-            yield "offset_rate"
+            yield "bias_lr_scale"
 
     @property
     def label(self) -> str:
@@ -358,10 +372,16 @@ class Recipe:
             and (custom_model.is_custom(self.model) or applies(f, self.model))
         }
         given = dict(pair.split("=", 1) for pair in self.arguments)
-        return values | {f"arg.{name}" if name in _FIELDS else name: value for name, value in given.items()}
+        return values | {
+            f"arg.{name}" if name in _FIELDS or name in OLD_NAMES else name: value for name, value in given.items()
+        }
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def key_text(self) -> str:
+        """Give the text that equal trainings are found by, with the fields' first names as earlier versions wrote."""
+        return json.dumps(first_names(dataclasses.asdict(self)), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
@@ -375,14 +395,26 @@ class Recipe:
 
     @classmethod
     def _from_stored(cls, stored):
-        stored.setdefault("picture_size", stored["image_size"])
+        stored = renamed_fields(stored)
+        stored.setdefault("stored_size", stored["image_size"])
         stored.setdefault("frozen_precision", stored["precision"])
         stored.setdefault("feature_dtype", "float32")
-        stored.setdefault("fit", "stretch")
+        stored.setdefault("resize_mode", "stretch")
         if stored["model"] == "resnet9":
             stored.setdefault("lookahead", 0.0)
-            stored.setdefault("offset_rate", 1.0)
+            stored.setdefault("bias_lr_scale", 1.0)
         return cls(**stored, read_back=True)
+
+
+def renamed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the keys that are old names of fields, such as those of a stored run's params, to today's names."""
+    return {OLD_NAMES.get(name, name): value for name, value in values.items()}
+
+
+def first_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename fields to the names that they had at first, in which the keys of trainings and searches are computed."""
+    old = {today: name for name, today in OLD_NAMES.items()}
+    return {old.get(name, name): value for name, value in values.items()}
 
 
 # Options that a function of the user's may take by their names.

@@ -56,15 +56,15 @@ def prepare(recipes, for_audit=False, quiet=False) -> tuple[ImageDataset, list[P
     }  # or it refuses
     source = _find(recipes[0], for_audit)
     if isinstance(source, FolderLayout):
-        recipes = [dataclasses.replace(recipe, fit=recipe.fit or "crop") for recipe in recipes]
-    side = functools.cache(lambda: largest_image_side(source, recipes[0].fit))  # looked at where it matters
+        recipes = [dataclasses.replace(recipe, resize_mode=recipe.resize_mode or "crop") for recipe in recipes]
+    side = functools.cache(lambda: largest_image_side(source, recipes[0].resize_mode))  # looked at where it matters
     shrunk = {recipe.label for recipe in recipes if not recipe.said("image_size") and _is_from_scratch(recipe)}
     recipes = [dataclasses.replace(recipe, image_size=_image_size(recipe, source, side)) for recipe in recipes]
     # One size for all, so that they are tested on the same images.
-    in_memory = int(max(recipe.picture_size or _picture_size(recipe, side) for recipe in recipes))
+    in_memory = int(max(recipe.stored_size or _picture_size(recipe, side) for recipe in recipes))
     recipes = [_with_pictures(recipe, in_memory) for recipe in recipes]
     for recipe in recipes:
-        smallest = crop_side(recipe.image_size) if recipe.small_first else recipe.image_size
+        smallest = crop_side(recipe.image_size) if recipe.progressive_resizing else recipe.image_size
         find_model(recipe.model).check(smallest, **recipe.factory_arguments())
     dataset = load_for(recipes[0], source, for_audit)
     say("\n".join(dataset.summary.lines))
@@ -106,8 +106,8 @@ def load_for(recipe, source=None, for_audit=False) -> ImageDataset:
     """The data set that a recipe asks for, `source` being what `data.locate_dataset` gave for it."""
     return load_dataset(
         source or _find(recipe),
-        image_size=recipe.picture_size or recipe.image_size or SMALLEST,
-        resize_mode=recipe.fit or "crop",
+        image_size=recipe.stored_size or recipe.image_size or SMALLEST,
+        resize_mode=recipe.resize_mode or "crop",
         skip_bad=recipe.skip_bad,
         drop_duplicates=recipe.drop_duplicates,
         val_fraction=recipe.val_fraction,
@@ -200,7 +200,7 @@ def _with_pictures(recipe, side):
                 f"Received: {recipe.image_size}. Leave it out, or give all models one --image-size."
             )
         recipe = dataclasses.replace(recipe, image_size=side)
-    return dataclasses.replace(recipe, picture_size=None if side == recipe.image_size else side)
+    return dataclasses.replace(recipe, stored_size=None if side == recipe.image_size else side)
 
 
 def _weights(backbone, named, side):

@@ -5,6 +5,7 @@ import json
 import math
 
 from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.recipe import renamed_fields
 from cnnlab.tracking import checkpoint_files
 from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.provenance import environment_tags, file_tags
@@ -16,7 +17,7 @@ from cnnlab.utils.log import log
 
 def training_key(recipe, dataset) -> str:
     """What two trainings have in common of which one can go on with the other: recipe, images, and files by content."""
-    whole = [recipe.to_json(), dataset.digest, file_tags(recipe)]
+    whole = [recipe.key_text(), dataset.digest, file_tags(recipe)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -91,7 +92,7 @@ def found_to_go_on_with(run_id, recipe, dataset) -> Found:
     found = found_of(run_id)
     if found.about["training"] == training_key(recipe, dataset):
         return found
-    then, now = json.loads(found.about["recipe"]), json.loads(recipe.to_json())
+    then, now = renamed_fields(json.loads(found.about["recipe"])), json.loads(recipe.to_json())
     differences = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
     differences += ["other images"] * (found.about["dataset_digest"] != dataset.digest)
     raise ArgumentError(

@@ -4,9 +4,12 @@ import dataclasses
 import json
 
 import pytest
+from click.testing import CliRunner
 
 from cnnlab import ArgumentError, Recipe
-from cnnlab.recipe import applies
+from cnnlab.cli.main import cli
+from cnnlab.cli.recipe_options import option_name
+from cnnlab.recipe import OLD_NAMES, applies, first_names
 
 
 def test_defaults_are_the_seeds_protocol_and_the_factories_own():
@@ -31,11 +34,40 @@ def test_json_round_trip():
 
 def test_a_resnet9_from_before_lookahead_loads_without_it():
     new = Recipe(model="resnet9")
-    assert (new.lookahead, new.offset_rate) == (0.77, 64)
+    assert (new.lookahead, new.bias_lr_scale) == (0.77, 64)
     stored = json.loads(new.to_json())
-    del stored["lookahead"], stored["offset_rate"]
+    del stored["lookahead"], stored["bias_lr_scale"]
     old = Recipe.from_json(json.dumps(stored))
-    assert (old.lookahead, old.offset_rate) == (0, 1)
+    assert (old.lookahead, old.bias_lr_scale) == (0, 1)
+
+
+def test_a_stored_recipe_loads_by_the_old_names_of_fields():
+    values = {"resize_mode": "pad", "stored_size": 32, "progressive_resizing": 0.5}
+    values |= {"bias_lr_scale": 8.0, "tta_views": 6, "ensemble_size": 2}
+    recipe = Recipe(model="resnet9", **values)
+    assert sorted(OLD_NAMES.values()) == sorted(values)
+    stored = first_names(json.loads(recipe.to_json()))
+    assert {name: stored[old] for old, name in OLD_NAMES.items()} == values
+    assert Recipe.from_json(json.dumps(stored)) == recipe
+    assert not set(OLD_NAMES) & set(recipe.params())
+
+
+def test_equal_trainings_of_an_earlier_version_are_found_by_their_key():
+    fields = {"fit": "pad", "small_first": 0.5, "offset_rate": 8.0}
+    key = json.loads(Recipe(model="resnet9", **{OLD_NAMES[name]: value for name, value in fields.items()}).key_text())
+    assert {name: key[name] for name in fields} == fields
+    assert not set(OLD_NAMES.values()) & set(key)
+
+
+@pytest.mark.parametrize(("old", "name"), OLD_NAMES.items())
+def test_an_option_keeps_its_old_spelling_and_hides_it(old, name):
+    screen = CliRunner().invoke(cli, ["train", "--help"]).output
+    assert f"{option_name(name)} " in screen
+    assert f"{option_name(old)} " not in screen
+    value = {"fit": "squash", "picture_size": "7", "members": "11", "test_views": "9"}.get(old, "-1")
+    result = CliRunner().invoke(cli, ["train", "resnet9", option_name(old), value])
+    assert isinstance(result.exception, ArgumentError)
+    assert f"Expected {name} to be " in str(result.exception)
 
 
 @pytest.mark.parametrize(

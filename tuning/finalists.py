@@ -81,7 +81,7 @@ def train_winner(address, recipe):
     """
     with custom_model.pinned_sources([recipe.model]), recorded(directly=True):
         place = place_of(address)
-        label = "winner " + hashlib.sha256(recipe.to_json().encode()).hexdigest()[:12]
+        label = "winner " + hashlib.sha256(recipe.key_text().encode()).hexdigest()[:12]
         for run in place.children(kind="train", label=label):
             if run["status"] == "FINISHED":
                 return run["run_id"], run["metrics"]["test_accuracy"]

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from cnnlab.errors import ArgumentError, LabError, masked
 from cnnlab.models import custom_model
+from cnnlab.recipe import first_names, renamed_fields
 from cnnlab.tracking import checkpoint_files, run_logging, run_queries
 from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.offline.delivery import recorded, renamed
@@ -172,7 +173,8 @@ def search_folder(name) -> Path:
 
 def search_key(settings, name) -> str:
     """What a second start finds the parent run by."""
-    return hashlib.sha256(json.dumps([name, settings], sort_keys=True).encode()).hexdigest()[:16]
+    # By the first names of fields, so that a search that an earlier version began is found.
+    return hashlib.sha256(json.dumps([name, first_names(settings)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _alone(folder, name):
@@ -214,7 +216,7 @@ def _read(file):
         return {}
     with reading_state(file):
         state = json.loads(file.read_text())
-        return {**state, "settings": dict(state["settings"])}
+        return {**state, "settings": renamed_fields(state["settings"])}
 
 
 def _expect_trials(oracle):

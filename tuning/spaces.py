@@ -11,14 +11,14 @@ import math
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.fields import WITH_MOMENTUM
 from cnnlab.models.model_table import TRAINING, Range, find_model
-from cnnlab.recipe import Recipe, applies, own_arguments
+from cnnlab.recipe import OLD_NAMES, Recipe, applies, own_arguments
 
 DEPENDENT = {
     **dict.fromkeys(
         ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"),
         lambda values, base: values.get("fine_tune", base.fine_tune),
     ),
-    **dict.fromkeys(("lookahead", "small_first"), lambda values, base: not values.get("ema", base.ema)),
+    **dict.fromkeys(("lookahead", "progressive_resizing"), lambda values, base: not values.get("ema", base.ema)),
     "momentum": lambda values, base: values.get("optimizer", base.optimizer) in WITH_MOMENTUM,
     "warmup": lambda values, base: values.get("schedule", base.schedule) != "plateau",
 }
@@ -74,6 +74,8 @@ def narrowed(space, options, recipe=None, further=()) -> dict:
         name, equals, text = option.partition("=")
         if equals and not text:
             raise _unreadable(option)
+        if name not in {*space, *further}:
+            name = OLD_NAMES.get(name, name)
         expect_one_of("the hyperparameter of --space", name, dict.fromkeys([*space, *further]))
         if not equals:
             if (space.get(name) or further.get(name)) is None:
@@ -128,8 +130,8 @@ def recipe_of(values, base) -> Recipe:
             changes[field] = tuple(values[f"{field}_{i}"] for i in range(1, values[length] + 1))
     if "tuner/epochs" in values:  # hyperband; trained from the start, so that the recipe alone repeats the trial
         changes["epochs"] = values["tuner/epochs"]
-    if changes.get("epochs", base.epochs) == 1 and changes.get("small_first", base.small_first):
-        changes["small_first"] = 0.0  # a single epoch sees whole pictures
+    if changes.get("epochs", base.epochs) == 1 and changes.get("progressive_resizing", base.progressive_resizing):
+        changes["progressive_resizing"] = 0.0  # a single epoch sees whole pictures
     return _changed(base, changes)
 
 

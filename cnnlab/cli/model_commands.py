@@ -16,7 +16,7 @@ RUNS = "runs"  # the format of an export that is a store
 EXPORTS = ("onnx", "litert", "saved_model", "keras", RUNS)
 AUDITED_BY = "efficientnetv2b0"
 # Of the recipe, what says which pictures there are and what judges them.
-AUDIT_OPTIONS = ("image_size", "fit", "labels", "class_names", "limit", "split_seed", "backbone", "weights")
+AUDIT_OPTIONS = ("image_size", "resize_mode", "labels", "class_names", "limit", "split_seed", "backbone", "weights")
 
 
 @click.command()

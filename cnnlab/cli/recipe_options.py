@@ -9,7 +9,7 @@ import click
 from cnnlab.errors import ArgumentError
 from cnnlab.fields import bounds_text
 from cnnlab.models.model_table import MODELS, find_model
-from cnnlab.recipe import Recipe, applies
+from cnnlab.recipe import OLD_NAMES, Recipe, applies
 
 SHOWN = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
 # Autologging has a param class_weight of its own.
@@ -44,8 +44,19 @@ def recipe_options(command, names=None, defaults=None):
             default=None,  # told apart from a value that was given
             metavar=METAVARS.get(f.name),
             help="  ".join(part for part in parts if part),
+            cls=_RecipeOption,
         )(command)
     return command
+
+
+class _RecipeOption(click.Option):
+    """An option of a recipe's field that also takes the field's old name, which no help text shows."""
+
+    def add_to_parser(self, parser, ctx):
+        super().add_to_parser(parser, ctx)
+        for old, name in OLD_NAMES.items():
+            if name == self.name:
+                parser.add_option(self, ["--" + old.replace("_", "-")], self.name)
 
 
 def _variable_option(name, variable, text, **how):

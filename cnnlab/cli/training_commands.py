@@ -25,9 +25,9 @@ from cnnlab.utils.startup import job
 MOST_PROCESSES = 64
 # Of the recipe, what says which pictures there are and what frozen layers make of them.
 FEATURE_OPTIONS = (
-    *("image_size", "fit", "labels", "class_names", "skip_bad", "drop_duplicates", "picture_size", "val_fraction"),
-    *("limit", "split_seed", "augment", "backbone", "weights", "preprocessing", "train_blocks", "precision"),
-    *("frozen_precision", "feature_dtype"),
+    *("image_size", "resize_mode", "labels", "class_names", "skip_bad", "drop_duplicates", "stored_size"),
+    *("val_fraction", "limit", "split_seed", "augment", "backbone", "weights", "preprocessing", "train_blocks"),
+    *("precision", "frozen_precision", "feature_dtype"),
 )
 
 

@@ -18,7 +18,7 @@ class Split:
     """The training, validation or test images.
 
     Attributes:
-        images: `(N, picture_size, picture_size, 3) uint8`, `MappedRows` where they are too large for memory.
+        images: `(N, stored_size, stored_size, 3) uint8`, `MappedRows` where they are too large for memory.
         labels: `(N,) int64`.
         digest: sha256 of the class names, the images and the labels.
     """
@@ -64,7 +64,7 @@ class ImageDataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(picture_size, picture_size, 3)`."""
+        """`(stored_size, stored_size, 3)`."""
         return self.train.images.shape[1:]
 
     @property

@@ -18,12 +18,12 @@ def model_card(result, tag) -> str:
     test, names = result.test, result.class_names
     low, high = test.interval
     *_, calibration_error = statistics.calibration(test.probabilities, test.labels)
-    picture = result.recipe.picture_size or result.recipe.image_size
+    picture = result.recipe.stored_size or result.recipe.image_size
     on_test = tag["validation"] == "test set"
     weights = result.recipe.weights
     limits = [
         f"It gives one of these {len(names)} classes for any picture, also for one that shows none of them.",
-        f"Pictures are {FITTED.get(result.recipe.fit, 'stretched')} to {picture} by {picture} pixels for it.",
+        f"Pictures are {FITTED.get(result.recipe.resize_mode, 'stretched')} to {picture} by {picture} pixels for it.",
         "The scores hold for pictures like the test images; on others they are usually lower.",
         f"Its confidence is off by {calibration_error:.1%} on average (expected calibration error on the test images).",
     ]

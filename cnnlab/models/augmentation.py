@@ -27,7 +27,7 @@ MIXES = {
 ALTERNATING = {"altflip": (None, None, "a mirror image in every second epoch, half of the pictures at a time")}
 LAYERS = {**GEOMETRY, **PIXELS}
 KINDS = {**ALTERNATING, **LAYERS, **MIXES}
-SMALL = 25 / 32  # of a picture's side, with small_first
+SMALL = 25 / 32  # of a picture's side, with progressive_resizing
 PRESETS = {"none": (), "full": ("flip", "shift", "rotate", "zoom")}
 
 
@@ -64,7 +64,7 @@ def has_alternating_flip(augment) -> bool:
 
 
 def crop_side(side) -> int:
-    """Pixels a side of the crops that a training with `small_first` begins with."""
+    """Pixels a side of the crops that a training with `progressive_resizing` begins with."""
     return round(SMALL * side)
 
 

@@ -71,7 +71,7 @@ COMMON = {"epochs": 5, "batch_size": 32, "augment": "none", "precision": "float3
 TRAINING = {
     **{"optimizer": "adam", "learning_rate": 1e-3, "momentum": None, "weight_decay": 0.0},
     **{"schedule": "constant", "warmup": None, "label_smoothing": 0.0, "ema": 0.0, "lookahead": 0.0, "clip_norm": None},
-    "offset_rate": 1.0,
+    "bias_lr_scale": 1.0,
 }
 # Of an optimizer that is not the model's own, where the model's row has no others; decay and momentum are Keras's.
 OF_OPTIMIZERS = {
@@ -123,7 +123,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
                 **{**TRAINING, "image_size": 32, "epochs": 14, "batch_size": 512, "precision": "auto"},
                 **{"optimizer": "sgd", "learning_rate": 0.75, "momentum": 0.85, "weight_decay": 0.009},
                 **{"schedule": "one-cycle", "warmup": 0.25, "label_smoothing": 0.2, "augment": "altflip+crop:0.0625"},
-                **{"lookahead": 0.77, "offset_rate": 64.0, "small_first": 0.0},
+                **{"lookahead": 0.77, "bias_lr_scale": 64.0, "progressive_resizing": 0.0},
             },
             {
                 "learning_rate": Range(0.2, 2.0, log=True),

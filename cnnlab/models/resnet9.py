@@ -14,8 +14,8 @@ def resnet9(
     image_size=None,
     filters=(64, 128, 256),
     augment="altflip+crop:0.0625",
-    test_views=2,
-    members=1,
+    tta_views=2,
+    ensemble_size=1,
 ):
     """Whitening 2x2 convolution, then two 3x3 convolutions with BatchNormalization and SiLU per entry of `filters`.
 
@@ -29,8 +29,8 @@ def resnet9(
         image_size: pixels a side inside the model, by default the pictures' own.
         filters: filters of each block.
         augment: "none", or names of `cnnlab.models.augmentation`, separated by commas.
-        test_views: of `average_views`; 1 for none.
-        members: networks of different first weights, whose answers are averaged.
+        tta_views: of `average_views`; 1 for none.
+        ensemble_size: networks of different first weights, whose answers are averaged.
 
     Returns:
         A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities. `adapt`
@@ -41,13 +41,13 @@ def resnet9(
     """
     from cnnlab.models.layers import average_members, average_views
 
-    check_resnet9(image_size or min(input_shape[:2]), filters=filters, test_views=test_views)
+    check_resnet9(image_size or min(input_shape[:2]), filters=filters, tta_views=tta_views)
     given = (input_shape, num_classes, image_size, filters, augment)
-    if members == 1:
+    if ensemble_size == 1:
         model = _network(*given, name="resnet9")
     else:
-        model = average_members([_network(*given, name=f"member{i}") for i in range(1, members + 1)], "resnet9")
-    return average_views(model, test_views) if test_views > 1 else model
+        model = average_members([_network(*given, name=f"member{i}") for i in range(1, ensemble_size + 1)], "resnet9")
+    return average_views(model, tta_views) if tta_views > 1 else model
 
 
 def _network(input_shape, num_classes, image_size, filters, augment, name):
@@ -119,12 +119,12 @@ def _adapt(model, images):
             layer.set_weights([kernel])
 
 
-def check_resnet9(side, *, filters, test_views, **_) -> None:
+def check_resnet9(side, *, filters, tta_views, **_) -> None:
     """Raise `ArgumentError` where images of that many pixels a side are too small for that many blocks, or where there
     are no such views.
     """
-    if test_views not in VIEWS:
-        raise ArgumentError(f"Expected test_views to be 1, 2 or 6. Received: {test_views}.")
+    if tta_views not in VIEWS:
+        raise ArgumentError(f"Expected tta_views to be 1, 2 or 6. Received: {tta_views}.")
     if side - 1 < 2 ** len(filters):
         raise ArgumentError(
             f"Expected images of at least {2 ** len(filters) + 1} pixels a side for {len(filters)} blocks that halve "

@@ -13,6 +13,7 @@ import mlflow
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation.model_card import model_card
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, save_predictions
+from cnnlab.recipe import renamed_fields
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import mlflow_store, run_logging, run_queries
 from cnnlab.tracking.pagination import every
@@ -76,9 +77,10 @@ def _register(run_id, experiment, name, by):
         client.create_registered_model(
             name, description=f"Classifiers of {markdown(result.dataset_name)} images, by cnnlab."
         )
+    params = renamed_fields(run.data.params)
     tags = {
         **{key: value for key, value in run.data.tags.items() if key.startswith(TAG) and key not in RUN_ONLY},
-        TAG + "recipe": json.dumps({k: v for k, v in run.data.params.items() if k in result.recipe.params()})[:5000],
+        TAG + "recipe": json.dumps({k: v for k, v in params.items() if k in result.recipe.params()})[:5000],
         TAG + "classes": json.dumps(result.class_names)[:5000],
         **{TAG + key: f"{run.data.metrics[key]:.4f}" for key in ("test_accuracy", "test_loss", BEST)},
     }

@@ -44,7 +44,7 @@ def compile_model(
     ema=0.0,
     lookahead=0.0,
     clip_norm=None,
-    offset_rate=1.0,
+    bias_lr_scale=1.0,
     one_hot=False,
     slower=None,
 ) -> None:
@@ -64,8 +64,8 @@ def compile_model(
         lookahead: above 0, Python gets control every 5 steps, for the `Lookahead` of the training loop, and cosine and
             one-cycle end at 0.07 of their peak.
         clip_norm: highest norm of all gradients together.
-        offset_rate: factor of the learning rate of BatchNormalization's offsets; where it is not 1, they decay too, as
-            much as other weights.
+        bias_lr_scale: factor of the learning rate of BatchNormalization's offsets; where it is not 1, they decay
+            too, as much as other weights.
         one_hot: whether labels are `(N, C)`, as mixed ones are; with label smoothing they are in any case.
         slower: patterns of the paths of weights to factors of their learning rate.
     """
@@ -94,9 +94,9 @@ def compile_model(
 
     chosen = made(1.0)
     by_path = {pattern: made(factor) for pattern, factor in (slower or {}).items()}
-    if offset_rate != 1:
+    if bias_lr_scale != 1:
         # What is taken off a weight is its optimizer's decay times its rate.
-        by_path[".*/beta"] = made(offset_rate, weight_decay / offset_rate, spared=())
+        by_path[".*/beta"] = made(bias_lr_scale, weight_decay / bias_lr_scale, spared=())
     if by_path:
         chosen = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(chosen, by_path), name="by_layer")
     sparse = not (label_smoothing or one_hot)

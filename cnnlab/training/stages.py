@@ -33,8 +33,8 @@ class Stage:
 def stages_of(recipe) -> list[Stage]:
     """One stage for an ordinary training, two where a backbone is fine-tuned or the pictures are small at first."""
     epochs, rate = recipe.epochs, recipe.learning_rate
-    if recipe.small_first:
-        small = min(max(1, round(recipe.small_first * epochs)), epochs - 1)
+    if recipe.progressive_resizing:
+        small = min(max(1, round(recipe.progressive_resizing * epochs)), epochs - 1)
         return [
             Stage("small pictures", small, epochs, rate, small=True),
             Stage("whole pictures", epochs - small, epochs, rate),

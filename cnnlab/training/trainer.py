@@ -194,7 +194,7 @@ def features_by_part(model, images, recipe):
         `None` where the images are trained on: nothing is frozen, or the features cannot be kept.
     """
     # What is done to the batches needs pictures.
-    in_batches = mixing_strengths(recipe.augment) or has_alternating_flip(recipe.augment) or recipe.small_first
+    in_batches = mixing_strengths(recipe.augment) or has_alternating_flip(recipe.augment) or recipe.progressive_resizing
     split = None if in_batches else split_at_frozen_front(model)
     if split is None:
         return None

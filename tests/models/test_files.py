@@ -144,7 +144,7 @@ def test_how_a_model_was_compiled_is_neither_looked_at_nor_opened(good, workplac
     images = keras.Input((8, 8, 3), dtype="uint8")
     outer = keras.Model(images, keras.layers.Average()([good[0](images), good[0](images)]))
     for model in (good[0], outer):
-        compile_model(model, 0.1, optimizer="sgd", offset_rate=64.0)
+        compile_model(model, 0.1, optimizer="sgd", bias_lr_scale=64.0)
     outer.save("compiled.keras")
     evil = {"optimizer": {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"}}
     file = changed("compiled.keras", "evil.keras", lambda tree: tree.update(compile_config=evil))
@@ -162,7 +162,7 @@ def test_a_model_is_saved_without_how_it_was_compiled_and_stays_compiled(good, w
     outer = keras.Model(images, good[0](images))
     optimizers = []
     for model in (good[0], outer):
-        compile_model(model, 0.1, optimizer="adam", offset_rate=64.0)
+        compile_model(model, 0.1, optimizer="adam", bias_lr_scale=64.0)
         model.optimizer.build(model.trainable_variables)
         optimizers.append(model.optimizer)
     outer.save("whole.keras")

@@ -28,7 +28,7 @@ def model():
     and a second member.
     """
     keras.utils.set_random_seed(0)
-    model = resnet9((32, 32, 3), 3, image_size=40, filters=(6,), augment="flip+crop+color", members=2)
+    model = resnet9((32, 32, 3), 3, image_size=40, filters=(6,), augment="flip+crop+color", ensemble_size=2)
     random = np.random.default_rng(0)
     adapt(model, np.random.default_rng(1).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
     for layer in (layer for network in member_networks(model) for layer in network.layers):

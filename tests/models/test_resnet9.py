@@ -29,7 +29,7 @@ def pictures():
 
 
 def test_the_first_convolution_whitens_the_training_images(pictures):
-    model = resnet9((32, 32, 3), 10, augment="none", test_views=1)
+    model = resnet9((32, 32, 3), 10, augment="none", tta_views=1)
     adapt(model, pictures)
     whitened = keras.Model(model.input, model.get_layer("whiten").output).predict(pictures, verbose=0)
     values = whitened.reshape(-1, 24)
@@ -52,13 +52,13 @@ def test_an_answer_is_the_mean_of_a_picture_and_its_mirror_image(digits):
     assert model.predict(images[:, :, ::-1], verbose=0) == pytest.approx(expected, abs=1e-6)
     assert np.abs(one.predict(images, verbose=0) - expected).max() > 1e-4
     assert member_networks(one) == [one]
-    assert cnnlab.build_model(cnnlab.Recipe(model="resnet9", test_views=1, **SMALL), digits).count_params() == (
+    assert cnnlab.build_model(cnnlab.Recipe(model="resnet9", tta_views=1, **SMALL), digits).count_params() == (
         model.count_params()
     )
 
 
 def test_six_views_weigh_those_in_place_as_much_as_those_moved(digits):
-    model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", test_views=6, **SMALL), digits)
+    model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", tta_views=6, **SMALL), digits)
     adapt(model, digits.train.images)
     images = digits.test.images[:6]
     side = images.shape[1]
@@ -70,11 +70,11 @@ def test_six_views_weigh_those_in_place_as_much_as_those_moved(digits):
     assert model.predict(images, verbose=0) == pytest.approx(expected, abs=1e-6)
     assert np.abs(answers[1] - answers[2]).max() > 1e-4
     with pytest.raises(cnnlab.ArgumentError, match="to be 1, 2 or 6"):
-        resnet9((32, 32, 3), 10, test_views=4)
+        resnet9((32, 32, 3), 10, tta_views=4)
 
 
 def test_an_answer_is_the_mean_of_all_members(digits, monkeypatch):
-    model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", members=3, test_views=2, **SMALL), digits)
+    model = cnnlab.build_model(cnnlab.Recipe(model="resnet9", ensemble_size=3, tta_views=2, **SMALL), digits)
     networks, images = member_networks(model), digits.test.images[:6]
     views = [network.predict(view, verbose=0) for network in networks for view in (images, images[:, :, ::-1])]
     assert model.predict(images, verbose=0) == pytest.approx(np.mean(views, axis=0), abs=1e-6)
@@ -94,8 +94,8 @@ def test_an_answer_is_the_mean_of_all_members(digits, monkeypatch):
 
 
 def test_a_member_learns_as_it_would_alone(digits):
-    fields = {**SMALL, "filters": (4,), "learning_rate": 0.1, "augment": "altflip", "test_views": 1}
-    recipe = cnnlab.Recipe(model="resnet9", members=2, **fields)
+    fields = {**SMALL, "filters": (4,), "learning_rate": 0.1, "augment": "altflip", "tta_views": 1}
+    recipe = cnnlab.Recipe(model="resnet9", ensemble_size=2, **fields)
     model = cnnlab.build_model(recipe, digits)
     networks = member_networks(model)
     first = [network.get_weights() for network in networks]
@@ -117,7 +117,7 @@ def test_a_member_learns_as_it_would_alone(digits):
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace, members):
-    recipe = cnnlab.Recipe(model="resnet9", members=members, **SMALL)
+    recipe = cnnlab.Recipe(model="resnet9", ensemble_size=members, **SMALL)
     result = train_model(recipe)
     dataset = cnnlab.load_dataset("digits", limit=150)
     assert mlflow.pyfunc.load_model(result.model_uri).predict(dataset.test.images) == pytest.approx(
@@ -134,7 +134,7 @@ def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace, me
 
 
 def test_a_cheap_frozen_front_is_not_stored(digits):
-    recipe = cnnlab.Recipe(model="resnet9", augment="none", test_views=1, dataset="digits", limit=150)
+    recipe = cnnlab.Recipe(model="resnet9", augment="none", tta_views=1, dataset="digits", limit=150)
     assert split_at_frozen_front(cnnlab.build_model(recipe, digits)) is None
 
 

@@ -131,7 +131,7 @@ def test_small_pictures_stay_small_and_are_enlarged_inside(store, digits):
     recipe = cnnlab.Recipe(model="mobilenetv2", weights="random", image_size=64, **SMALL)
     dataset, [prepared] = prepare([recipe])
     assert dataset.image_shape == (32, 32, 3)
-    assert prepared.recipe.picture_size == 32
+    assert prepared.recipe.stored_size == 32
     model = cnnlab.build_model(prepared.recipe, dataset)
     assert model.input_shape == (None, 32, 32, 3)
     resized = model.get_layer("resize").output
@@ -150,7 +150,7 @@ def test_a_comparison_has_one_picture_size(picture_folder):
     ]
     dataset, prepared = prepare(recipes)
     assert dataset.image_shape == (32, 32, 3)
-    assert [one.recipe.picture_size for one in prepared] == [32, 32]
+    assert [one.recipe.stored_size for one in prepared] == [32, 32]
     shapes = [cnnlab.build_model(one.recipe, dataset).get_layer("resize").output.shape[1] for one in prepared]
     assert shapes == [24, 48]
 

@@ -146,7 +146,7 @@ def test_a_full_disk_under_the_decoded_pictures(room, workplace):
     fill("birds", ["robin", "wren"], 40)
     done = in_a_mount_namespace(
         f"mkdir cache && mount -t tmpfs -o {room} tmpfs cache && "
-        "$LAB train cnn --dataset birds --picture-size 64 --filters 4 --epochs 1 && ls cache/pictures",
+        "$LAB train cnn --dataset birds --stored-size 64 --filters 4 --epochs 1 && ls cache/pictures",
         CNNLAB_CACHE=str(workplace / "cache"),
     )
     assert done.returncode == 0, done.stdout

@@ -33,13 +33,13 @@ RECIPES = {
         {
             "model": "resnet9",
             "filters": (4,),
-            "members": 2,
+            "ensemble_size": 2,
             "epochs": 4,
             "learning_rate": 0.1,
             "augment": "altflip+crop",
             **SMALL,
         }
-        | {"small_first": 0.5, "batch_size": 64},
+        | {"progressive_resizing": 0.5, "batch_size": 64},
         (1, 2, 3),
     ),
     "stages": (

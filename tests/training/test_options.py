@@ -150,7 +150,7 @@ def test_offsets_of_batch_normalization_have_a_rate_of_their_own():
         model = keras.Model(images, keras.layers.Dense(2, activation="softmax", name="scores")(norm(images)))
         decay = 0.5 if factor == 64 else 0.0
         compile_model(
-            model, 0.01, decay, optimizer="sgd", momentum=0.9, label_smoothing=1e-9, offset_rate=factor, lookahead=0.5
+            model, 0.01, decay, optimizer="sgd", momentum=0.9, label_smoothing=1e-9, bias_lr_scale=factor, lookahead=0.5
         )
         kernel = model.get_layer("scores").get_weights()[0]
         model.fit(x, y, batch_size=8, verbose=0)
@@ -265,13 +265,13 @@ def test_what_does_not_go_together_is_said():
         ({"schedule": "plateau", "warmup": 0.1}, "no warmup with schedule plateau"),
         ({"schedule": "plateau", "val_fraction": 0}, "val_fraction above 0 with schedule plateau"),
         (
-            {"model": "vgg16", "fine_tune": 1, "layer_decay": 0.5, "offset_rate": 64.0},
-            "Expected offset_rate or layer_decay",
+            {"model": "vgg16", "fine_tune": 1, "layer_decay": 0.5, "bias_lr_scale": 64.0},
+            "Expected bias_lr_scale or layer_decay",
         ),
         ({"ema": 0.9, "lookahead": 0.8}, "Expected ema or lookahead"),
-        ({"model": "resnet9", "ema": 0.9, "small_first": 0.5}, "Expected ema or small_first"),
-        ({"model": "resnet9", "epochs": 1, "small_first": 0.5}, "2 epochs or more with small_first"),
-        ({"model": "resnet9", "picture_size": 64, "small_first": 0.5}, "picture_size 64 and image_size 32"),
+        ({"model": "resnet9", "ema": 0.9, "progressive_resizing": 0.5}, "Expected ema or progressive_resizing"),
+        ({"model": "resnet9", "epochs": 1, "progressive_resizing": 0.5}, "2 epochs or more with progressive_resizing"),
+        ({"model": "resnet9", "stored_size": 64, "progressive_resizing": 0.5}, "stored_size 64 and image_size 32"),
         ({"optimizer": "adam", "momentum": 0.9}, "no momentum with another optimizer than sgd and muon"),
         ({"model": "vgg16", "fine_tune_from": "all"}, "fine_tune, a number of epochs, with fine_tune_from"),
         ({"model": "vgg16", "fine_tune": 1, "layer_decay": 0.5, "schedule": "plateau"}, "no layer_decay with schedule"),
@@ -315,7 +315,7 @@ def test_every_optimizer_decays_convolutions(optimizer):
 
 def test_defaults_of_another_optimizer_are_its_own():
     muon = cnnlab.Recipe(model="resnet9", optimizer="muon")
-    assert (muon.learning_rate, muon.momentum, muon.weight_decay, muon.offset_rate) == (0.02, 0.9, 0.15, 1.0)
+    assert (muon.learning_rate, muon.momentum, muon.weight_decay, muon.bias_lr_scale) == (0.02, 0.9, 0.15, 1.0)
     assert cnnlab.Recipe(optimizer="muon", momentum=0.5).momentum == 0.5
     assert cnnlab.Recipe(optimizer="muon").momentum == 0.95
     assert dataclasses.replace(muon, optimizer="sgd") == cnnlab.Recipe(model="resnet9", optimizer="sgd")
@@ -324,12 +324,12 @@ def test_defaults_of_another_optimizer_are_its_own():
 @pytest.mark.parametrize("model", ["cnn", "resnet9", "vgg16"])
 def test_what_is_asked_for_wins_over_the_models_defaults(model):
     adam = cnnlab.Recipe(model=model, optimizer="adam")
-    assert (adam.momentum, adam.offset_rate) == (None, 1.0)
-    assert cnnlab.Recipe(model=model, optimizer="adamw", offset_rate=8.0).offset_rate == 8.0
+    assert (adam.momentum, adam.bias_lr_scale) == (None, 1.0)
+    assert cnnlab.Recipe(model=model, optimizer="adamw", bias_lr_scale=8.0).bias_lr_scale == 8.0
     assert dataclasses.replace(adam, optimizer="sgd").momentum == cnnlab.Recipe(model=model, optimizer="sgd").momentum
     assert cnnlab.Recipe(model=model, schedule="plateau").warmup is None
     assert cnnlab.Recipe(model=model, ema=0.9).lookahead == 0.0
-    assert cnnlab.Recipe(model=model, fine_tune=1, layer_decay=0.5).offset_rate == 1.0
+    assert cnnlab.Recipe(model=model, fine_tune=1, layer_decay=0.5).bias_lr_scale == 1.0
 
 
 def test_defaults_follow_the_optimizer_and_the_schedule():

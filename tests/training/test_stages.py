@@ -143,7 +143,7 @@ def test_normalisation_stays_as_it_was_and_lower_stages_learn_slower(digits, wor
 
 def test_small_pictures_first_is_one_training_of_all_its_epochs(digits, monkeypatch):
     fields = {"model": "resnet9", "filters": (8,), "epochs": 5, "batch_size": 32, "augment": "altflip+crop"}
-    recipe = cnnlab.Recipe(**fields, small_first=0.6, dataset="digits", limit=150, precision="float32")
+    recipe = cnnlab.Recipe(**fields, progressive_resizing=0.6, dataset="digits", limit=150, precision="float32")
     sizes, made = [], Batches.__getitem__
 
     def seen(self, i):
@@ -161,7 +161,7 @@ def test_small_pictures_first_is_one_training_of_all_its_epochs(digits, monkeypa
     steps = math.ceil(len(digits.train) / 32)
     assert int(model.optimizer.iterations) == 5 * steps
     # The schedule is one over both: it ends where that of a training on whole pictures does.
-    whole = dataclasses.replace(recipe, small_first=0.0)
+    whole = dataclasses.replace(recipe, progressive_resizing=0.0)
     rates = trainer.train(cnnlab.build_model(whole, digits), digits, whole, quiet=True).history["learning_rate"]
     assert trained.history["learning_rate"] == pytest.approx(rates)
     assert len(trained.history["val_accuracy"]) == 5

@@ -37,6 +37,12 @@ def test_a_name_alone_adds_a_field_with_its_usual_values():
         narrowed_space(recipe, ["ema"], ["ema"])
 
 
+def test_a_hyperparameter_may_be_given_by_its_old_name():
+    space = narrowed_space(cnnlab.Recipe(model="resnet9"), [], ["offset_rate=1,64", "small_first"])
+    assert space["bias_lr_scale"] == (1.0, 64.0)
+    assert space["progressive_resizing"] == (0.0, 0.4, 0.6)
+
+
 def test_ranges_go_with_the_optimizer():
     own, muon = (narrowed_space(cnnlab.Recipe(model="resnet9", optimizer=name), [], []) for name in ("sgd", "muon"))
     assert own["learning_rate"] == Range(0.2, 2.0, log=True)
@@ -58,13 +64,13 @@ def test_what_depends_on_another_value_is_left_out_without_it():
     assert recipe_of({"optimizer": "adam", "momentum": 0.8}, base).momentum is None
     assert recipe_of({"optimizer": "sgd", "momentum": 0.8}, base).momentum == 0.8
     base = cnnlab.Recipe(model="resnet9")
-    averaged = recipe_of({"ema": 0.99, "lookahead": 0.9, "small_first": 0.6}, base)
-    assert (averaged.lookahead, averaged.small_first) == (0.0, 0.0)
-    ahead = recipe_of({"ema": 0.0, "lookahead": 0.9, "small_first": 0.6}, base)
-    assert (ahead.lookahead, ahead.small_first) == (0.9, 0.6)
-    first = dataclasses.replace(base, small_first=0.6)
-    assert recipe_of({"tuner/epochs": 1}, first).small_first == 0.0
-    assert recipe_of({"tuner/epochs": 2}, first).small_first == 0.6
+    averaged = recipe_of({"ema": 0.99, "lookahead": 0.9, "progressive_resizing": 0.6}, base)
+    assert (averaged.lookahead, averaged.progressive_resizing) == (0.0, 0.0)
+    ahead = recipe_of({"ema": 0.0, "lookahead": 0.9, "progressive_resizing": 0.6}, base)
+    assert (ahead.lookahead, ahead.progressive_resizing) == (0.9, 0.6)
+    first = dataclasses.replace(base, progressive_resizing=0.6)
+    assert recipe_of({"tuner/epochs": 1}, first).progressive_resizing == 0.0
+    assert recipe_of({"tuner/epochs": 2}, first).progressive_resizing == 0.6
 
 
 @pytest.mark.parametrize(
