@@ -31,7 +31,8 @@ NAMES += ("vgg16, staged", "saved backbone, staged", "resnet9, small first", "fu
 NAMES += ("winner of the search", "better cnn", "interrupted")
 OTHER_TEST_IMAGES = ("cnn, every option", "pictures")
 # What fields were called in the recipes of this store, and are called now.
-RENAMED = {}
+RENAMED = {"fit": "resize_mode", "picture_size": "stored_size", "small_first": "progressive_resizing"}
+RENAMED |= {"offset_rate": "bias_lr_scale", "test_views": "tta_views", "members": "ensemble_size"}
 PLAIN = cnnlab.Recipe(filters=(4, 4), dense_units=8, dataset="digits", limit=150, epochs=2, deterministic=True)
 
 
