@@ -1,62 +1,33 @@
-"""Name what is in pictures with a logged or registered model."""
+"""Name what is in picture files with a logged or registered model: what `cnnlab predict` does."""
+
+from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from cnnlab.data.decoding import SIXTEEN_BITS, decode_image
+from cnnlab.data.decoding import SIXTEEN_BITS
 from cnnlab.data.folder_scan import describe_left_out, scan_folder
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.evaluation.classifier import Classifier
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import mlflow_store, model_registry, run_queries
 from cnnlab.utils.downloads import URLS, fetch
 from cnnlab.utils.log import log
-from cnnlab.utils.signals import signals_held
 from cnnlab.utils.text import csv_line, escape_control_characters
 
 BATCH = 256  # pictures in memory at a time
 MOST_BYTES = 2**28  # of a picture at a URL
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A loaded model and what its output means.
-
-    Attributes:
-        uri: where it was loaded from.
-        model: `keras.Model`, `(N, image_size, image_size, 3) uint8` to `(N, num_classes)` probabilities.
-        class_names: of the probabilities, from the model's own metadata.
-        image_size: pixels a side.
-        resize_mode, grey_range: how a picture becomes an image of that size, as the training had it.
-    """
-
-    uri: str
-    model: object
-    class_names: tuple[str, ...]
-    image_size: int
-    resize_mode: str = "stretch"
-    grey_range: tuple[float, float] = SIXTEEN_BITS
-
-    def image(self, file, **bounds) -> np.ndarray:
-        """One picture, a path or its bytes, as `(image_size, image_size, 3) uint8`; raises as `decode_image`."""
-        return decode_image(file, self.image_size, resize_mode=self.resize_mode, grey_range=self.grey_range, **bounds)
-
-    def probabilities(self, images) -> np.ndarray:
-        """`(N, H, W, 3) uint8` to `(N, num_classes) float32`."""
-        with signals_held():
-            return np.asarray(self.model.predict_on_batch(images))
-
-    def top(self, probabilities, count) -> list[tuple[str, float]]:
-        """The most probable classes of one picture, `(name, probability)`, best first."""
-        order = np.argsort(-probabilities, kind="stable")[:count]
-        return [(self.class_names[i], float(probabilities[i])) for i in order]
-
-
-def load_classifier(model=None) -> Classifier:
+def load_classifier(model: str | None = None) -> Classifier:
     """Load a model by URI, that of a run by its id, or the champion of a registered model, named or the only one.
 
     Raises:
@@ -65,17 +36,12 @@ def load_classifier(model=None) -> Classifier:
     with mlflow_store.opened(writes=False):
         uri = stored_models.pinned(_uri(model))
         loaded, about = stored_models.load(uri)
-    return Classifier(
-        uri,
-        loaded,
-        tuple(about["class_names"]),
-        loaded.input_shape[1],
-        about.get("fit") or "stretch",  # of a named set, and before there was a choice
-        tuple(about.get("grey_range") or SIXTEEN_BITS),
-    )
+    low, high = about.get("grey_range") or SIXTEEN_BITS
+    resize_mode = about.get("fit") or "stretch"  # of a named set, and before there was a choice
+    return Classifier(uri, loaded, tuple(about["class_names"]), loaded.input_shape[1], resize_mode, (low, high))
 
 
-def _uri(model):
+def _uri(model: str | None) -> str | None:
     if model and ":/" in model:
         return model
     if model and re.fullmatch("[0-9a-f]{4,32}", model) and model not in model_registry.names():
@@ -83,8 +49,8 @@ def _uri(model):
     return model_registry.champion_uri(model)
 
 
-def list_pictures(paths) -> list[str]:
-    """Files and URLs as they are, and the pictures in folders and their subfolders, sorted.
+def list_pictures(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """List picture files: files and URLs as they are, and the pictures in folders and their subfolders, sorted.
 
     Raises:
         ArgumentError: a path does not exist, or a folder holds no pictures.
@@ -109,15 +75,17 @@ def list_pictures(paths) -> list[str]:
     return found
 
 
-def classify_files(classifier, files):
-    """Classify pictures, a batch in memory at a time.
+def classify_files(
+    classifier: Classifier, files: Sequence[str]
+) -> Iterator[tuple[str, npt.NDArray[np.float32] | LabError]]:
+    """Classify picture files and URLs, with one batch in memory at a time.
 
     Yields:
-        `(file, probabilities)` in order; in place of `(num_classes,)` probabilities a `LabError` for a file that does
-        not decode.
+        `(file, probabilities)` in order, with `(num_classes,)` probabilities, or a `LabError` for a file that does not
+        decode.
     """
 
-    def decode(file):
+    def decode(file: str) -> npt.NDArray[np.uint8] | LabError:
         try:
             return classifier.image(fetch(file, MOST_BYTES) if str(file).startswith(URLS) else file)
         except LabError as error:
@@ -133,14 +101,19 @@ def classify_files(classifier, files):
                 yield file, image if isinstance(image, LabError) else next(predicted)
 
 
-def write_predictions(rows, file_format, count, width):
-    """Predictions as lines of text, one picture at a time.
+def write_predictions(
+    rows: Iterable[tuple[str, Sequence[tuple[str, float]]]],
+    file_format: Literal["table", "csv", "json"],
+    count: int,
+    width: int,
+) -> Iterator[str]:
+    """Format predictions as text, one picture at a time; "json" is one array.
 
     Args:
-        rows: iterable of `(file, [(class name, probability), ...])`.
-        file_format: "table", "csv" or "json", which is one array.
-        count: classes a picture.
-        width: of the longest file name, for the table.
+        rows: `(file, [(class name, probability), ...])` of each picture.
+        file_format: what to write.
+        count: number of classes a picture.
+        width: number of characters for the file names of the table.
 
     Yields:
         Text, to be written as it is.

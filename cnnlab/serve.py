@@ -1,4 +1,6 @@
-"""A registered model behind MLflow's scoring server, which also takes picture files and has a page to drop one on."""
+"""Serve a registered model: MLflow's scoring server, with routes for picture files and a page to drop one on."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import uvicorn
 
 from cnnlab.classify import load_classifier
 from cnnlab.errors import ArgumentError, first_line
+from cnnlab.evaluation.classifier import Classifier
 from cnnlab.serving.app import make_app
 from cnnlab.serving.idle_connections import TimedProtocol
 from cnnlab.serving.middleware import MOST_BYTES
@@ -16,14 +19,17 @@ from cnnlab.utils.log import log
 from cnnlab.utils.ports import LOOPBACK, address, choose_port, names_of
 
 DEFAULT_PORT = 5001  # beside the UI's
-CONCURRENT = 512  # connections; more are answered 503
+MOST_CONNECTIONS = 512  # at a time; more are answered 503
 
 
-def serve(model, host, port, token=None) -> None:
+def serve(model: str | None, host: str, port: int | None, token: str | None = None) -> None:
     """Load a model and serve it until the process is told to end.
 
     Args:
-        token: as in `make_app`.
+        model: as in `load_classifier`.
+        host: name or address to listen on.
+        port: to listen on; by default 5001 where it is free, else any.
+        token: that requests have to carry, as in `make_app`.
 
     Raises:
         ArgumentError: the port is taken.
@@ -36,17 +42,28 @@ def serve(model, host, port, token=None) -> None:
     classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
     about = logged_models.about(classifier.uri)
     app = make_app(classifier, about=about, names=names_of(host, port), token=token)
-    bounds = {"http": TimedProtocol, "ws": "none", "limit_concurrency": CONCURRENT}
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", **bounds)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        http=TimedProtocol,
+        ws="none",
+        limit_concurrency=MOST_CONNECTIONS,
+    )
     listening = config.bind_socket()
     listening.listen()  # so that the curl line works from the moment it is printed
-    url = address(host, port)
+    log.info(_welcome(classifier, host, port, token))
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _welcome(classifier: Classifier, host: str, port: int, token: str | None) -> str:
+    """Write what the screen says when the server has started: its address and how it is asked."""
+    url, side = address(host, port), classifier.image_size
     header = '-H "Authorization: Bearer TOKEN" ' if token else ""
-    if host not in LOOPBACK:
-        log.info(
-            f"It listens on {host}: whoever reaches it may ask" + (" with the token." if token else "; see --token.")
-        )
-    log.info(
+    public = f"It listens on {host}: whoever reaches it may ask{' with the token' if token else '; see --token'}.\n"
+    return (
+        f"{'' if host in LOOPBACK else public}"
         f"{classifier.uri} at {url}, {side} x {side} pixels, {len(classifier.class_names)} classes\n"
         f"  in a browser:    {url}/\n"
         f"  a picture file:  curl {header}--data-binary @picture.jpg {url}/classify\n"
@@ -56,14 +73,13 @@ def serve(model, host, port, token=None) -> None:
         f"  at most:         {MOST_BYTES:,} bytes a request, {MOST_PIXELS:,} pixels a picture\n"
         "Ctrl-C ends it."
     )
-    uvicorn.Server(config).run(sockets=[listening])
 
 
-def read_token(given) -> str | None:
-    """A token as it was given, or what the file `@FILE` holds.
+def read_token(given: str | None) -> str | None:
+    """Return a token as it was given, or what the file of `@FILE` holds.
 
     Raises:
-        ArgumentError: the file cannot be read, or there is nothing in it.
+        ArgumentError: the file cannot be read, or the token is empty or not of printable ASCII.
     """
     token, reason = given, "nothing"
     if given and given.startswith("@"):

@@ -71,9 +71,9 @@ def _label_cards(findings: Findings) -> list[Card]:
     if findings.check is None or not len(first):
         return []
     for i, pixels in zip(first, findings.pixels(first), strict=True):
-        order = np.argsort(-np.nan_to_num(findings.check.probabilities[i]), kind="stable")[:3]
+        order = np.argsort(-np.nan_to_num(findings.check.probabilities[i]), kind="stable")[:3].tolist()
         own, names = findings.class_of(i), [findings.class_names[label] for label in order]
-        shares = [audit_report.percent(findings, i, label) for label in (findings.labels[i], *order)]
+        shares = [audit_report.percent(findings, i, label) for label in (int(findings.labels[i]), *order)]
         lines = (
             f"Labelled {own} ({shares[0]})",
             f"Predicted: {', '.join(f'{name} {share}' for name, share in zip(names, shares[1:], strict=True))}",

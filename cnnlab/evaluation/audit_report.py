@@ -92,8 +92,8 @@ def sentences(findings: Findings) -> list[str]:
         duplicates_line(findings),
         *label_lines(findings),
         *(
-            f"  {findings.files[i]}: labelled {findings.class_of(i)} ({percent(findings, i, findings.labels[i])}), "
-            f"looks like {_suggested(findings, i)}"
+            f"  {findings.files[i]}: labelled {findings.class_of(i)} "
+            f"({percent(findings, i, int(findings.labels[i]))}), looks like {_suggested(findings, i)}"
             for i in issues[:EXAMPLES]
         ),
         *_more(len(issues), "label_issues.csv"),
@@ -166,7 +166,7 @@ def tables(findings: Findings) -> dict[str, str]:
 
 def metrics(findings: Findings) -> dict[str, float]:
     """Give the findings as numbers by the name of their metric."""
-    counts = {
+    counts: dict[str, float] = {
         "pictures": int((findings.splits != "").sum()),
         "undecodable": len(findings.bad),
         "duplicates": sum(not p.near for p in findings.pairs),
@@ -214,10 +214,11 @@ def _left_out(findings: Findings) -> Iterator[tuple[str, str]]:
 
 def _label_issues(findings: Findings) -> str:
     columns = ("file", "part", "class", "suggested_class", "probability", "suggested_probability", "score")
-    rows, check = [], findings.check
-    for i in findings.label_issues if check else ():
-        suggested = check.suggested[i]
-        own, other = check.probabilities[i, findings.labels[i]], check.probabilities[i, suggested]
+    rows = []
+    for i in findings.label_issues:
+        assert findings.check is not None
+        suggested, probabilities = findings.check.suggested[i], findings.check.probabilities[i]
+        own, other = probabilities[findings.labels[i]], probabilities[suggested]
         names = (findings.files[i], findings.splits[i], findings.class_of(i), findings.class_names[suggested])
         rows.append((*names, *(f"{value:.6f}" for value in (own, other, own - other))))
     return _csv(columns, rows)

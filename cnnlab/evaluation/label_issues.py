@@ -90,8 +90,8 @@ def check_labels(
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is enough
-        predicted = cross_val_predict(head, features[checked], given, cv=folds, method="predict_proba")
-    predicted = predicted.astype("float64")
+        folded = cross_val_predict(head, features[checked], given, cv=folds, method="predict_proba")
+    predicted = np.asarray(folded, "float64")
     issues = find_label_issues(
         given,
         predicted,

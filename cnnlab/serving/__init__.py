@@ -1,1 +1,1 @@
-"""The server of a model."""
+"""Serve a model over HTTP: routes for pictures and arrays, limits on requests, batches, metrics and a page."""

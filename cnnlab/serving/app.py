@@ -1,12 +1,21 @@
-"""MLflow's scoring app, with routes for pictures, for a page to drop one on, and for those who watch the server."""
+"""Build the web app of `cnnlab serve`: MLflow's scoring server with routes for pictures, a page, health and metrics."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
-from fastapi import Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
 from cnnlab.data.decoding import UndecodableError
 from cnnlab.errors import first_line
+from cnnlab.evaluation.classifier import Classifier
 from cnnlab.serving import middleware, server_metrics
 from cnnlab.serving.array_routes import UnusualError, checked, is_json, read_images
 from cnnlab.serving.page import HEADERS, PAGE
@@ -14,103 +23,106 @@ from cnnlab.serving.picture_routes import picture_routes
 from cnnlab.serving.request_batching import Batcher
 from cnnlab.tracking.mlflow_internals import scoring_app
 
-# What MLflow's reading of a body ends in that it has no words for.
-UNREAD = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RecursionError)
+# What MLflow raises on some bodies that it cannot read, instead of answering them.
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RecursionError)
 
 
-def make_app(classifier, top=3, *, about=None, names=None, token=None):
-    """MLflow's scoring app with `POST /classify`, whose body is a picture file, and what the page at `/` asks.
+def make_app(
+    classifier: Classifier,
+    top: int = 3,
+    *,
+    about: dict[str, Any] | None = None,
+    names: Sequence[str] | None = None,
+    token: str | None = None,
+) -> Starlette:
+    """Build the ASGI app of a classifier.
 
     Args:
-        classifier: a `predict.Classifier`.
-        top: classes that `/classify` names.
+        classifier: answers the requests.
+        top: number of classes that `POST /classify` answers with.
         about: what the page says of the model: its "name", "version" and "card".
-        names: that it may be called by, as `ports.names_of` gives them; any without.
-        token: a bearer token that every request has to carry, but that for the page; none without.
-    """
-    side, num_classes = classifier.image_size, len(classifier.class_names)
-    shape = (side, side, 3)
-    about = {"name": classifier.uri, "version": None, "card": None, **(about or {})}
-    counted = server_metrics.Metrics()
-    batches = Batcher(classifier.probabilities, counted.computed)
-    mlflow = scoring_app(lambda images: classifier.probabilities(checked(images, shape)), shape, num_classes)
-    for kind in UNREAD:
-        mlflow.add_exception_handler(kind, _unread)
-    classify, explain, has_heat = picture_routes(classifier, batches, top)
+        names: values of the header `Host` that are accepted, as `ports.names_of` gives them; by default any.
+        token: a bearer token that every request but that for the page has to carry; by default none.
 
-    async def page(request):
+    Returns:
+        The app, with the routes `/`, `/classify`, `/explain`, `/model`, `/health`, `/metrics` and `/invocations`. All
+        other requests go to MLflow's scoring server.
+    """
+    about = {"name": classifier.uri, "version": None, "card": None, **(about or {})}
+    metrics = server_metrics.Metrics()
+    batcher = Batcher(classifier.probabilities, metrics.computed)
+    mlflow_app, invocations = _array_route(classifier, batcher)
+    pictures, has_heat = picture_routes(classifier, batcher, top)
+
+    async def page(request: Request) -> Response:
         return HTMLResponse(PAGE, headers=HEADERS)
 
-    async def model(request):
-        facts = {"classes": num_classes, "image_size": side, "fit": classifier.resize_mode}
-        return JSONResponse({**about, **facts, "heat": has_heat, "most_bytes": middleware.MOST_BYTES})
+    async def model(request: Request) -> Response:
+        facts = {"classes": len(classifier.class_names), "image_size": classifier.image_size}
+        facts |= {"fit": classifier.resize_mode, "heat": has_heat, "most_bytes": middleware.MOST_BYTES}
+        return JSONResponse({**about, **facts})
 
-    async def health(request):
+    async def health(request: Request) -> Response:
         return JSONResponse({"model": about["name"], "version": about["version"], "ready": True})
 
-    async def numbers(request):
-        return Response(counted.text(), media_type=server_metrics.KIND)
+    async def numbers(request: Request) -> Response:
+        return Response(metrics.text(), media_type=server_metrics.KIND)
 
-    async def invocations(request):
-        """The answer to what is quick to read; `None` for what is left to MLflow."""
-        kind = request.headers.get("content-type")
-        if not kind:
-            return middleware.error(415, "Expected the header 'Content-Type: application/json'. Received none.")
-        if not is_json(kind):
-            return None
-        try:
-            output = await batches.ask(lambda body: read_images(body, shape), await request.body())
-        except UnusualError:
-            return None
-        return Response(json.dumps({"predictions": output.tolist()}), media_type="application/json")
-
-    routes = {
-        "/": ("GET", page),
-        "/classify": ("POST", classify),
-        "/explain": ("POST", explain),
-        "/model": ("GET", model),
-        "/health": ("GET", health),
-        "/metrics": ("GET", numbers),
-        "/invocations": ("POST", invocations),
-    }
-    return middleware.guarded(_routed(routes, mlflow), counted, names=names, token=token, routes=routes)
-
-
-def _routed(routes, others):
-    """An ASGI app of functions by path, `(method, function)`, and of another one for what has none or gets `None`."""
-
-    async def app(scope, receive, send):
-        method, route = routes.get(scope.get("path"), (None, None))
-        if route is None:
-            await others(scope, receive, send)
-            return
-        request = Request(scope, receive)
-        if scope["method"] not in (method, "HEAD" if method == "GET" else method):
-            answer = middleware.error(405, f"Expected {method} {scope['path']}. Received: {scope['method']}.")
-        else:
-            try:
-                answer = await route(request)
-            except UndecodableError as error:
-                answer = middleware.error(400, f"Expected the body to be a picture file. Received: {error.reason}.")
-        if answer is None:
-            await others(scope, _again(await request.body()), send)
-        else:
-            await answer(scope, receive, send)
-
+    getters = {"/": page, "/model": model, "/health": health, "/metrics": numbers}
+    routes = [*(Route(path, endpoint) for path, endpoint in getters.items()), *pictures, invocations]
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(middleware.CountRequests, metrics=metrics, paths={route.path for route in routes}),
+            Middleware(middleware.LimitRequests, names=names, token=token),
+        ],
+        exception_handlers={UndecodableError: _answer_undecodable, 405: _answer_wrong_method},
+    )
+    app.router.redirect_slashes = False
+    app.router.default = mlflow_app
     return app
 
 
-async def _unread(request, reason):
-    said = f"{type(reason).__name__}: {first_line(reason)}"
-    return middleware.error(
-        400, f"Expected a body as 'mlflow models serve' takes it. Received one that is none ({said})."
-    )
+def _array_route(classifier: Classifier, batcher: Batcher) -> tuple[Any, Route]:
+    """Return MLflow's scoring app, and a route in front of its `/invocations`, which it leaves unusual requests to."""
+    shape = (classifier.image_size, classifier.image_size, 3)
+
+    def predict(images):
+        return classifier.probabilities(checked(images, shape))
+
+    mlflow_app: Any = scoring_app(predict, shape, len(classifier.class_names))
+    [mlflow_invocations] = [route.endpoint for route in mlflow_app.routes if route.path == "/invocations"]
+
+    async def invocations(request: Request) -> Response:
+        kind = request.headers.get("content-type")
+        if not kind:
+            return middleware.error(415, "Expected the header 'Content-Type: application/json'. Received none.")
+        try:
+            if not is_json(kind):
+                raise UnusualError
+            output = await batcher.ask(lambda body: read_images(body, shape), await request.body())
+        except UnusualError:
+            return await _answer_of_mlflow(mlflow_invocations, request)
+        return Response(json.dumps({"predictions": output.tolist()}), media_type="application/json")
+
+    return mlflow_app, Route("/invocations", invocations, methods=["POST"])
 
 
-def _again(body):
-    """A body that was received, to be received once more."""
+async def _answer_of_mlflow(invocations, request: Request) -> Response:
+    try:
+        return await invocations(request)
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        sentence = f"Expected a body as 'mlflow models serve' takes it. Received one that is none ({reason})."
+        return middleware.error(400, sentence)
 
-    async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
 
-    return receive
+async def _answer_undecodable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, UndecodableError)
+    return middleware.error(400, f"Expected the body to be a picture file. Received: {error.reason}.")
+
+
+async def _answer_wrong_method(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    method = min(request.scope["route"].methods)  # GET stands before HEAD
+    return middleware.error(405, f"Expected {method} {request.url.path}. Received: {request.method}.")

@@ -1,11 +1,15 @@
-"""Images as arrays in JSON, as `/invocations` takes them."""
+"""Read images as arrays in JSON, as the route `/invocations` takes them, in a fifth of the time that MLflow needs."""
+
+from __future__ import annotations
 
 import functools
 import json
 import math
 import re
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from cnnlab.errors import ArgumentError
 
@@ -13,23 +17,26 @@ NAMES = ("inputs", "instances")
 HEAD = re.compile(rb'\{"(?:inputs|instances)": ?')
 
 
+Shape: TypeAlias = tuple[int, ...]  # of an image, (H, W, 3)
+
+
 class UnusualError(Exception):
-    """A request that MLflow's own code has to answer."""
+    """Report a request that MLflow's own code has to answer."""
 
 
-def is_json(kind) -> bool:
-    """Whether a content type is JSON's, as nearly everybody sends it."""
+def is_json(kind: str) -> bool:
+    """Return whether a content type is that of JSON, as nearly every client writes it."""
     return kind.replace(" ", "").lower() in ("application/json", "application/json;charset=utf-8")
 
 
-def read_images(body, shape) -> np.ndarray:
-    """`{"inputs": [image, ...]}`, or "instances", as `(N, *shape) uint8`.
+def read_images(body: bytes, shape: Shape) -> npt.NDArray[np.uint8]:
+    """Read `{"inputs": [image, ...]}`, or "instances", as images `(N, *shape)`.
 
-    MLflow's code is slow, as it makes an object of every number and a float of that. What is as it should be is read
-    here, and answered the same; for all else MLflow finds the words.
+    MLflow's code is slow, as it makes an object of every number and a float of that. Good requests are read here, with
+    the same answers; MLflow words the errors of all others.
 
     Raises:
-        UnusualError: it is anything else.
+        UnusualError: the body is anything else.
     """
     images = _plain_images(body, shape)
     if images is not None:
@@ -43,11 +50,11 @@ def read_images(body, shape) -> np.ndarray:
         raise UnusualError from error
 
 
-def _plain_images(body, shape):
-    """Whole numbers as JSON's writers write them, with spaces after the commas or without; `None` for all else.
+def _plain_images(body: bytes, shape: Shape) -> npt.NDArray[np.uint8] | None:
+    """Read whole numbers as programs write JSON, with spaces after the commas or without; `None` for anything else.
 
-    Without its digits, such a text is the same for all images of a shape; what is left without the rest are numbers
-    with commas between, which NumPy reads in a fifth of the time that a JSON parser takes.
+    Without its digits, such a text is the same for all images of a shape. Without its brackets and spaces, numbers with
+    commas between are left, which NumPy reads in a fifth of the time that a JSON parser takes.
     """
     if not (head := HEAD.match(body)) or not body.endswith(b"]}"):
         return None
@@ -77,18 +84,18 @@ def _plain_images(body, shape):
 
 
 @functools.cache
-def _frame(shape, comma):
-    """An image in JSON, without its numbers."""
+def _frame(shape: Shape, comma: bytes) -> bytes:
+    """Write an image in JSON without its numbers."""
     if not shape:
         return b""
     return b"[" + comma.join([_frame(shape[1:], comma)] * shape[0]) + b"]"
 
 
-def checked(images, shape) -> np.ndarray:
-    """`(N, *shape)` of whole numbers, 0 to 255, as uint8.
+def checked(images: npt.NDArray[Any], shape: Shape) -> npt.NDArray[np.uint8]:
+    """Return images `(N, *shape)` of whole numbers from 0 to 255 as uint8.
 
     Raises:
-        ArgumentError: they are others.
+        ArgumentError: the shape or the numbers are others.
     """
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         raise _wrong(f"an array of shape (N, {', '.join(map(str, shape))})", f"shape {images.shape}")
@@ -101,5 +108,5 @@ def checked(images, shape) -> np.ndarray:
     return images.astype(np.uint8)
 
 
-def _wrong(expected, received):
+def _wrong(expected: str, received: str) -> ArgumentError:
     return ArgumentError(f"Expected {expected}. Received: {received}.")

@@ -1,17 +1,19 @@
-"""The page at `/`: one file, without anything from elsewhere, and headers that let nothing else run in it."""
+"""Load the page at `/`, which is one file, and make headers that let nothing but its own script run in it."""
+
+from __future__ import annotations
 
 import base64
 import hashlib
 import re
 from importlib.resources import files
 
-PAGE = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+PAGE = files("cnnlab.serving").joinpath("page.html").read_text(encoding="utf-8")
 
 
-def _hashes(tag):
-    """What Content-Security-Policy calls the page's own parts by."""
-    parts = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
-    digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts)
+def _hashes(tag: str) -> str:
+    """Hash the page's own scripts or styles, as Content-Security-Policy names what it allows."""
+    elements = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(element.encode()).digest()).decode() for element in elements)
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 

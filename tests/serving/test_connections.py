@@ -17,7 +17,7 @@ from cnnlab.utils.ports import is_foreign
 @pytest.fixture
 def connect(monkeypatch):
     """Open a socket to a running server of a model that is never asked."""
-    monkeypatch.setattr(idle_connections, "EVERY", 0.05)
+    monkeypatch.setattr(idle_connections, "INTERVAL", 0.05)
     monkeypatch.setattr(idle_connections, "HEADERS_TIME", 0.5)
     monkeypatch.setattr(idle_connections, "ANSWER_TIME", 1)
     model = type("NoModel", (), {"layers": [], "inputs": [], "outputs": []})()

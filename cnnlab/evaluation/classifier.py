@@ -1,0 +1,55 @@
+"""Hold a loaded model together with what its input and output mean, so that it names what is in pictures."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnlab.data.decoding import SIXTEEN_BITS, decode_image
+from cnnlab.utils.signals import signals_held
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded model and what its input and output mean.
+
+    Attributes:
+        uri: where it was loaded from.
+        model: from images `(N, image_size, image_size, 3) uint8` to probabilities `(N, num_classes)`.
+        class_names: of the probabilities, from the model's own metadata.
+        image_size: pixels a side.
+        resize_mode, grey_range: how a picture becomes an image of that size, as in the training.
+    """
+
+    uri: str
+    model: keras.Model
+    class_names: tuple[str, ...]
+    image_size: int
+    resize_mode: str = "stretch"
+    grey_range: tuple[float, float] = SIXTEEN_BITS
+
+    def image(self, file: str | os.PathLike[str] | bytes, **bounds: int) -> npt.NDArray[np.uint8]:
+        """Decode one picture, a path or its bytes, to `(image_size, image_size, 3)`; raises as `decode_image`."""
+        return decode_image(file, self.image_size, resize_mode=self.resize_mode, grey_range=self.grey_range, **bounds)
+
+    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Predict `(N, num_classes)` probabilities of images `(N, image_size, image_size, 3)`."""
+        with signals_held():
+            return np.asarray(self.model.predict_on_batch(images))
+
+    def top(self, probabilities: npt.NDArray[np.floating[Any]], count: int) -> list[tuple[str, float]]:
+        """List the `count` most probable classes of one picture as `(name, probability)`, best first.
+
+        Args:
+            probabilities: `(num_classes,)`.
+            count: number of classes.
+        """
+        order = np.argsort(-probabilities, kind="stable")[:count]
+        return [(self.class_names[i], float(probabilities[i])) for i in order]
