@@ -18,7 +18,8 @@ from cnnlab.data.folder_scan import describe_left_out, scan_folder
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation.classifier import Classifier
 from cnnlab.tracking import logged_models as stored_models
-from cnnlab.tracking import mlflow_store, model_registry, run_queries
+from cnnlab.tracking import model_registry, run_queries
+from cnnlab.tracking.session import opened_store
 from cnnlab.utils.downloads import URLS, fetch
 from cnnlab.utils.log import log
 from cnnlab.utils.text import csv_line, escape_control_characters
@@ -33,7 +34,7 @@ def load_classifier(model: str | None = None) -> Classifier:
     Raises:
         LabError: the registry is empty, has no such model or alias, or the model does not carry its class names.
     """
-    with mlflow_store.opened(writes=False):
+    with opened_store(writes=False):
         uri = stored_models.pinned(_uri(model))
         loaded, about = stored_models.load(uri)
     low, high = about.get("grey_range") or SIXTEEN_BITS

@@ -1,108 +1,132 @@
-"""Several models on the same data, side by side: trained now as children of one run, or read back from the store."""
+"""Compare several models on the same data: train them as children of one run, or read back runs of the store."""
+
+from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy.typing as npt
+
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation import comparison_report
 from cnnlab.evaluation.run_result import RunResult
-from cnnlab.models import custom_model
-from cnnlab.resolve import load_for, prepare
+from cnnlab.recipe import Recipe
+from cnnlab.resolve import Prepared, load_for, prepare
 from cnnlab.resume import training_key
 from cnnlab.tracking import checkpoint_files, mlflow_store, run_logging, run_queries
-from cnnlab.tracking import tracked_run as tracking
-from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags
+from cnnlab.tracking.recorder import Recorder
+from cnnlab.tracking.session import Session, opened_store
 from cnnlab.tracking.tag_names import TRAINING, our_tags
-from cnnlab.train import train_prepared
+from cnnlab.train import train_model
 from cnnlab.utils.log import log
 from cnnlab.utils.text import escape_control_characters, markdown
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`run_id` of the run that carries it, `None` where the store may not be written; `results`, a `RunResult` for each
-    model; `verdicts`, sentences.
+    """What a comparison gave.
+
+    Attributes:
+        run_id: of the run that carries it, `None` where the store may not be written.
+        results: a `RunResult` for each model.
+        verdicts: sentences.
     """
 
-    run_id: str
+    run_id: str | None
     results: list[RunResult]
     verdicts: list[str]
 
 
-def compare_models(recipes, restart=False) -> Comparison:
+def compare_models(recipes: Sequence[Recipe], restart: bool = False) -> Comparison:
     """Train each recipe on the same data as children of one parent run that carries the comparison.
 
-    Where the newest comparison of these recipes on this data was interrupted, it goes on: what it has trained stays.
+    Where the newest comparison of these recipes on this data was interrupted, it is resumed: what it has trained stays.
 
     Args:
         recipes: `Recipe`s that agree in their data fields (those of the first are used).
         restart: train all from the beginning in any case.
+
+    Raises:
+        ArgumentError: a recipe is there twice, or a model cannot be built for these images.
+        LabError: as `train_model`.
     """
     if len(set(recipes)) < len(recipes):
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
-    checkpoint_files.seconds_between()  # a wrong number is said before any work
-    mlflow_store.expect_usable_store()
-    with custom_model.pinned_sources([recipe.model for recipe in recipes]):
-        return _compare_models(recipes, restart)
-
-
-def _compare_models(recipes, restart):
-    dataset, prepared = prepare(recipes)
-    keys = "".join(training_key(one.recipe, dataset) for one in prepared)
-    key = hashlib.sha256(keys.encode()).hexdigest()[:32]
-    with recorded(goes_on=f"compare-{key[:12]}") as ids:
+    checkpoint_files.seconds_between()  # refuses a wrong number before any work
+    with Session([recipe.model for recipe in recipes]) as session:
+        dataset, prepared = prepare(recipes)
+        key = _key(prepared, dataset)
+        recorder = session.recorder(resume_key=f"compare-{key[:12]}")
         checkpoint_files.sweep()
-        comparison = _compare_prepared(recipes, dataset, prepared, key, restart)
-    return renamed(comparison, ids)
+        experiment_id = recorder.experiment_for(dataset)
+        resumed = None if restart else _interrupted_comparison(experiment_id, key)
+        names = " and ".join(dict.fromkeys(recipe.label for recipe in recipes))
+        run = {
+            "params": {},
+            "tags": {"kind": "compare", "figure": comparison_report.CURVES, TRAINING: key, **data_tags(dataset)},
+            "description": f"{markdown(names)} on the same **{markdown(dataset.name)}** images; the runs below it are "
+            "the models.",
+        }
+        with recorder.start(experiment_id, f"compare {names}", **run, resumed_run_id=resumed) as parent_run_id:
+            finished = _finished_before(prepared, dataset, experiment_id, parent_run_id, recorder) if resumed else {}
+            results = []
+            for one in prepared:  # built one at a time: several models in memory are not needed
+                if (result := finished.get(training_key(one.recipe, dataset))) is None:
+                    result = train_model(one.recipe, restart, loaded=(dataset, one), parent_run_id=parent_run_id)
+                results.append(result)
+            verdicts = _log_comparison(results, dataset.test.images)
+    return Comparison(recorder.id_to_show(parent_run_id), results, verdicts)
 
 
-def _compare_prepared(recipes, dataset, prepared, key, restart):
-    names = " and ".join(dict.fromkeys(recipe.label for recipe in recipes))
-    experiment_id = tracking.experiment_for(dataset)
-    resumed = None if restart else run_queries.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
-    if resumed:
-        log.info(f"Going on with comparison {resumed[:8]}, which was interrupted.")
-    with tracking.tracked_run(
-        experiment_id,
-        f"compare {names}",
-        params={},
-        tags={"kind": "compare", "figure": comparison_report.CURVES, TRAINING: key, **data_tags(dataset)},
-        description=f"{markdown(names)} on the same **{markdown(dataset.name)}** images; the runs below it are the "
-        "models.",
-        resumed_run_id=resumed,
-    ) as parent_run_id:
-        # Built one at a time: several models in memory are not needed.
-        before = run_queries.children_of(parent_run_id, experiment_id) if resumed else []
-        results = [
-            _trained_already(one, dataset, before, experiment_id, parent_run_id)
-            or train_prepared(one, dataset, parent_run_id, restart)
-            for one in prepared
-        ]
-        verdicts, figures, texts = comparison_report.comparison(results, dataset.test.images)
-        run_logging.log_results({}, figures, texts)
-        tracking.describe_run(texts[comparison_report.VERDICTS])
-    return Comparison(parent_run_id, results, verdicts)
+def _key(prepared: Sequence[Prepared], dataset: ImageDataset) -> str:
+    """Return the key of a comparison, by which an equal one resumes it."""
+    keys = "".join(training_key(one.recipe, dataset) for one in prepared)
+    return hashlib.sha256(keys.encode()).hexdigest()[:32]
 
 
-def _trained_already(prepared, dataset, before, experiment_id, parent_run_id):
-    """The result of the run below a comparison that was interrupted, where it is finished; where it can neither be read
-    nor gone on with, it is deleted, so that none counts twice.
+def _interrupted_comparison(experiment_id: str, key: str) -> str | None:
+    run_id = run_queries.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
+    if run_id:
+        log.info(f"Going on with comparison {run_id[:8]}, which was interrupted.")
+    return run_id
+
+
+def _finished_before(
+    prepared: Sequence[Prepared], dataset: ImageDataset, experiment_id: str, parent_run_id: str, recorder: Recorder
+) -> dict[str, RunResult]:
+    """Read what an interrupted comparison has trained, by `training_key`.
+
+    A child that is neither finished nor can be resumed is deleted, so that no training counts twice.
     """
-    key = training_key(prepared.recipe, dataset) if before else None
-    for run in before:
-        if run["tags"].get(TRAINING) != key:
+    keys = {training_key(one.recipe, dataset) for one in prepared}
+    resumable = checkpoint_files.interrupted_runs(experiment_id, parent_run_id)
+    finished: dict[str, RunResult] = {}
+    for run in run_queries.children_of(parent_run_id, experiment_id):
+        key = run["tags"].get(TRAINING)
+        if key not in keys or key in finished:
             continue
         if run["status"] == "FINISHED":
-            result = run_queries.read_result(run_queries.find_finished_run(run["run_id"]))
+            stored = run_queries.find_finished_run(run["run_id"])
+            finished[key] = result = run_queries.read_result(stored, recorder.id_to_show)
             log.info(f"{result.name}: trained already, as run {result.run_id[:8]}.")
-            return result
-        if run["run_id"] not in checkpoint_files.interrupted_runs(experiment_id, parent_run_id):
-            tracking.delete_run(run["run_id"])
-    return None
+        elif run["run_id"] not in resumable:
+            run_logging.delete_run(run["run_id"])
+    return finished
 
 
-def compare_runs(run_ids) -> Comparison:
+def _log_comparison(results: list[RunResult], test_images: npt.NDArray | None) -> list[str]:
+    """Log the table, the verdicts and the figures on the active run; return the verdicts."""
+    verdicts, figures, texts = comparison_report.comparison(results, test_images)
+    run_logging.log_results({}, figures, texts)
+    run_logging.describe_run(texts[comparison_report.VERDICTS])
+    return verdicts
+
+
+@opened_store(writes=False)
+def compare_runs(run_ids: Sequence[str]) -> Comparison:
     """Compare runs of the store on their stored test predictions; the comparison becomes a run of its own.
 
     Args:
@@ -110,17 +134,33 @@ def compare_runs(run_ids) -> Comparison:
 
     Raises:
         ArgumentError: a run is unknown or unfinished, or they were tested on different images.
-        LabError: a run's predictions are gone.
+        LabError: a run's predictions are missing.
     """
-    with mlflow_store.opened(writes=False):
-        return _compare_runs(run_ids)
-
-
-def _compare_runs(run_ids):
-    found = {run.info.run_id: run for run in map(run_queries.find_finished_run, run_ids)}
-    if len(found) < 2:
+    runs = {run.info.run_id: run for run in map(run_queries.find_finished_run, run_ids)}
+    if len(runs) < 2:
         raise ArgumentError("Expected at least two different runs to compare. Received one. Name another.")
-    results = [run_queries.read_result(run) for run in found.values()]
+    results = [run_queries.read_result(run) for run in runs.values()]
+    _expect_same_images(results)
+    test_images = _test_images(results[0])
+    if mlflow_store.is_read_only():
+        return Comparison(None, results, comparison_report.comparison(results, test_images)[0])
+    first = next(iter(runs.values()))
+    names = " and ".join(r.run_id[:6] for r in results)
+    data = {key: value for key, value in our_tags(first.data.tags).items() if key.startswith("dataset")}
+    with Session() as session:
+        recorder = session.recorder(experiment_id=first.info.experiment_id)
+        with recorder.start(
+            recorder.experiment_for(),
+            f"compare {names}",
+            params={},
+            tags={"kind": "compare", "figure": comparison_report.CURVES, "runs": ",".join(runs), **data},
+            description=f"The stored runs {names}, on their stored predictions.",
+        ) as run_id:
+            verdicts = _log_comparison(results, test_images)
+    return Comparison(recorder.id_to_show(run_id), results, verdicts)
+
+
+def _expect_same_images(results: list[RunResult]) -> None:
     for r in results[1:]:
         if r.test.digest != results[0].test.digest:
             raise ArgumentError(
@@ -129,32 +169,10 @@ def _compare_runs(run_ids):
                 f"{len(r.test.labels):,} others of {r.dataset_name}. Train them with the same dataset, "
                 "stored_size, limit and split_seed."
             )
-    verdicts, figures, texts = comparison_report.comparison(results, _test_images(results[0]))
-    if mlflow_store.is_read_only():
-        return Comparison(None, results, verdicts)
-    with recorded(experiment_id=next(iter(found.values())).info.experiment_id) as ids:
-        comparison = _record_comparison(found, results, verdicts, figures, texts)
-    return renamed(comparison, ids)
 
 
-def _record_comparison(found, results, verdicts, figures, texts):
-    first = next(iter(found.values()))
-    names = " and ".join(r.run_id[:6] for r in results)
-    data = {key: value for key, value in our_tags(first.data.tags).items() if key.startswith("dataset")}
-    with tracking.tracked_run(
-        tracking.experiment_here(first.info.experiment_id),
-        f"compare {names}",
-        params={},
-        tags={"kind": "compare", "figure": comparison_report.CURVES, "runs": ",".join(found), **data},
-        description=f"The stored runs {names}, on their stored predictions.",
-    ) as run_id:
-        run_logging.log_results({}, figures, texts)
-        tracking.describe_run(texts[comparison_report.VERDICTS])
-    return Comparison(run_id, results, verdicts)
-
-
-def _test_images(result):
-    """The test images that a run saw, or `None` with a warning where they are not to be had any more."""
+def _test_images(result: RunResult) -> npt.NDArray | None:
+    """Load the test images of a run; return `None`, with a warning, where they cannot be had any more."""
     try:
         test = load_for(result.recipe).test
         reason = None if test.digest == result.test.digest else "its images are others now"

@@ -1,4 +1,6 @@
-"""Looking at a data set before it is trained on: what is there twice, wrongly labelled, strange, or cannot be read."""
+"""Audit a data set before it is trained on: find pictures that are duplicates, mislabelled, unusual or unreadable."""
+
+from __future__ import annotations
 
 import dataclasses
 import os
@@ -8,16 +10,19 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation import audit_report
 from cnnlab.evaluation.audit_page import audit_page
 from cnnlab.evaluation.label_issues import check_labels, compact, strangeness
-from cnnlab.resolve import build_model, prepare
+from cnnlab.recipe import Recipe
+from cnnlab.resolve import Prepared, build_model, prepare
 from cnnlab.tracking import mlflow_store, run_logging
-from cnnlab.tracking import tracked_run as tracking
-from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
+from cnnlab.tracking.recorder import Recorder
+from cnnlab.tracking.session import Session
 from cnnlab.training.frozen_layers import Split, features_of
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
@@ -28,8 +33,8 @@ PARAMS = ("backbone", "weights", "image_size", "stored_size", "resize_mode", "li
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """`lines` for the screen, the `folder` with the report, and the `run_id`, `None` where the store may only be
-    read.
+    """What an audit gave: `lines` for the screen, the `folder` with the report, and the `run_id`; `None` where the
+    store may only be read.
     """
 
     lines: list[str]
@@ -37,7 +42,7 @@ class Audit:
     run_id: str | None
 
 
-def audit(recipe, folder=None) -> Audit:
+def audit(recipe: Recipe, folder: str | Path | None = None) -> Audit:
     """Look at all pictures of a data set, write a report, and record it as a run.
 
     The labels are judged by a head on the features of a frozen backbone, which are kept and found again as those of a
@@ -55,18 +60,19 @@ def audit(recipe, folder=None) -> Audit:
     name = Path(recipe.dataset).resolve().name if os.path.isdir(recipe.dataset) else recipe.dataset
     folder = Path(folder or f"audit-{name or 'root'}").resolve()
     _expect_ours(folder)
-    mlflow_store.expect_usable_store(writes=False)
     recipe = dataclasses.replace(recipe, skip_bad=True, drop_duplicates=False, dense_units=0, dropout=0.0)
-    dataset, [prepared] = prepare([recipe], for_audit=True)
-    found = _findings(dataset, prepared)
-    texts = {audit_report.REPORT: audit_page(found), **audit_report.tables(found)}
-    _write(folder, texts)
-    with recorded(writes=False) as ids:
-        run_id = None if mlflow_store.is_read_only() else _record(dataset, prepared, found, texts, started)
-    return Audit(audit_report.sentences(found), folder, renamed(run_id, ids))
+    with Session(writes=False) as session:
+        dataset, [prepared] = prepare([recipe], for_audit=True)
+        found = _findings(dataset, prepared)
+        texts = {audit_report.REPORT: audit_page(found), **audit_report.tables(found)}
+        _write(folder, texts)
+        recorder, run_id = session.recorder(), None
+        if not mlflow_store.is_read_only():
+            run_id = _record(recorder, dataset, prepared, found, texts, started)
+    return Audit(audit_report.sentences(found), folder, run_id and recorder.id_to_show(run_id))
 
 
-def _findings(dataset, prepared):
+def _findings(dataset: ImageDataset, prepared: Prepared) -> audit_report.Findings:
     pictures, classes = dataset.pictures, len(dataset.class_names)
     used = pictures.positions("train", "val", "test")
     features, labels = compact(_features(dataset, prepared.recipe, used)), pictures.labels[used]
@@ -95,8 +101,8 @@ def _findings(dataset, prepared):
     )
 
 
-def _features(dataset, recipe, used):
-    """`(n, D) float32` of the pictures at the positions `used`."""
+def _features(dataset: ImageDataset, recipe: Recipe, used: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    """Compute the features, `(n, D)`, of the pictures at the positions `used`, `(n,)`."""
     if not len(used):  # none decodes
         return np.empty((0, 1), "float32")
     model = build_model(recipe, dataset)
@@ -110,8 +116,8 @@ def _features(dataset, recipe, used):
     return np.asarray(features[0][:], "float32")
 
 
-def _expect_ours(folder):
-    """A folder is written where there is none, an empty one, or one with an earlier report and nothing else."""
+def _expect_ours(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier report."""
     above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ArgumentError(
@@ -130,8 +136,8 @@ def _expect_ours(folder):
         )
 
 
-def _write(folder, texts):
-    """The whole report or nothing: written beside its place, and renamed."""
+def _write(folder: Path, texts: dict[str, str]) -> None:
+    """Write the whole report or nothing: into a folder beside, which is renamed."""
     fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
@@ -150,12 +156,19 @@ def _write(folder, texts):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _record(dataset, prepared, found, texts, started):
-    """A run with the report; its id."""
+def _record(
+    recorder: Recorder,
+    dataset: ImageDataset,
+    prepared: Prepared,
+    found: audit_report.Findings,
+    texts: dict[str, str],
+    started: float,
+) -> str:
+    """Record a run with the report; return the id under which it is recorded."""
     recipe = prepared.recipe
     params = {name: value for name in PARAMS if (value := getattr(recipe, name)) is not None}
-    with tracking.tracked_run(
-        tracking.experiment_for(dataset),
+    with recorder.start(
+        recorder.experiment_for(dataset),
         f"audit {escape_control_characters(dataset.name)}",
         params=params,
         tags={
@@ -163,11 +176,11 @@ def _record(dataset, prepared, found, texts, started):
             **{**environment_tags(), **file_tags(recipe), **prepared.tags},
         },
         description=f"What is twice, strange or likely mislabelled in **{markdown(dataset.name)}**.",
+        dataset=dataset,
     ) as run_id:
-        run_logging.log_dataset(dataset)
         seconds = round(time.perf_counter() - started, 1)
         run_logging.log_results(
             {**audit_report.metrics(found), "total_seconds": seconds}, audit_report.figures(found), texts
         )
-        tracking.describe_run("\n".join(f"- {markdown(line.strip())}" for line in audit_report.sentences(found)))
+        run_logging.describe_run("\n".join(f"- {markdown(line.strip())}" for line in audit_report.sentences(found)))
     return run_id

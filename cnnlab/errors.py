@@ -23,8 +23,8 @@ class LabError(Exception):
         return shortened(escape_control_characters(text), MOST_SENTENCE)
 
 
-class StoreGone(LabError):
-    """The store stopped answering in the midst of a job, which may be tried again."""
+class ServerUnavailable(LabError):
+    """The tracking server stopped answering in the midst of a job, which may be tried again."""
 
 
 class ArgumentError(LabError, ValueError):

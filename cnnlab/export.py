@@ -17,7 +17,8 @@ from cnnlab.models import export_formats
 from cnnlab.models.inference_graph import inference_model, is_rounded
 from cnnlab.resolve import load_for
 from cnnlab.tracking import logged_models as stored_models
-from cnnlab.tracking import mlflow_store, model_registry, run_queries
+from cnnlab.tracking import model_registry, run_queries
+from cnnlab.tracking.session import opened_store
 from cnnlab.utils.text import escape_control_characters
 
 BATCH = 64  # pictures
@@ -78,7 +79,7 @@ def export_model(model=None, file_format="onnx", output=None, *, int8=False, dat
         raise ArgumentError(f"Expected --int8 with --format litert. Received: {file_format}. Leave one out.")
     _expect_free(output)
     export_formats.expect_packages(file_format)
-    with mlflow_store.opened(writes=False):
+    with opened_store(writes=False):
         classifier = load_classifier(model)
         uri, run_id = stored_models.origin(classifier.uri)
         path = Path(output or _default_name(uri, run_id) + "-int8" * int8 + export_formats.ENDINGS[file_format])

@@ -1,26 +1,32 @@
-"""The features of frozen layers, computed before a training asks for them."""
+"""Compute and store the features of frozen layers before a training asks for them."""
+
+from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cnnlab.errors import ArgumentError
-from cnnlab.models import custom_model
+from cnnlab.recipe import Recipe
 from cnnlab.resolve import build_model, prepare
-from cnnlab.tracking import mlflow_store
+from cnnlab.tracking.session import Session, opened_store
 from cnnlab.training.trainer import features_by_part
 from cnnlab.utils import user_cache
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The entries of the cache (see `cached.entries`) that are `new`, the `pictures` they are of, and the `seconds`."""
+    """The entries of the cache (see `user_cache.entries`) that are `new`, how many `pictures` they are of, and the
+    `seconds` it took.
+    """
 
-    new: list
+    new: list[dict[str, Any]]
     pictures: int
     seconds: float
 
 
-def store_features(recipe, parts=("train", "val", "test")) -> Stored:
+def store_features(recipe: Recipe, parts: Sequence[str] = ("train", "val", "test")) -> Stored:
     """Put the features that a training of this recipe starts from into the cache, where it finds them.
 
     Args:
@@ -31,8 +37,7 @@ def store_features(recipe, parts=("train", "val", "test")) -> Stored:
         ArgumentError: the recipe's model is not cut behind its frozen layers, so nothing is stored for it.
         LabError: data or weights cannot be had, or the features cannot be stored.
     """
-    mlflow_store.expect_usable_store(writes=False)
-    with custom_model.pinned_sources([recipe.model]), mlflow_store.opened(writes=False):
+    with Session([recipe.model], writes=False), opened_store(writes=False):
         dataset, [prepared] = prepare([recipe])
         model = build_model(prepared.recipe, dataset)
     images = {part: getattr(dataset, part).images for part in parts}

@@ -1,14 +1,22 @@
-"""Repeat a run from what it logged, and say what came out equal."""
+"""Repeat a stored run from what it logged, and compare all figures of the two."""
+
+from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from cnnlab.evaluation.predictions import Predictions
+from cnnlab.evaluation.run_result import RunResult
 from cnnlab.models import custom_model
 from cnnlab.resolve import build_model, prepare
-from cnnlab.tracking import mlflow_store, run_queries
-from cnnlab.tracking.offline.delivery import recorded, renamed
+from cnnlab.tracking import run_queries
+from cnnlab.tracking.run_queries import Run
+from cnnlab.tracking.session import Session, opened_store
 from cnnlab.tracking.tag_names import MODEL_SOURCE, TAG
 from cnnlab.train import fit_and_evaluate
 
@@ -40,10 +48,18 @@ class Reproduction:
     verdict: str
 
 
-def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbone=None) -> Reproduction:
+@opened_store()
+def reproduce(
+    run_id: str,
+    *,
+    deterministic: bool = False,
+    dataset: str | Path | None = None,
+    weights: str | Path | None = None,
+    backbone: str | None = None,
+) -> Reproduction:
     """Train once more with a stored run's recipe, as a new run, and compare all figures.
 
-    A model of the user's own is built by the source that was stored with the run.
+    A custom model is built by the source that was stored with the run.
 
     Args:
         run_id: whole or its first characters.
@@ -53,60 +69,61 @@ def reproduce(run_id, *, deterministic=False, dataset=None, weights=None, backbo
     Raises:
         LabError: the run is unknown or failed, or its data or weights cannot be had.
     """
-    with mlflow_store.opened():
-        return _reproduce(run_id, deterministic, dataset, weights, backbone)
-
-
-def _reproduce(run_id, deterministic, dataset, weights, backbone):
     before = run_queries.find_finished_run(run_id)
-    # All that is needed of it is read now, so that what is gone is found before an hour of training.
+    # All that is needed of it is read now, so that what is missing is found before an hour of training.
     stored, history = run_queries.read_recipe(before), run_queries.read_history(before)
-    name = stored.model
-    with custom_model.pinned_sources(
-        [name], run_queries.read_text(before, MODEL_SOURCE) if custom_model.is_custom(name) else None
-    ):
-        tested = run_queries.was_tested(before)  # a trial of a search was not
-        test = run_queries.read_predictions(before)[1]["test"] if tested else None
-        moved = {"dataset": dataset, "weights": weights, "backbone": backbone}
-        moved = {name: value for name, value in moved.items() if value}
-        recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
+    source = run_queries.read_text(before, MODEL_SOURCE) if custom_model.is_custom(stored.model) else None
+    tested = run_queries.was_tested(before)  # a trial of a search was not
+    test = run_queries.read_predictions(before)[1]["test"] if tested else None
+    moved = {"dataset": dataset, "weights": weights, "backbone": backbone}
+    moved = {name: value for name, value in moved.items() if value}
+    recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
+    with Session([stored.model], source) as session:
         data, [prepared] = prepare([recipe])
-        with recorded() as ids:
-            result = fit_and_evaluate(
-                build_model(prepared.recipe, data),
-                data,
-                prepared.recipe,
-                run_name=f"{before.info.run_name}, again",
-                tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **prepared.tags},
-                parts=("val", "test") if tested else ("val",),
-            )
-            after = run_queries.find_finished_run(result.run_id)
-    result = renamed(result, ids)
+        session.recorder()
+        result = fit_and_evaluate(
+            build_model(prepared.recipe, data),
+            data,
+            prepared.recipe,
+            run_name=f"{before.info.run_name}, again",
+            tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **prepared.tags},
+            parts=("val", "test") if tested else ("val",),
+        )
+        after = run_queries.find_finished_run(result.run_id)
+    figures = _figures(history, test, result)
+    return Reproduction(result.run_id, figures, _lost(history, result) + _changes(before, after), _verdict(figures))
+
+
+def _figures(history: dict[str, list[float]], test: Predictions | None, result: RunResult) -> list[Figure]:
+    """Compare the curves, of as many epochs, and the test scores and probabilities of two runs."""
     figures = [
         Figure(name, values[-1], result.history[name][-1], _largest_difference(values, result.history[name]))
         for name, values in history.items()
         if len(values) == len(result.history[name])
     ]
-    if tested:
+    if test and result.test:
         for name in ("accuracy", "loss"):
             then, now = getattr(test, name), getattr(result.test, name)
             figures.append(Figure(f"test_{name}", then, now, abs(then - now)))
         difference = _largest_difference(test.probabilities, result.test.probabilities)
         figures.append(Figure("test probabilities", None, None, difference))
-    lost = [
+    return figures
+
+
+def _lost(history: dict[str, list[float]], result: RunResult) -> list[str]:
+    return [
         f"{name}: {len(values)} epochs recorded then, {len(result.history[name])} now: not compared"
         for name, values in history.items()
         if len(values) != len(result.history[name])
     ]
-    return Reproduction(result.run_id, figures, lost + _changes(before, after), _verdict(figures))
 
 
-def _largest_difference(then, now):
+def _largest_difference(then: npt.ArrayLike, now: npt.ArrayLike) -> float:
     then, now = np.asarray(then, float), np.asarray(now, float)
     return float(np.abs(then - now).max()) if then.shape == now.shape else float("inf")
 
 
-def _changes(before, after):
+def _changes(before: Run, after: Run) -> list[str]:
     names = [TAG + name for name in CIRCUMSTANCES]
     names += sorted({tag for run in (before, after) for tag in run.data.tags if tag.startswith(TAG + "version.")})
     then, now = ({**ASSUMED, **run.data.tags} for run in (before, after))
@@ -121,7 +138,7 @@ def _changes(before, after):
     ]
 
 
-def _verdict(figures):
+def _verdict(figures: Sequence[Figure]) -> str:
     different = [figure for figure in figures if figure.difference]
     if not different:
         return f"All {len(figures)} figures are equal bit for bit."

@@ -1,28 +1,35 @@
-"""Trainings that were interrupted: which run an equal one goes on with, from what, and what is said of it."""
+"""Interrupted trainings: find the run that an equal training resumes, read its checkpoint, and tell what changed."""
+
+from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, first_line
-from cnnlab.recipe import renamed_fields
-from cnnlab.tracking import checkpoint_files
-from cnnlab.tracking import tracked_run as tracking
+from cnnlab.recipe import Recipe, renamed_fields
+from cnnlab.tracking import checkpoint_files, run_queries
 from cnnlab.tracking.provenance import environment_tags, file_tags
 from cnnlab.tracking.tag_names import TRAINING
 from cnnlab.training import checkpointing
 from cnnlab.training.checkpointing import Checkpoint, Found
 from cnnlab.utils.log import log
 
+if TYPE_CHECKING:
+    import keras
 
-def training_key(recipe, dataset) -> str:
-    """What two trainings have in common of which one can go on with the other: recipe, images, and files by content."""
+
+def training_key(recipe: Recipe, dataset: ImageDataset) -> str:
+    """Return a key of a training: one with an equal recipe, images and files can resume it."""
     whole = [recipe.key_text(), dataset.digest, file_tags(recipe)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def about(recipe, dataset) -> dict:
-    """What a checkpoint says of its training; the recipe and the data as `fit_and_evaluate` is given them."""
+def training_facts(recipe: Recipe, dataset: ImageDataset) -> dict[str, Any]:
+    """Return what a checkpoint says of its training; recipe and data set as `fit_and_evaluate` is given them."""
     return {
         "training": training_key(recipe, dataset),
         "recipe": recipe.to_json(),
@@ -30,18 +37,20 @@ def about(recipe, dataset) -> dict:
     }
 
 
-def checkpoint_of(run_id, about, found) -> Checkpoint | None:
-    """The `Checkpoint` that a run's training is kept in; `None` where there is to be none."""
+def checkpoint_for(run_id: str, about: dict[str, Any], found: Found | None) -> Checkpoint | None:
+    """Return the `Checkpoint` that a run's training is kept in; `None` where there is to be none."""
     seconds = checkpoint_files.seconds_between()
     if seconds is None and found is None:
         return None
     return Checkpoint(checkpoint_files.checkpoint_file(run_id), about, math.inf if seconds is None else seconds, found)
 
 
-def interrupted_run(recipe, dataset, experiment_id, parent_run_id=None, **tags) -> str | None:
-    """The id of the run that an interrupted training with an equal recipe on equal data left with a checkpoint.
+def interrupted_run(
+    recipe: Recipe, dataset: ImageDataset, experiment_id: str, parent_run_id: str | None = None, **tags: str | None
+) -> str | None:
+    """Find the run that an interrupted training with an equal recipe on equal data left with a checkpoint.
 
-    A damaged checkpoint is removed, and that is said.
+    A damaged checkpoint is removed, with a warning.
 
     Args:
         recipe, dataset: as `fit_and_evaluate` is given them.
@@ -50,7 +59,7 @@ def interrupted_run(recipe, dataset, experiment_id, parent_run_id=None, **tags) 
         tags: of ours that it carries.
 
     Returns:
-        Of several the latest; `None` without one.
+        The run's id, of several that of the latest; `None` without one.
     """
     if not checkpoint_files.stored_checkpoints():  # no file of the recipe need be read
         return None
@@ -68,8 +77,8 @@ def interrupted_run(recipe, dataset, experiment_id, parent_run_id=None, **tags) 
     return None
 
 
-def found_of(run_id) -> Found:
-    """What the checkpoint of a run holds.
+def read_checkpoint(run_id: str) -> Found:
+    """Read the checkpoint of a run.
 
     Raises:
         LabError: it has none, or a damaged one.
@@ -83,13 +92,13 @@ def found_of(run_id) -> Found:
     return checkpointing.read(file)
 
 
-def found_to_go_on_with(run_id, recipe, dataset) -> Found:
-    """`found_of`, for a training with this recipe on these images.
+def checkpoint_to_resume(run_id: str, recipe: Recipe, dataset: ImageDataset) -> Found:
+    """Read the checkpoint of a run, for a training with this recipe on these images.
 
     Raises:
         ArgumentError: it is of another recipe, other images, or other files.
     """
-    found = found_of(run_id)
+    found = read_checkpoint(run_id)
     if found.about["training"] == training_key(recipe, dataset):
         return found
     then, now = renamed_fields(json.loads(found.about["recipe"])), json.loads(recipe.to_json())
@@ -102,11 +111,13 @@ def found_to_go_on_with(run_id, recipe, dataset) -> Found:
     )
 
 
-def said_of(run_id, run_name, found, recipe, callbacks, devices) -> str:
-    """Say that a run goes on, and what may make a difference; returns the text of the run's tag about that."""
+def resumption_told(
+    run_id: str, found: Found, recipe: Recipe, callbacks: Sequence[keras.callbacks.Callback], devices: int
+) -> str:
+    """Log that a run is resumed, and what may make a difference; return the text of the run's tag about that."""
     epochs = f"after epoch {found.epochs} of {recipe.epochs + (recipe.fine_tune or 0)}"
-    log.info(f"{run_name}: going on with run {run_id[:8]} {epochs}.")
-    before, now = tracking.tags_of(run_id), {**environment_tags(), "devices": devices}
+    log.info(f"{found.about['run_name']}: going on with run {run_id[:8]} {epochs}.")
+    before, now = run_queries.tags_of(run_id), {**environment_tags(), "devices": devices}
     changes = [
         f"{name.removeprefix('version.')} was {before[name]}, is {now[name]}"
         for name in now
@@ -120,8 +131,8 @@ def said_of(run_id, run_name, found, recipe, callbacks, devices) -> str:
     return "; ".join([*earlier, ", ".join([epochs, *changes])])
 
 
-def said_of_difference(difference) -> str:
-    """Say how far epochs that were trained twice differ; returns the text for the run's tag."""
+def difference_told(difference: float) -> str:
+    """Warn how far epochs that were trained twice differ; return the text for the run's tag."""
     text = f"epochs after that were trained twice, and differ by up to {difference:.3g} from their curves"
     log.warning(f"{text}, which are of the first time. --deterministic repeats bit for bit.")
     return f", {text}"

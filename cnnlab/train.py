@@ -1,65 +1,80 @@
-"""The shared runner: one model, one data set, one MLflow run."""
+"""Train one model on one data set as one run: as a recipe says, from a checkpoint, or a Keras model of your own."""
 
-import contextlib
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnlab import resume
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError
-from cnnlab.evaluation import plots
-from cnnlab.evaluation.gradcam import looked_at
-from cnnlab.evaluation.predictions import PREDICTIONS_FILE, describe, save_predictions
+from cnnlab.evaluation import run_figures
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.models import custom_model
-from cnnlab.models.augmentation import augment_examples, parse_augment
-from cnnlab.models.safe_loading import save_model
 from cnnlab.recipe import Recipe
-from cnnlab.resolve import build_model, prepare
-from cnnlab.resume import found_of, interrupted_run, training_key
-from cnnlab.tracking import checkpoint_files, epoch_metrics, mlflow_store, run_logging, run_queries
-from cnnlab.tracking import tracked_run as tracking
-from cnnlab.tracking.offline import server_unavailable, spool
-from cnnlab.tracking.offline.delivery import recorded, renamed
+from cnnlab.resolve import Prepared, build_model, prepare
+from cnnlab.tracking import checkpoint_files, epoch_metrics, run_logging, run_queries
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
-from cnnlab.tracking.store_location import is_server
+from cnnlab.tracking.recorder import Recorder
+from cnnlab.tracking.session import Session
 from cnnlab.tracking.tag_names import MODEL_SOURCE, TRAINING
 from cnnlab.training import multi_device, runtime
-from cnnlab.training.trainer import stages_in_words, train
+from cnnlab.training.trainer import Trained, stages_in_words, train
 from cnnlab.utils.log import log
-from cnnlab.utils.text import escape_control_characters, markdown
+from cnnlab.utils.text import escape_control_characters
+
+if TYPE_CHECKING:
+    import keras
 
 
-def train_model(recipe, restart=False) -> RunResult:
-    """Load the data, build the model and run it, as one recipe says, or go on with an equal run that was interrupted.
+def train_model(
+    recipe: Recipe,
+    restart: bool = False,
+    *,
+    loaded: tuple[ImageDataset, Prepared] | None = None,
+    parent_run_id: str | None = None,
+) -> RunResult:
+    """Load the data, build the model and train it as a recipe says, or resume an equal training that was interrupted.
 
     Args:
-        restart: at the beginning in any case.
+        recipe: says what is trained.
+        restart: train from the beginning in any case.
+        loaded: the data set, and what the recipe means for it, where both are known already.
+        parent_run_id: makes the run a child of that run.
+
+    Raises:
+        ArgumentError: a model cannot be built for these images.
+        LabError: data or weights cannot be had, the store cannot be used, or the loss is not a finite number.
     """
-    checkpoint_files.seconds_between()  # a wrong number is said before any work
-    mlflow_store.expect_usable_store()
-    with custom_model.pinned_sources([recipe.model]):
-        dataset, [prepared] = prepare([recipe])
-        with recorded(goes_on=f"train-{training_key(prepared.recipe, dataset)[:12]}") as ids:
+    checkpoint_files.seconds_between()  # refuses a wrong number before any work
+    with Session([recipe.model]) as session:
+        dataset, prepared = loaded or _load(recipe)
+        recipe = prepared.recipe
+        recorder = session.recorder(resume_key=f"train-{resume.training_key(recipe, dataset)[:12]}")
+        if not parent_run_id:
             checkpoint_files.sweep()
-            result = train_prepared(prepared, dataset, tracking.outer_run_id(), restart)
-    return renamed(result, ids)
+            parent_run_id = recorder.outer_run_id()
+        model = build_model(recipe, dataset)  # may refuse, before anything is in the store
+        resumed = None
+        if not restart:
+            place = recorder.experiment_for(dataset), parent_run_id
+            resumed = resume.interrupted_run(recipe, dataset, *place, kind="train", reproduces=None)
+        run = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
+        return fit_and_evaluate(model, dataset, recipe, **run)
 
 
-def train_prepared(prepared, dataset, parent_run_id, restart) -> RunResult:
-    """`fit_and_evaluate`, in the run of an equal training that was interrupted where there is one."""
-    model, resumed = build_model(prepared.recipe, dataset), None  # it may refuse, before anything is in the store
-    if not restart:
-        place = tracking.experiment_for(dataset), parent_run_id
-        resumed = interrupted_run(prepared.recipe, dataset, *place, kind="train", reproduces=None)
-    given = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
-    return fit_and_evaluate(model, dataset, prepared.recipe, **given)
+def _load(recipe: Recipe) -> tuple[ImageDataset, Prepared]:
+    dataset, [prepared] = prepare([recipe])
+    return dataset, prepared
 
 
-def resume_run(run_id) -> RunResult:
-    """Go on with a run that was interrupted.
+def resume_run(run_id: str) -> RunResult:
+    """Resume a run that was interrupted, from its last checkpoint.
 
     Args:
         run_id: whole or its first characters.
@@ -68,28 +83,27 @@ def resume_run(run_id) -> RunResult:
         ArgumentError: there is no such run, it is none of a single model, it is finished, or its data or files changed.
         LabError: it has no checkpoint, a damaged one, or another process works on it.
     """
-    again, run_id = (spool.recorded_run(run_id) if is_server(mlflow_store.address()) else None) or (None, run_id)
-    with recorded(directly=again is None, again=again) as ids:
-        run = run_queries.find_interrupted_run(run_id)
-        recipe = Recipe.from_json(found_of(run.info.run_id).about["recipe"])
-        with custom_model.pinned_sources([recipe.model]):
-            dataset, [prepared] = prepare([recipe])
+    with Session() as session:
+        recorder = session.recorder(resumed_run_id=run_id)
+        run_id = run_queries.find_interrupted_run(recorder.recorded_id(run_id)).info.run_id
+        recipe = Recipe.from_json(resume.read_checkpoint(run_id).about["recipe"])
+        with Session([recipe.model]):
+            dataset, prepared = _load(recipe)
             model = build_model(prepared.recipe, dataset)
-            result = fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run.info.run_id)
-    return renamed(result, ids)
+            return fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run_id)
 
 
 def fit_and_evaluate(
-    model,
-    dataset,
-    recipe,
+    model: keras.Model,
+    dataset: ImageDataset,
+    recipe: Recipe,
     *,
-    run_name=None,
-    parent_run_id=None,
-    callbacks=(),
-    tags=None,
-    parts=("val", "test"),
-    resume_run_id=None,
+    run_name: str | None = None,
+    parent_run_id: str | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    tags: Mapping[str, Any] | None = None,
+    parts: Sequence[str] = ("val", "test"),
+    resume_run_id: str | None = None,
 ) -> RunResult:
     """Train a compiled model, test it, and record everything in one MLflow run.
 
@@ -103,92 +117,70 @@ def fit_and_evaluate(
         tags: further tags of the run.
         parts: that the finished model is scored on. `("val",)` keeps the test set out of it, as in a search: the run
             gets its curves and its validation scores, but no test scores and no model, and nothing is printed.
-        resume_run_id: of an interrupted run with a checkpoint and an equal recipe on equal data, to go on with: `model`
+        resume_run_id: an interrupted run with a checkpoint and an equal recipe on equal data, to be resumed: `model`
             is as it was built for that. Callbacks of the caller begin anew.
 
     Returns:
         A `RunResult`. Its figures, curves, predictions, recipe and the whole model are on the run too.
 
     Raises:
-        ArgumentError: the run to go on with has another recipe or other data.
-        LabError: the store cannot be opened, the loss is not a finite number, or the run to go on with has no
+        ArgumentError: the run to be resumed has another recipe or other data.
+        LabError: the store cannot be opened, the loss is not a finite number, or the run to be resumed has no
             checkpoint, a damaged one, or another process that works on it.
     """
+    _expect_parts(parts)
+    with Session([recipe.model]) as session:
+        recorder = session.recorder()
+        started = time.perf_counter()
+        found = resume.checkpoint_to_resume(resume_run_id, recipe, dataset) if resume_run_id else None
+        about = resume.training_facts(recipe, dataset)
+        recipe = _as_recorded(recipe, dataset, model)
+        run_name = escape_control_characters(run_name or f"{recipe.label} on {dataset.name}")
+        run_tags = {**_tags(model, dataset, recipe), TRAINING: about["training"], **(tags or {})}
+        if found:
+            run_name, started = found.about["run_name"], started - found.progress["seconds"]
+            run_tags["resumed"] = resume.resumption_told(resume_run_id, found, recipe, callbacks, run_tags["devices"])
+        run = {"params": recipe.params(), "tags": run_tags, "description": run_figures.description(recipe, dataset)}
+        place = {"dataset": dataset, "parent_run_id": parent_run_id, "resumed_run_id": resume_run_id}
+        with recorder.start(recorder.experiment_for(dataset), run_name, **run, **place) as run_id:
+            checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run_name}, found)
+            logged = epoch_metrics.logged_history(run_id, found.progress["history"]) if found else None
+            how = {"callbacks": callbacks, "parts": parts, "quiet": "test" not in parts, "checkpoint": checkpoint}
+            trained = train(model, dataset, recipe, around_fit=epoch_metrics.fits_of_a_run(logged), **how)
+            if logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
+                run_logging.tag_run(resumed=f"{run_tags['resumed']}{resume.difference_told(difference)}")
+            result = _result(model, dataset, recipe, run_id, run_name, trained)
+            result = _log_results(recorder, model, dataset, result, trained, started)
+        if checkpoint:
+            checkpoint.remove()
+        return dataclasses.replace(result, id_to_show=recorder.id_to_show)
+
+
+def _expect_parts(parts: Sequence[str]) -> None:
     if not {"val"} <= set(parts) <= {"val", "test"} or isinstance(parts, str):
         raise ArgumentError(f"Expected parts to be ('val',) or ('val', 'test'). Received: {parts!r}.")
-    with recorded() as ids:
-        result = _fit_and_evaluate(
-            model, dataset, recipe, run_name, parent_run_id, callbacks, tags or {}, parts, resume_run_id
-        )
-    return renamed(result, ids)
 
 
-def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks, tags, parts, resume_run_id):
-    started = time.perf_counter()
-    tested = "test" in parts
-    found = resume.found_to_go_on_with(resume_run_id, recipe, dataset) if resume_run_id else None
-    about = resume.about(recipe, dataset)
-    source = (
-        custom_model.read_source(recipe.model) if custom_model.is_custom(recipe.model) else None
-    )  # before a training in which it may change
+def _as_recorded(recipe: Recipe, dataset: ImageDataset, model: keras.Model) -> Recipe:
+    """Return the recipe with the data set's name, and with the learning rate that a custom model was compiled with."""
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
-    if source and recipe.learning_rate is None and (rate := float(model.optimizer.learning_rate)) > 0:
-        recipe = dataclasses.replace(recipe, learning_rate=rate)
-    run_name = (
-        found.about["run_name"] if found else escape_control_characters(run_name or f"{recipe.label} on {dataset.name}")
-    )
-    params = model.count_params()
-    tags = {
-        **{
-            "kind": "train",
-            "threads": runtime.threads(),
-            "devices": multi_device.count(model),
-            TRAINING: about["training"],
-        },
-        **{**data_tags(dataset), **environment_tags(), **file_tags(recipe), **tags},
-    }
-    if found:
-        tags["resumed"] = resume.said_of(resume_run_id, run_name, found, recipe, callbacks, multi_device.count(model))
-        started -= found.progress["seconds"]
-    with tracking.tracked_run(
-        tracking.experiment_for(dataset),
-        run_name,
-        params=recipe.params(),
-        tags=tags,
-        description=_description(recipe, dataset),
-        parent_run_id=parent_run_id,
-        resumed_run_id=resume_run_id,
-    ) as run_id:
-        checkpoint = resume.checkpoint_of(run_id, {**about, "run_name": run_name}, found)
-        how = {"callbacks": callbacks, "parts": parts, "quiet": not tested, "checkpoint": checkpoint}
-        trained = _train_recorded(model, dataset, recipe, run_id, found, tags, how)
-        sizes = {"params": params, "trainable_params": _trainable(model)}
-        metrics = {**sizes, **_metrics(trained)}
-        borders = tuple(itertools.accumulate(stage.epochs for stage in trained.stages[:-1]))
-        if trained.stages:
-            tracking.tag_run(stages=stages_in_words(trained.stages, dataset))
-        figures, texts, files = _files(model, dataset, recipe, trained, borders, source)
-        if tested:
-            test = trained.predictions["test"]
-            log.info(f"{run_name}: test_accuracy {test.accuracy:.4f}, test_loss {test.loss:.4f}")
+    if custom_model.is_custom(recipe.model) and recipe.learning_rate is None:
+        rate = float(model.optimizer.learning_rate)
+        return dataclasses.replace(recipe, learning_rate=rate) if rate > 0 else recipe
+    return recipe
 
-        def save(folder):
-            everything = {**files, "model.keras": lambda path: save_model(model, path)}
-            facts = {"metrics": metrics, "history": trained.history}
-            run_logging.write_results(folder, figures, texts, everything, **facts)
 
-        model_uri = None
-        with server_unavailable.results_kept(run_id, save) if tested else contextlib.nullcontext():
-            epoch_metrics.complete_history(run_id, trained.history)
-            if tested:
-                model_uri = run_logging.log_model(model, dataset)
-            run_logging.log_results(metrics, figures, texts, files)
-            total_seconds = time.perf_counter() - started
-            run_logging.log_results({"total_seconds": round(total_seconds, 1)}, {}, {})
-    if checkpoint:
-        checkpoint.remove()
+def _tags(model: keras.Model, dataset: ImageDataset, recipe: Recipe) -> dict[str, Any]:
+    circumstances = {"kind": "train", "threads": runtime.threads(), "devices": multi_device.count(model)}
+    return {**circumstances, **data_tags(dataset), **environment_tags(), **file_tags(recipe)}
+
+
+def _result(
+    model: keras.Model, dataset: ImageDataset, recipe: Recipe, run_id: str, run_name: str, trained: Trained
+) -> RunResult:
+    """Return what a training gave, without the address of its model and the total time, which are not known yet."""
     return RunResult(
-        run_id=run_id,
+        recorded_id=run_id,
         name=run_name,
         recipe=recipe,
         dataset_name=dataset.name,
@@ -196,105 +188,40 @@ def _fit_and_evaluate(model, dataset, recipe, run_name, parent_run_id, callbacks
         history=trained.history,
         test=trained.predictions.get("test"),
         validation=trained.predictions.get("val"),
-        **sizes,
+        params=model.count_params(),
+        trainable_params=int(sum(np.prod(w.shape) for w in model.trainable_weights)),  # of several stages the last's
         train_seconds=trained.seconds,
-        total_seconds=total_seconds,
-        model_uri=model_uri,
-        stage_borders=borders,
+        total_seconds=trained.seconds,
+        recorded_model_uri=None,
+        stage_borders=tuple(itertools.accumulate(stage.epochs for stage in trained.stages[:-1])),
     )
 
 
-def _train_recorded(model, dataset, recipe, run_id, found, tags, how):
-    """Train within a run, or go on with what was `found` of it, so that the run has every epoch once."""
-    if found is None:
-        run_logging.log_dataset(dataset)
-        return train(model, dataset, recipe, recorded=epoch_metrics.fits_of_a_run(), **how)
-    before = epoch_metrics.logged_history(run_id, found.progress["history"])
-    trained = train(model, dataset, recipe, recorded=epoch_metrics.fits_of_a_run(before), **how)
-    if difference := epoch_metrics.difference_to_logged(before, trained.history):
-        tracking.tag_run(resumed=f"{tags['resumed']}{resume.said_of_difference(difference)}")
-    return trained
+def _log_results(
+    recorder: Recorder, model: keras.Model, dataset: ImageDataset, result: RunResult, trained: Trained, started: float
+) -> RunResult:
+    """Log a training's scores, figures, files and, where it was tested, the model; see `Recorder.log_results`."""
+    metrics = _metrics(result, trained)
+    if trained.stages:
+        run_logging.tag_run(stages=stages_in_words(trained.stages, dataset))
+    recipe, predictions = result.recipe, trained.predictions
+    files = run_figures.run_files(model, dataset, recipe, trained.history, result.stage_borders, predictions)
+    if custom_model.is_custom(recipe.model):
+        files.texts[MODEL_SOURCE] = custom_model.read_source(recipe.model)
+    if result.test:
+        log.info(f"{result.name}: test_accuracy {result.test_accuracy:.4f}, test_loss {result.test_loss:.4f}")
+    return recorder.log_results(result, metrics, files, (model, dataset) if result.test else None, started)
 
 
-def _metrics(trained):
-    """What a training gave in numbers, besides its curves."""
-    test, val = trained.predictions.get("test"), trained.predictions.get("val")
-    metrics = {"train_seconds": round(trained.seconds, 1)}  # the UI shows every digit
-    if val:  # of the finished model; with patience the last epoch's `val_accuracy` is of other weights
+def _metrics(result: RunResult, trained: Trained) -> dict[str, float]:
+    """Return what a training gave in numbers, besides its curves."""
+    metrics: dict[str, float] = {"params": result.params, "trainable_params": result.trainable_params}
+    metrics["train_seconds"] = round(trained.seconds, 1)  # the UI shows every digit
+    if val := result.validation:  # of the finished model; the last epoch's may be of other weights than were kept
         metrics |= {f"final_val_{name}": value for name, value in {**val.scores, "loss": val.loss}.items()}
     for number, stage in enumerate(trained.stages, start=1):
         facts = {name: getattr(stage, name) for name in ("val_accuracy", "val_loss", "epochs", "seconds")}
         metrics |= {f"stage{number}_{name}": value for name, value in facts.items()}
-    if test:
+    if test := result.test:
         metrics |= {f"test_{name}": value for name, value in {**test.scores, "loss": test.loss}.items()}
     return metrics
-
-
-def _files(model, dataset, recipe, trained, borders, source):
-    """`(figures, texts, files)` of a training by artifact path."""
-    test = trained.predictions.get("test")
-    figures = {"curves.png": plots.curves({recipe.label: trained.history}, {recipe.label: borders})}
-    if parse_augment(recipe.augment):
-        figures["augmented.png"] = _augmented(recipe, dataset)
-    # The summary in place of autologging's, which is of the head alone where features were cached.
-    texts = {"recipe.json": recipe.to_json(), "model_summary.txt": _summary(model)}
-    if dataset.summary:
-        texts |= {"data.txt": dataset.summary.text, **dataset.summary.tables}
-    if source:
-        texts[MODEL_SOURCE] = source
-    if test is None:
-        return figures, texts, {}
-    more_figures, more_texts = describe(recipe.label, dataset.class_names, dataset.test.images, test)
-    if dataset.summary and dataset.summary.duplicates:
-        figures["duplicates.png"] = _duplicates(dataset)
-    figures |= {**more_figures, **looked_at(model, dataset.class_names, dataset.test.images, test)}
-    files = {PREDICTIONS_FILE: lambda path: save_predictions(path, dataset.class_names, **trained.predictions)}
-    return figures, {**texts, **more_texts}, files
-
-
-def _trainable(model):
-    """Numbers that are trained; of several stages in the last one."""
-    return int(sum(np.prod(w.shape) for w in model.trainable_weights))
-
-
-def _augmented(recipe, dataset, count=6, rows=3):
-    """A few training images as they are, and below them as the training sees them."""
-    some = np.linspace(0, len(dataset.train) - 1, count).astype(int)  # of several classes, in whatever order they are
-    images, labels, names = dataset.train.images[some], dataset.train.labels[some], dataset.class_names
-    one_hot = np.eye(len(names), dtype="float32")[labels]
-    shown, captions = [images], [names[label] for label in labels]
-    for row in range(rows):
-        seen, shares = augment_examples(images, one_hot, recipe.augment, recipe.seed + row)
-        shown.append(seen)
-        for share in shares:
-            parts = sorted(np.flatnonzero(share > 0.005), key=lambda label: -share[label])
-            captions.append(
-                "\n".join(f"{share[label]:.0%} {names[label]}" for label in parts) if len(parts) > 1 else ""
-            )
-    return plots.image_grid(np.concatenate(shown), captions, f"Training images, and augmented by {recipe.augment}")
-
-
-def _duplicates(dataset, count=12):
-    """A few pairs of pictures that are one, side by side."""
-    pictures, positions = dataset.pictures, [i for p in dataset.summary.duplicates[:count] for i in (p.first, p.second)]
-    captions = [f"{pictures.splits[i]}\n{dataset.class_names[pictures.labels[i]]}" for i in positions]
-    return plots.image_grid(pictures.images(np.array(positions))[:], captions, "Pictures that are there twice")
-
-
-def _summary(model):
-    lines = []
-    model.summary(print_fn=lambda line, **_: lines.append(line), line_length=100)
-    return "\n".join(lines)
-
-
-def _description(recipe, dataset):
-    validation = "the test set itself" if dataset.val_is_test else f"{len(dataset.val):,} held-out images"
-    text = (
-        f"**{markdown(recipe.label)}** on **{markdown(dataset.name)}**: {len(dataset.train):,} training images, "
-        f"validated on {validation}, tested on {len(dataset.test):,}."
-    )
-    if recipe.weights:
-        text += f" Weights: {markdown(recipe.weights)}."
-    if dataset.stands_in_for:
-        text += f" {markdown(dataset.name)} stands in for {dataset.stands_in_for}, which could not be downloaded."
-    return text

@@ -18,10 +18,12 @@ from cnnlab.data.dataset import load_dataset
 from cnnlab.resume import training_key
 from cnnlab.tracking import checkpoint_files, provenance, run_queries
 from cnnlab.tracking.mlflow_store import opened
+from cnnlab.tracking.recorder import MlflowRecorder
 from cnnlab.tracking.run_locks import alive
-from cnnlab.tracking.tracked_run import tracked_run
 from cnnlab.training import checkpointing, trainer
 from cnnlab.tuning.trials import SCORE, Place
+
+recorder = MlflowRecorder()
 
 RATE = trainer.LearningRate
 
@@ -209,7 +211,7 @@ def test_a_comparison_goes_on_with_what_is_left(store, recipe, interrupt, monkey
 @pytest.mark.long
 def test_a_trial_goes_on(store, recipe, digits, interrupt, monkeypatch, capsys):
     search = type("Search", (), {"objective": "val_accuracy"})
-    with opened(), tracked_run("0", "search", params={}, tags={"kind": "search"}) as parent_run_id:
+    with opened(), recorder.start("0", "search", params={}, tags={"kind": "search"}) as parent_run_id:
         place = Place("0", parent_run_id, digits, {})
         interrupt(2)
         with pytest.raises(KeyboardInterrupt):

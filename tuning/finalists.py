@@ -1,44 +1,70 @@
-"""An honest winner: the best recipes trained afresh with new seeds, the best of those scored on the test set."""
+"""Choose the winner of a search: train the best recipes afresh with new seeds, and test only the best of those."""
+
+from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from cnnlab.models import custom_model
+from cnnlab.recipe import Recipe
 from cnnlab.resolve import build_model
 from cnnlab.tracking import run_logging
-from cnnlab.tracking import tracked_run as tracking
-from cnnlab.tracking.offline.delivery import recorded
+from cnnlab.tracking.session import Session
 from cnnlab.train import fit_and_evaluate
 from cnnlab.tuning import search_report
-from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.tuning.search_settings import OBJECTIVES, Search
 from cnnlab.tuning.spaces import recipe_of
-from cnnlab.tuning.trials import place_of, train_scored
+from cnnlab.tuning.trials import Address, Place, place_of, train_scored
 from cnnlab.utils.log import log
 from cnnlab.utils.text import markdown
 from cnnlab.utils.worker_pool import Job, spread
 
 
-def train_finalists(search, oracle, place, workers):
-    """Train the best trials' recipes afresh; returns the `Recipe` with the best mean score.
+def train_finalists(search: Search, oracle: Any, place: Place, workers: Any) -> Recipe:
+    """Train the best trials' recipes afresh; return the `Recipe` with the best mean score.
 
     Raises:
         LabError: one of these trainings failed.
     """
     completed = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED"]
+    recipes = _best_recipes(search, completed)
+    means = _mean_scores(search, recipes, place, workers)
+    pick = max if OBJECTIVES[search.objective] == "max" else min
+    winner = pick(recipes, key=lambda number: means[number])  # of equal ones the better trial
+    run_logging.log_results(
+        {f"best_{search.objective}": means[winner]},
+        {},
+        {"finalists.json": json.dumps({f"trial {number}": means[number] for number in recipes}, indent=2)},
+    )
+    [trial] = [trial for trial in completed if int(trial.trial_id) == winner]
+    best = f"trial {winner}: {search_report.values_text(oracle, trial)}"
+    run_logging.tag_run(best=best)
+    run_logging.describe_run(f"The best of {len(completed)}, {search.objective} {means[winner]:.4f}: {markdown(best)}")
+    return recipes[winner]
+
+
+def _best_recipes(search: Search, completed: list[Any]) -> dict[int, Recipe]:
+    """Return the different recipes of the best trials, best first, by the trial's number."""
     best_first = sorted(completed, key=lambda trial: trial.score, reverse=OBJECTIVES[search.objective] == "max")
-    recipes = {}
+    recipes: dict[int, Recipe] = {}
     for trial in best_first:
-        recipe = dataclasses.replace(
-            recipe_of(trial.hyperparameters.values, search.recipe), epochs=search.recipe.epochs
-        )
+        recipe = recipe_of(trial.hyperparameters.values, search.recipe)
+        recipe = dataclasses.replace(recipe, epochs=search.recipe.epochs)
         if recipe not in recipes.values():  # hyperband trains a recipe several times
             recipes[int(trial.trial_id)] = recipe
         if len(recipes) == search.finalists:
             break
-    scores, means = {}, {}  # by number and seed, as "3.0"; by number
+    return recipes
+
+
+def _mean_scores(search: Search, recipes: dict[int, Recipe], place: Place, workers: Any) -> dict[int, float]:
+    """Train each recipe with several seeds; return the mean scores by the trial's number."""
+    scores: dict[str, float] = {}  # by number and seed, as "3.0"
+    means: dict[int, float] = {}
     waiting = _trainings(search, recipes, place)
     for ended in spread(lambda: next(waiting, None), workers):
         label = ended.job.arguments[3]
@@ -49,37 +75,26 @@ def train_finalists(search, oracle, place, workers):
             means[number] = float(np.mean(of_it))
             listed = ", ".join(f"{score:.4f}" for score in of_it)
             log.info(f"trial {number} afresh  {search.objective} {means[number]:.4f} (of {listed})")
-    pick = max if OBJECTIVES[search.objective] == "max" else min
-    winner = pick(recipes, key=means.get)  # of equal ones the better trial
-    run_logging.log_results(
-        {f"best_{search.objective}": means[winner]},
-        {},
-        {"finalists.json": json.dumps({f"trial {number}": means[number] for number in recipes}, indent=2)},
-    )
-    [trial] = [trial for trial in completed if int(trial.trial_id) == winner]
-    best = f"trial {winner}: {search_report.values_text(oracle, trial)}"
-    tracking.tag_run(best=best)
-    tracking.describe_run(f"The best of {len(completed)}, {search.objective} {means[winner]:.4f}: {markdown(best)}")
-    return recipes[winner]
+    return means
 
 
-def _trainings(search, recipes, place):
+def _trainings(search: Search, recipes: dict[int, Recipe], place: Place) -> Iterator[Job]:
     for number, recipe in recipes.items():
         for i in range(search.final_seeds):
-            seeded, name = (
-                dataclasses.replace(recipe, seed=search.seed(2**20, i)),
-                f"trial {number} afresh, seed {i + 1}",
-            )
+            name = f"trial {number} afresh, seed {i + 1}"
+            seeded = dataclasses.replace(recipe, seed=search.seed(2**20, i))
             yield Job(name, train_scored, (place.address(search), seeded, "final", f"{number}.{i}", name))
 
 
-def train_winner(address, recipe):
+def train_winner(address: Address, recipe: Recipe) -> tuple[str, float]:
     """Train the winning recipe once more, with the search's own seed, as an ordinary run with a test score.
 
     Returns:
-        The run's id and its test accuracy; those of the run that is there already where this was done before.
+        The id under which the run is recorded, and its test accuracy; those of the finished run where this was done
+        before.
     """
-    with custom_model.pinned_sources([recipe.model]), recorded(directly=True):
+    with Session([recipe.model]) as session:
+        session.recorder(direct=True)
         place = place_of(address)
         label = "winner " + hashlib.sha256(recipe.key_text().encode()).hexdigest()[:12]
         for run in place.children(kind="train", label=label):
@@ -95,4 +110,4 @@ def train_winner(address, recipe):
             tags={"label": label, **place.tags},
             resume_run_id=resumed,
         )
-    return result.run_id, result.test_accuracy
+    return result.recorded_id, result.test_accuracy

@@ -1,34 +1,39 @@
-"""The KerasTuner search: every trial an MLflow child run, the winner chosen afresh, resumable at any moment.
+"""Search hyperparameters with KerasTuner: every trial is an MLflow child run, and a search can always be resumed.
 
 A search sees training and validation images only. Its best recipes are trained again with new seeds, the one with the
 best mean validation score wins, and only that one is trained once more and scored on the test set.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, masked
-from cnnlab.models import custom_model
 from cnnlab.recipe import first_names, renamed_fields
 from cnnlab.tracking import checkpoint_files, run_logging, run_queries
-from cnnlab.tracking import tracked_run as tracking
-from cnnlab.tracking.offline.delivery import recorded, renamed
 from cnnlab.tracking.provenance import data_tags
+from cnnlab.tracking.recorder import Recorder
+from cnnlab.tracking.session import Session
 from cnnlab.tracking.store_location import TRACKING_VARIABLE, local_database, store_uri
 from cnnlab.training import multi_device
 from cnnlab.tuning import search_report
 from cnnlab.tuning.finalists import train_finalists, train_winner
 from cnnlab.tuning.oracles import make_oracle, reading_state, write_json
+from cnnlab.tuning.search_settings import Search
 from cnnlab.tuning.search_states import SETTINGS, searches_folder
 from cnnlab.tuning.spaces import check_space, recipe_of
-from cnnlab.tuning.trials import Place, at_hand, label_of, load, train_scored
+from cnnlab.tuning.trials import Place, data_loaded, label_of, load, train_scored
 from cnnlab.utils.local_workers import Processes
 from cnnlab.utils.log import log
 from cnnlab.utils.ray_workers import expect_address, ray_workers
@@ -38,15 +43,26 @@ from cnnlab.utils.worker_pool import Here, Job, spread
 
 @dataclass(frozen=True)
 class SearchResult:
-    """`parent_run_id`; `rows`, a dict for each trial (see `report.trial_rows`); `winner_run_id`, an ordinary run."""
+    """What a search gave: `parent_run_id`; `rows`, a dict for each trial (see `search_report.trial_rows`); and
+    `winner_run_id`, an ordinary run.
+    """
 
     parent_run_id: str
-    rows: list
+    rows: list[dict[str, Any]]
     winner_run_id: str
 
 
-def run_search(search, *, name=None, workers=None, on=None, cpus=None, gpus=None, restart=False) -> SearchResult:
-    """Run a search to its end, or go on with one that was interrupted.
+def run_search(
+    search: Search,
+    *,
+    name: str | None = None,
+    workers: int | None = None,
+    on: str | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    restart: bool = False,
+) -> SearchResult:
+    """Run a search to its end, or resume one that was interrupted.
 
     Args:
         search: a `Search`.
@@ -70,22 +86,21 @@ def run_search(search, *, name=None, workers=None, on=None, cpus=None, gpus=None
             f"Expected one device for each of several trainings at a time. Received: devices {wanted}. Leave it out, "
             "or leave out workers and on."
         )
-    with custom_model.pinned_sources([search.recipe.model]):  # all trials are of one source
+    with Session([search.recipe.model]) as session:  # all trials are of one source
         check_space(search.space, search.recipe)
         search, dataset, tags = load(search)
         name = name or search.recipe.label
         # What the nodes of a cluster write and read is on the server.
-        with (
-            recorded(directly=on is not None, goes_on=f"search-{name}") as ids,
-            _workers(workers, on, cpus, gpus) as at,
-        ):
-            result = _search(search, dataset, tags, name, at, restart)
-    return renamed(result, ids)
+        recorder = session.recorder(direct=on is not None, resume_key=f"search-{name}")
+        with _workers(workers, on, cpus, gpus) as at, _lock_of(search_folder(name), name):
+            parent_run_id, winner_run_id, rows = _search(recorder, search, dataset, tags, name, at, restart)
+    rows = [{**row, "run_id": row["run_id"] and recorder.id_to_show(row["run_id"])} for row in rows]
+    return SearchResult(recorder.id_to_show(parent_run_id), rows, recorder.id_to_show(winner_run_id))
 
 
 @contextlib.contextmanager
-def _workers(count, on, cpus, gpus):
-    """Who runs the trials, and who the winner, which nothing else runs beside."""
+def _workers(count: int | None, on: str | None, cpus: float | None, gpus: float | None) -> Iterator[tuple[Any, Any]]:
+    """Start the workers for the trials; yield them, and those for the winner, beside which nothing else is trained."""
     if on:
         with ray_workers(on, cpus=cpus, gpus=gpus, limit=count, variables={TRACKING_VARIABLE: store_uri()}) as workers:
             if workers.elsewhere and local_database(store_uri()):
@@ -101,33 +116,43 @@ def _workers(count, on, cpus, gpus):
         yield Here(), Here()
 
 
-def _search(search, dataset, tags, name, at, restart):
-    folder = search_folder(name)
-    with _alone(folder, name):
-        settings = search.settings(dataset)
-        checkpoint_files.sweep()
-        goes_on = _prepare(folder, name, settings, restart)
-        experiment_id = tracking.experiment_for(dataset)
-        key = search_key(settings, name)
-        space = ", ".join(f"{field[6:]} {values}" for field, values in settings.items() if field.startswith("space."))
-        with tracking.tracked_run(
-            experiment_id,
-            f"search {name}",
-            params=settings,
-            tags={"kind": "search", "search": key, "figure": search_report.BEST, **data_tags(dataset), **tags},
-            description=f"{search.tuner} search of {markdown(search.recipe.label)} on **{markdown(dataset.name)}** for "
-            f"{search.objective}: {markdown(space)}",
-            resumed_run_id=run_queries.newest_run(experiment_id, search=key) if goes_on else None,
-        ) as parent_run_id:
-            write_json(folder / SETTINGS, {"settings": settings})
-            place = Place(experiment_id, parent_run_id, dataset, tags)
-            with at_hand(place):
-                winner_run_id, rows = _trials_to_winner(search, make_oracle(search, folder), place, *at)
-        write_json(folder / SETTINGS, {"settings": settings, "finished": winner_run_id})
-    return SearchResult(parent_run_id, rows, winner_run_id)
+def _search(
+    recorder: Recorder,
+    search: Search,
+    dataset: ImageDataset,
+    tags: dict[str, Any],
+    name: str,
+    at: tuple[Any, Any],
+    restart: bool,
+) -> tuple[str, str, list[dict[str, Any]]]:
+    """Run a search below its parent run; return the ids of the parent and the winner, and the trials' rows."""
+    folder, settings = search_folder(name), search.settings(dataset)
+    checkpoint_files.sweep()
+    is_resumed = _prepare(folder, name, settings, restart)
+    experiment_id = recorder.experiment_for(dataset)
+    key = search_key(settings, name)
+    space = ", ".join(f"{field[6:]} {values}" for field, values in settings.items() if field.startswith("space."))
+    with recorder.start(
+        experiment_id,
+        f"search {name}",
+        params=settings,
+        tags={"kind": "search", "search": key, "figure": search_report.BEST, **data_tags(dataset), **tags},
+        description=f"{search.tuner} search of {markdown(search.recipe.label)} on **{markdown(dataset.name)}** for "
+        f"{search.objective}: {markdown(space)}",
+        resumed_run_id=run_queries.newest_run(experiment_id, search=key) if is_resumed else None,
+    ) as parent_run_id:
+        write_json(folder / SETTINGS, {"settings": settings})
+        place = Place(experiment_id, parent_run_id, dataset, tags)
+        with data_loaded(place):
+            winner_run_id, rows = _trials_to_winner(search, make_oracle(search, folder), place, *at)
+    write_json(folder / SETTINGS, {"settings": settings, "finished": winner_run_id})
+    return parent_run_id, winner_run_id, rows
 
 
-def _trials_to_winner(search, oracle, place, workers, last):
+def _trials_to_winner(
+    search: Search, oracle: Any, place: Place, workers: Any, last: Any
+) -> tuple[str, list[dict[str, Any]]]:
+    """Run the trials, the finalists and the winner; return the winner's recorded id and the trials' rows."""
     _run_trials(search, oracle, place, workers)
     rows = search_report.trial_rows(oracle, place.children(kind="trial"))
     run_logging.log_results(*search_report.trials_report(rows, search))
@@ -139,14 +164,14 @@ def _trials_to_winner(search, oracle, place, workers, last):
     [ended] = spread(lambda: waiting.pop() if waiting else None, last)
     winner_run_id, accuracy = ended.result()
     run_logging.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
-    tracking.describe_run(f"Trained once more, its test accuracy is **{accuracy:.2%}**: winner.json is its recipe.")
+    run_logging.describe_run(f"Trained once more, its test accuracy is **{accuracy:.2%}**: winner.json is its recipe.")
     return winner_run_id, rows
 
 
-def _run_trials(search, oracle, place, workers):
+def _run_trials(search: Search, oracle: Any, place: Place, workers: Any) -> None:
     trials, address = {}, place.address(search)  # by name
 
-    def ask():
+    def ask() -> Job | None:
         trial = oracle.ask()
         if trial is None:
             return None
@@ -166,18 +191,18 @@ def _run_trials(search, oracle, place, workers):
             return
 
 
-def search_folder(name) -> Path:
-    """Where a search keeps KerasTuner's state."""
+def search_folder(name: str) -> Path:
+    """Return the folder in which a search keeps KerasTuner's state."""
     return searches_folder() / name
 
 
-def search_key(settings, name) -> str:
-    """What a second start finds the parent run by."""
+def search_key(settings: dict[str, str], name: str) -> str:
+    """Return the key by which a second start finds the parent run."""
     # By the first names of fields, so that a search that an earlier version began is found.
     return hashlib.sha256(json.dumps([name, first_names(settings)], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _alone(folder, name):
+def _lock_of(folder: Path, name: str) -> AcquireReturnProxy:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         return FileLock(f"{folder}.lock", timeout=0).acquire()
@@ -187,8 +212,8 @@ def _alone(folder, name):
         ) from None
 
 
-def _prepare(folder, name, settings, restart):
-    """Make the search's folder; returns whether an equal search goes on in it.
+def _prepare(folder: Path, name: str, settings: dict[str, str], restart: bool) -> bool:
+    """Make the search's folder; return whether an equal search is resumed in it.
 
     Raises:
         ArgumentError: it holds an unfinished search with other settings.
@@ -211,7 +236,7 @@ def _prepare(folder, name, settings, restart):
     return not differences
 
 
-def _read(file):
+def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     with reading_state(file):
@@ -219,7 +244,7 @@ def _read(file):
         return {**state, "settings": renamed_fields(state["settings"])}
 
 
-def _expect_trials(oracle):
+def _expect_trials(oracle: Any) -> None:
     ended = [oracle.trials[trial_id] for trial_id in oracle.end_order]
     if oracle.gave_up():
         failures = oracle.failures

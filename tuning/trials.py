@@ -1,93 +1,86 @@
-"""Trials as runs: where they go, and what one of them is, whichever engine asks for it and whoever trains it."""
+"""Train trials of a search as runs: in which experiment and below which run they go, on whatever worker."""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from cnnlab.data.dataset import ImageDataset
-from cnnlab.errors import ArgumentError, LabError, StoreGone
+from cnnlab.errors import ArgumentError, LabError, ServerUnavailable
 from cnnlab.evaluation.score_names import TOP5_CLASSES
-from cnnlab.models import custom_model
+from cnnlab.recipe import Recipe
 from cnnlab.resolve import build_model, prepare
 from cnnlab.resume import interrupted_run
-from cnnlab.tracking import checkpoint_files, mlflow_store, run_queries
-from cnnlab.tracking import tracked_run as tracking
-from cnnlab.tracking.offline import server_unavailable
-from cnnlab.tracking.offline.delivery import recorded
+from cnnlab.tracking import checkpoint_files, run_logging, run_queries, server_unavailable
+from cnnlab.tracking.session import Session
 from cnnlab.train import fit_and_evaluate
 from cnnlab.training.runtime import freed_models
 from cnnlab.tuning.search_settings import Search
 
-ATTEMPTS, PATIENCE = 3, 30  # of a trial, and minutes to wait for a store that went away
+ATTEMPTS, PATIENCE = 3, 30  # of a trial, and minutes to wait for a server that stopped answering
 SCORE = "score"  # the metric of a trial's run that says it is complete
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a search's runs go: their experiment and parent, the data they are on, and tags for each of them."""
+    """The experiment and the parent run of a search's runs, the data they are trained on, and tags for each of them."""
 
     experiment_id: str
     parent_run_id: str
     dataset: ImageDataset
-    tags: dict
+    tags: dict[str, Any]
 
-    def children(self, **tags) -> list[dict]:
-        """The runs below the parent that carry these tags of ours, as `read.children_of` gives them."""
+    def children(self, **tags: str) -> list[dict[str, Any]]:
+        """Return the runs below the parent that carry these tags of ours, as `run_queries.children_of` gives them."""
         runs = run_queries.children_of(self.parent_run_id, self.experiment_id)
         return [run for run in runs if tags.items() <= run["tags"].items()]
 
-    def interrupted_run(self, recipe, kind, label) -> str | None:
-        """The run under a label that an earlier process left with a checkpoint; others that it left are deleted, so
+    def interrupted_run(self, recipe: Recipe, kind: str, label: str) -> str | None:
+        """Find the run with a label that an earlier process left with a checkpoint; delete others that it left, so
         that none counts twice.
         """
         resumed = interrupted_run(recipe, self.dataset, self.experiment_id, self.parent_run_id, kind=kind, label=label)
         for run in self.children(kind=kind, label=label):
             if run["run_id"] != resumed:
-                tracking.delete_run(run["run_id"])
+                run_logging.delete_run(run["run_id"])
         return resumed
 
-    def scored_run(self, search, recipe, kind, label, run_name) -> float:
-        """Train a recipe without the test set as a child run and return its score; a finished run is not repeated, and
-        one that was interrupted goes on.
-
-        Where the store goes away meanwhile, the training is repeated when it is back: the recipe is not to blame.
-        """
-        for _ in range(ATTEMPTS - 1):
-            try:
-                with server_unavailable.loss_of_store_said():
-                    return self._scored_run(search, recipe, kind, label, run_name)
-            except StoreGone:
-                server_unavailable.wait_for_store(PATIENCE)
-        return self._scored_run(search, recipe, kind, label, run_name)
-
     @freed_models()
-    def _scored_run(self, search, recipe, kind, label, run_name):
+    def scored_run(self, search: Search, recipe: Recipe, kind: str, label: str, run_name: str) -> float:
+        """Train a recipe without the test set as a child run; return its score.
+
+        A finished run is not repeated, and one that was interrupted is resumed.
+        """
         tags = {"kind": kind, "label": label, **self.tags}
         for run in self.children(kind=kind, label=label):
             if run["status"] == "FINISHED" and SCORE in run["metrics"]:
                 return run["metrics"][SCORE]
         resumed = self.interrupted_run(recipe, kind, label)
-        parent = {"parent_run_id": self.parent_run_id}
-        try:
-            model = build_model(recipe, self.dataset)
-        except LabError:  # a trial that cannot even be built is a failed run too
-            with tracking.tracked_run(self.experiment_id, run_name, params=recipe.params(), tags=tags, **parent):
-                raise
-        given = {"run_name": run_name, "tags": tags, "parts": ("val",), "resume_run_id": resumed}
-        result = fit_and_evaluate(model, self.dataset, recipe, **given, **parent)
+        with Session([recipe.model]) as session:
+            try:
+                model = build_model(recipe, self.dataset)
+            except LabError:  # a trial that cannot even be built is a failed run too
+                run = {"params": recipe.params(), "tags": tags, "parent_run_id": self.parent_run_id}
+                with session.recorder().start(self.experiment_id, run_name, **run):
+                    raise
+            given = {"run_name": run_name, "tags": tags, "parts": ("val",), "resume_run_id": resumed}
+            result = fit_and_evaluate(model, self.dataset, recipe, parent_run_id=self.parent_run_id, **given)
         score = getattr(result.validation, search.objective.removeprefix("val_"))
-        tracking.log_metric_of(result.run_id, SCORE, score)
+        run_logging.log_metric_of(result.recorded_id, SCORE, score)
         return score
 
-    def address(self, search) -> "Address":
-        """What a worker finds its own place by."""
+    def address(self, search: Search) -> Address:
+        """Return what a worker finds its own place by."""
         return Address(search, self.experiment_id, self.parent_run_id, self.dataset.digest)
 
 
 @dataclass(frozen=True)
 class Address:
-    """A search, where its runs go, and the digest of its data: what travels to a worker, which loads the data."""
+    """What is sent to a worker, which loads the data: a search, its experiment and parent run, the data's digest."""
 
     search: Search
     experiment_id: str
@@ -95,12 +88,12 @@ class Address:
     digest: str
 
 
-_places = {}  # of this process, by the run that is their parent
+_places: dict[str, Place] = {}  # whose data this process has loaded, by the run that is their parent
 
 
 @contextlib.contextmanager
-def at_hand(place):
-    """Inside, trainings in this process use the data that is loaded already."""
+def data_loaded(place: Place) -> Iterator[None]:
+    """Let trainings in this process use the data that is loaded already, inside the block."""
     _places[place.parent_run_id] = place
     try:
         yield
@@ -108,14 +101,26 @@ def at_hand(place):
         del _places[place.parent_run_id]
 
 
-def train_scored(address, recipe, kind, label, run_name) -> float:
-    """`Place.scored_run`, on whatever worker this is."""
-    with custom_model.pinned_sources([recipe.model]), recorded(directly=True):
-        return place_of(address).scored_run(address.search, recipe, kind, label, run_name)
+def train_scored(address: Address, recipe: Recipe, kind: str, label: str, run_name: str) -> float:
+    """Train a recipe as `Place.scored_run` does, on whatever worker this is.
+
+    Where the server stops answering meanwhile, the training is repeated when it answers again: the recipe is not to
+    blame.
+    """
+    with Session([recipe.model]) as session:
+        session.recorder(direct=True)
+        place = place_of(address)
+        for _ in range(ATTEMPTS - 1):
+            try:
+                with server_unavailable.unanswered_calls_told():
+                    return place.scored_run(address.search, recipe, kind, label, run_name)
+            except ServerUnavailable:
+                server_unavailable.wait_for_server(PATIENCE)
+        return place.scored_run(address.search, recipe, kind, label, run_name)
 
 
-def place_of(address) -> Place:
-    """The place of an address, with its data, which each process loads once.
+def place_of(address: Address) -> Place:
+    """Return the place of an address, with its data, which each process loads once.
 
     Raises:
         LabError: the data here is not the search's.
@@ -131,10 +136,14 @@ def place_of(address) -> Place:
     return _places[address.parent_run_id]
 
 
-def load(search, quiet=False):
-    """`(search, dataset, tags)`: the search with the data and weights that are really used."""
-    checkpoint_files.seconds_between()  # a wrong number is said before any work
-    mlflow_store.expect_usable_store()
+def load(search: Search, quiet: bool = False) -> tuple[Search, ImageDataset, dict[str, Any]]:
+    """Load the data of a search; return the search with the recipe that is really used, the data, and tags.
+
+    Raises:
+        ArgumentError: the data have too few classes for the objective, or the model cannot be built for them.
+        LabError: data or weights cannot be had.
+    """
+    checkpoint_files.seconds_between()  # refuses a wrong number before any work
     dataset, [prepared] = prepare([search.recipe], quiet=quiet)
     if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:
         raise ArgumentError(
@@ -145,6 +154,6 @@ def load(search, quiet=False):
     return dataclasses.replace(search, recipe=recipe), dataset, prepared.tags
 
 
-def label_of(trial) -> str:
-    """The tag that says which trial a run is: its number, without KerasTuner's zeros."""
+def label_of(trial: Any) -> str:
+    """Return the tag that says which trial a run is: its number, without KerasTuner's zeros."""
     return str(int(trial.trial_id))

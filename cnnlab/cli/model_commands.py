@@ -69,9 +69,10 @@ def models(available):
         return
     with job(trains=False):
         from cnnlab.cli.tables import print_versions
-        from cnnlab.tracking import mlflow_store, model_registry
+        from cnnlab.tracking import model_registry
+        from cnnlab.tracking.session import opened_store
 
-        with mlflow_store.opened(writes=False):
+        with opened_store(writes=False):
             versions = model_registry.list_versions()
         if versions:
             print_versions(versions)
@@ -84,9 +85,10 @@ def models(available):
 def rollback(name):
     """Undo the last promotion of the registered model NAME, which may be left out where there is only one."""
     with job(trains=False):
-        from cnnlab.tracking import mlflow_store, model_registry, promotion
+        from cnnlab.tracking import model_registry, promotion
+        from cnnlab.tracking.session import opened_store
 
-        with mlflow_store.opened():
+        with opened_store():
             before, now = promotion.rollback(model_registry.the_name(name))
         print(f"{now} is the champion again, no longer version {before.number}.")
 

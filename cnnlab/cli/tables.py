@@ -4,7 +4,7 @@ import os
 import sys
 
 from cnnlab.errors import masked
-from cnnlab.tracking.offline import spool
+from cnnlab.tracking.session import folder_of_waiting_run
 from cnnlab.utils.text import escape_control_characters
 
 ITEMS = 10  # of a finding that are listed
@@ -104,7 +104,7 @@ def print_next_step(run_id):
     if run_id is None:
         print("Not recorded: the store may not be written.")
         return
-    if spool.entry_with(run_id):
+    if folder_of_waiting_run(run_id):
         print(f"Recorded as run {run_id}, on this disk. Deliver it with: cnnlab sync")
         return
     # `mlflow run` sets both for what it starts; the shell afterwards has neither, and would look into ./mlruns.

@@ -1,5 +1,8 @@
-"""What a run gave."""
+"""What a run gave: its id, recipe, history, predictions and sizes, as plain data."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cnnlab.evaluation.predictions import Predictions
@@ -11,38 +14,53 @@ class RunResult:
     """What a run gave, as plain data.
 
     Attributes:
-        run_id: MLflow's.
+        recorded_id: the id under which the run was recorded.
         name: the run's name.
         recipe: what was trained.
         dataset_name, class_names: of the data set.
         history: per-epoch metrics as Keras gives them, `{"loss": [...], "val_accuracy": [...], ...}`.
-        test, validation: `Predictions` of the finished model; `None` where the part was kept out, as in a search.
+        test, validation: `Predictions` of the finished model; `None` for a split that was kept out, as in a search.
         params, trainable_params: numbers of weights.
         train_seconds: spent in `fit` (and in the pass through the frozen layers before it).
         total_seconds: from opening the run to closing it.
+        recorded_model_uri: `models:/m-...` as it was recorded, or `None`.
         stage_borders: numbers of epochs after which another stage of the training begins.
-        model_uri: `models:/m-...`, for `mlflow.keras.load_model` and `mlflow.pyfunc.load_model`, or `None`.
+        id_to_show: gives for a recorded id or address the one by which the user finds the run or model now: that of
+            a server differs from the recorded one, and is known when the server has the run.
     """
 
-    run_id: str
+    recorded_id: str
     name: str
     recipe: Recipe
     dataset_name: str
     class_names: tuple[str, ...]
-    history: dict
+    history: dict[str, list[float]]
     test: Predictions | None
     validation: Predictions | None
     params: int
     trainable_params: int
     train_seconds: float
     total_seconds: float
-    model_uri: str | None
+    recorded_model_uri: str | None
     stage_borders: tuple[int, ...] = ()
+    id_to_show: Callable[[str], str] = str
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self.id_to_show(self.recorded_id)
+
+    @property
+    def model_uri(self) -> str | None:
+        """`models:/m-...`, for `mlflow.keras.load_model` and `mlflow.pyfunc.load_model`, or `None`."""
+        return self.recorded_model_uri and self.id_to_show(self.recorded_model_uri)
 
     @property
     def test_accuracy(self) -> float:
+        """Accuracy of the finished model on the test images, 0..1."""
         return self.test.accuracy
 
     @property
     def test_loss(self) -> float:
+        """Cross-entropy of the finished model on the test images."""
         return self.test.loss

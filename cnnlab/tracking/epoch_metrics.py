@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import mlflow
 
 from cnnlab.tracking.mlflow_internals import keras_autologging_alone, no_validation_copies
-from cnnlab.tracking.offline import spool
-from cnnlab.tracking.store_location import is_server
 from cnnlab.utils.log import log
 
 
@@ -45,12 +43,10 @@ def _metrics_alone(logged):
 
 
 def complete_history(run_id, history) -> None:
-    """Write again what is missing of the metrics by epoch, and say how many there were.
+    """Log again what the store missed of the metrics by epoch, and warn how many epochs there were.
 
-    A server was away, or the disk of the outbox full, for a while.
+    The server was unavailable, or the disk full, for a while.
     """
-    if not (is_server(mlflow.get_tracking_uri()) or spool.recording()):
-        return
     if epochs := _send_missing(run_id, history):
         log.warning(f"the store had missed {epochs} of the epochs; their metrics were sent again.")
 

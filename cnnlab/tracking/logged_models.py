@@ -10,6 +10,7 @@ import mlflow
 from cnnlab.errors import LabError, first_line
 from cnnlab.models import custom_model
 from cnnlab.tracking import mlflow_store, run_queries
+from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import MODEL_SOURCE
 from cnnlab.utils.temporary_folders import private_folder
 
@@ -19,17 +20,13 @@ _until_exit = contextlib.ExitStack()
 atexit.register(_until_exit.close)
 
 
+@opened_store(writes=False)
 def fetch(uri) -> tuple[str, str]:
     """A registered or logged model's URI with its version in place of an alias, and the file of its Keras model.
 
     Raises:
         LabError: there is no such model, or it is of another kind.
     """
-    with mlflow_store.opened(writes=False):
-        return _fetch(uri)
-
-
-def _fetch(uri):
     try:
         info = mlflow.models.get_model_info(uri)
         folder = _local(uri)
@@ -65,8 +62,9 @@ def about(uri) -> dict:
     return {"name": name, "version": version, "card": _card(uri)}
 
 
+@opened_store(writes=False)
 def _card(uri):
-    with mlflow_store.opened(writes=False), private_folder("files") as folder:
+    with private_folder("files") as folder:
         try:
             file = mlflow.artifacts.download_artifacts(f"{uri}/{CARD_FILE}", dst_path=folder)
         except (OSError, mlflow.MlflowException):  # a model that is not registered has none

@@ -1,11 +1,16 @@
 """Where runs are kept: the local store in `./mlruns`, or what `MLFLOW_TRACKING_URI` or the user's own run names."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
 import shutil
 import sqlite3
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 from filelock import FileLock
@@ -21,11 +26,11 @@ from cnnlab.tracking.mlflow_internals import (
     put_beside,
     upgrade_database,
 )
-from cnnlab.tracking.offline import spool
 from cnnlab.tracking.pagination import running_runs
 from cnnlab.tracking.run_locks import is_gone, lock_file, remove_lock
-from cnnlab.tracking.server_checks import expect_database, expect_reachable
+from cnnlab.tracking.server_checks import expect_database, expect_reachable, reached_before
 from cnnlab.tracking.store_location import (
+    STORE_FOLDER,
     TRACKING_VARIABLE,
     artifacts_folder,
     is_in_memory,
@@ -36,19 +41,36 @@ from cnnlab.tracking.store_location import (
     store_uri,
 )
 from cnnlab.tracking.tag_names import TAG
-from cnnlab.utils.log import log
 from cnnlab.utils.temporary_folders import private_folder
+
+if TYPE_CHECKING:
+    from cnnlab.tracking.recorder import Recorder
 
 LEAST_BYTES = 10**6  # free on the disk of a local store
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
 
-_opened = contextlib.ExitStack()
-_users, _turn = [], threading.RLock()
+
+class ProcessState:
+    """What this process has open: MLflow has one address a process, which all verbs and threads share.
+
+    Attributes:
+        users: how many blocks are inside the open store; the first opens it, the last restores MLflow's address.
+        lock: held while `users` changes.
+        resources: what is released with the store, such as a temporary copy.
+        recorder: of the verb that records now; verbs that it calls record with it too.
+    """
+
+    def __init__(self) -> None:
+        self.users, self.lock, self.resources = 0, threading.RLock(), contextlib.ExitStack()
+        self.recorder: Recorder | None = None
+
+
+process = ProcessState()
 
 
 @contextlib.contextmanager
-def opened(writes=True):
-    """Around a verb: MLflow points at the store inside, and at what it pointed at before afterwards.
+def opened(writes: bool = True) -> Iterator[bool]:
+    """Point MLflow at the store inside the block, and at what it pointed at before afterwards.
 
     The store is that of the user's own active run where there is one, so that ours nests below it. Blocks may be
     nested; the outermost one counts.
@@ -56,37 +78,40 @@ def opened(writes=True):
     Args:
         writes: without, a store that may not be written is read from a copy of its database.
 
+    Yields:
+        Whether this block is the outermost one.
+
     Raises:
         LabError: as `open_store`.
     """
-    with _turn:
-        if not _users:
+    with process.lock:
+        if is_outermost := not process.users:
             with contextlib.ExitStack() as until_open:
                 until_open.enter_context(globals_kept())
-                _say_undelivered(open_store(writes))
-                _opened.push(until_open.pop_all())
-        _users.append(True)
+                open_store(writes)
+                process.resources.push(until_open.pop_all())
+        process.users += 1
     try:
-        yield
+        yield is_outermost
     finally:
-        with _turn:
-            _users.pop()
-            if not _users:
-                _opened.close()
+        with process.lock:
+            process.users -= 1
+            if not process.users:
+                process.resources.close()
 
 
 @contextlib.contextmanager
-def opened_at(uri):
-    """Inside, MLflow and `opened` are at this store, whichever the user's is."""
+def opened_at(uri: str) -> Iterator[None]:
+    """Point MLflow and `opened` at this store inside the block, whichever the user's is."""
     with globals_kept():
         open_store(elsewhere=uri)
-        with _turn:
-            _users.append(True)
+        with process.lock:
+            process.users += 1
         try:
             yield
         finally:
-            with _turn:
-                _users.pop()
+            with process.lock:
+                process.users -= 1
 
 
 def expect_usable_store(writes=True) -> None:
@@ -100,9 +125,9 @@ def expect_usable_store(writes=True) -> None:
     """
     uri = address()
     if is_server(uri):
-        if not spool.reached_before(uri):  # it may be a typing error; one that is away does without for a while
+        if not reached_before(uri):  # it may be a typing error; what is recorded waits for one that was reached before
             expect_reachable(uri)
-        _expect_space(spool.outbox_folder())
+        _expect_space(Path(STORE_FOLDER).resolve())  # where runs wait for the server
     elif (database := local_database(uri)) and (writes or not database.exists()):
         existing = next(folder for folder in (database.parent, *database.parent.parents) if folder.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -204,14 +229,6 @@ def _point_at(uri):
         os.environ.pop(TRACKING_VARIABLE, None)
 
 
-def _say_undelivered(uri):
-    """Remind of what an earlier job left in the outbox; not in a worker, whose store is there."""
-    database = local_database(uri)
-    inside = database and spool.outbox_folder() in database.parents
-    if not inside and (sentence := spool.undelivered()):
-        log.warning(sentence)
-
-
 def _may_write(database):
     folder = database.parent
     return os.access(database, os.W_OK) and os.access(folder, os.W_OK) and not _is_full(folder)
@@ -235,7 +252,7 @@ def copied(database):
     """A copy of a database that is not to be written, brought up to date, for as long as a store is open; its artifacts
     stay where they are.
     """
-    copy = _opened.enter_context(private_folder("read")) / database.name
+    copy = process.resources.enter_context(private_folder("read")) / database.name
     with readable(database) as connection, contextlib.closing(sqlite3.connect(copy)) as fresh:
         connection.backup(fresh)  # whole, also while others write
     if (revision := schema_of(copy)) not in ("", latest_schema()) and is_known_schema(revision):

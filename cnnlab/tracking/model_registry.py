@@ -15,8 +15,9 @@ from cnnlab.evaluation.model_card import model_card
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, save_predictions
 from cnnlab.recipe import renamed_fields
 from cnnlab.tracking import logged_models as stored_models
-from cnnlab.tracking import mlflow_store, run_logging, run_queries
+from cnnlab.tracking import run_logging, run_queries
 from cnnlab.tracking.pagination import every
+from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import BEST, TAG, matches, our_tags
 from cnnlab.utils.text import escape_control_characters, markdown
 
@@ -38,6 +39,7 @@ class Version:
         return f"{self.name} version {self.number}"
 
 
+@opened_store()
 def register_run(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple[Version, list[str]]:
     """Register a run's model, or find the version that it already is.
 
@@ -53,11 +55,6 @@ def register_run(run_id=None, *, experiment=None, name=None, by="accuracy") -> t
     Raises:
         LabError: the run is unknown, failed, or has no model.
     """
-    with mlflow_store.opened():
-        return _register(run_id, experiment, name, by)
-
-
-def _register(run_id, experiment, name, by):
     client = mlflow.MlflowClient()
     run = run_queries.find_finished_run(run_id) if run_id else run_queries.best_run(experiment, by)
     result = run_queries.read_result(run)

@@ -8,8 +8,9 @@ import mlflow
 from cnnlab.errors import LabError, first_line
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from cnnlab.evaluation.predictions import compared as compared_by
-from cnnlab.tracking import mlflow_store, run_logging, run_queries
+from cnnlab.tracking import run_logging, run_queries
 from cnnlab.tracking.model_registry import CHAMPION, Version, find_champion, list_versions
+from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import TAG
 from cnnlab.utils.temporary_folders import private_folder
 
@@ -36,6 +37,7 @@ class Stored:
     test: Predictions
 
 
+@opened_store()
 def promote(version, *, by="accuracy", margin=0.0, force=False) -> Decision:
     """Make a version the champion if it beats the present one on the same held-out images.
 
@@ -51,11 +53,6 @@ def promote(version, *, by="accuracy", margin=0.0, force=False) -> Decision:
     Raises:
         LabError: the champion is not comparable (other data or classes), without `force`.
     """
-    with mlflow_store.opened():
-        return _promote(version, by, margin, force)
-
-
-def _promote(version, by, margin, force):
     champion = find_champion(version.name)
     if champion is None:
         return _decide(version, None, Decision(True, f"{version} is the first champion."), {})
@@ -93,6 +90,7 @@ def _promote(version, by, margin, force):
     return _decide(version, champion, Decision(better or force, said), facts)
 
 
+@opened_store()
 def rollback(name) -> tuple[Version, Version]:
     """Undo the last promotion: the champion's predecessor gets the alias back.
 
@@ -102,11 +100,6 @@ def rollback(name) -> tuple[Version, Version]:
     Raises:
         LabError: there is no champion, or none before it.
     """
-    with mlflow_store.opened():
-        return _rollback(name)
-
-
-def _rollback(name):
     client = mlflow.MlflowClient()
     champion = find_champion(name)
     if champion is None:

@@ -1,9 +1,12 @@
 """What is written on the active run: the data set, results and the whole model."""
 
+from __future__ import annotations
+
 import json
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -12,7 +15,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from cnnlab.tracking.tracked_run import DATA_NAME
+from cnnlab.tracking.tag_names import DATA_NAME, DESCRIPTION, TAG
 from cnnlab.utils.temporary_folders import private_folder
 from cnnlab.utils.text import escape_control_characters, shortened
 
@@ -56,6 +59,35 @@ def write_results(folder, figures, texts, files=(), **facts) -> None:
     _write_texts(folder, {**texts, **{f"{name}.json": json.dumps(fact, indent=2) for name, fact in facts.items()}})
     for path, write in dict(files).items():
         write(Path(folder, path))
+
+
+def write_training(folder, model, run_files, metrics, history) -> None:
+    """Write all that a training gave into a folder: its files and figures, its metrics, and the model."""
+    from cnnlab.models.safe_loading import save_model  # in here, as what only reads the store takes no Keras
+
+    files = {**run_files.files, "model.keras": lambda path: save_model(model, path)}
+    write_results(folder, run_files.figures, run_files.texts, files, metrics=metrics, history=history)
+
+
+def delete_run(run_id: str) -> None:
+    """Mark a run as deleted."""
+    mlflow.MlflowClient().delete_run(run_id)
+
+
+def log_metric_of(run_id: str, name: str, value: float) -> None:
+    """Add a metric to a run that need not be the active one."""
+    mlflow.MlflowClient().log_metric(run_id, name, value)
+
+
+def describe_run(text: str) -> None:
+    """Add Markdown to what the UI shows first of the active run, its description."""
+    before = mlflow.get_run(mlflow.active_run().info.run_id).data.tags.get(DESCRIPTION, "")
+    mlflow.set_tag(DESCRIPTION, f"{before}\n\n{text}")
+
+
+def tag_run(**tags: Any) -> None:
+    """Set tags of ours on the active run."""
+    mlflow.set_tags({TAG + key: value for key, value in tags.items()})
 
 
 def log_model_texts(model_uri, texts, files=()) -> None:

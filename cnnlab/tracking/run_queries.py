@@ -1,17 +1,20 @@
 """Runs of the store, read back as what they were when they ended."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModelStatus, Run
 
 from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, load_predictions
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import Recipe
-from cnnlab.tracking.offline import spool
 from cnnlab.tracking.pagination import OURS, all_experiments, every
+from cnnlab.tracking.session import folder_of_waiting_run
 from cnnlab.tracking.store_location import local_database
 from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
 from cnnlab.utils.temporary_folders import private_folder
@@ -37,9 +40,9 @@ def find_run(run_id):
         runs = client.search_runs(all_experiments(client), condition, max_results=2)
         if runs:
             break
-    if not runs and spool.entry_with(run_id):
+    if not runs and (folder := folder_of_waiting_run(run_id)):
         raise ArgumentError(
-            f"Expected a run that the store has. Received: {run_id[:8]}, which waits in '{spool.outbox_folder()}'. "
+            f"Expected a run that the store has. Received: {run_id[:8]}, which waits in '{folder}'. "
             "Deliver it with 'cnnlab sync'."
         )
     if len(runs) != 1:
@@ -131,8 +134,12 @@ def best_run(experiment=None, by="accuracy"):
     return _first(client, [newest.info.experiment_id], finished, f"metrics.final_val_{by} DESC")
 
 
-def read_result(run) -> RunResult:
-    """What `fit_and_evaluate` returned for a run that is finished.
+def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
+    """Read what `fit_and_evaluate` returned for a run that is finished.
+
+    Args:
+        run: of the open store.
+        id_to_show: as in `RunResult`.
 
     Raises:
         LabError: the run has no test predictions (a trial of a search), or they are gone.
@@ -145,7 +152,7 @@ def read_result(run) -> RunResult:
         )
     class_names, parts = read_predictions(run)
     return RunResult(
-        run_id=run.info.run_id,
+        recorded_id=run.info.run_id,
         name=run.info.run_name,
         recipe=read_recipe(run),
         dataset_name=run.data.tags[TAG + "dataset"],
@@ -158,7 +165,8 @@ def read_result(run) -> RunResult:
         train_seconds=metrics["train_seconds"],
         total_seconds=metrics["total_seconds"],
         stage_borders=(int(metrics["stage1_epochs"]),) if "stage1_epochs" in metrics else (),
-        model_uri=f"models:/{_model_of(run)}",
+        recorded_model_uri=f"models:/{_model_of(run)}",
+        id_to_show=id_to_show,
     )
 
 
@@ -216,6 +224,11 @@ def _artifact(run, name, read):
                 f"Expected run {run.info.run_id[:8]} to have its {name}. Received: {first_line(error)}. "
                 "Restore the store's artifacts, or train again."
             ) from error
+
+
+def tags_of(run_id: str) -> dict[str, str]:
+    """Return our own tags of a run, without their prefix."""
+    return our_tags(mlflow.MlflowClient().get_run(run_id).data.tags)
 
 
 def _first(client, experiments, condition, order):

@@ -1,11 +1,17 @@
 """Whether a tracking server or a database answers, found out within seconds."""
 
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
 import mlflow
 import sqlalchemy
 
-from cnnlab.errors import LabError, first_line
+from cnnlab.errors import LabError, first_line, masked
 from cnnlab.tracking.mlflow_internals import probe
-from cnnlab.tracking.offline import spool
+from cnnlab.utils.text import short_hash
+from cnnlab.utils.user_cache import cache_folder
 
 HEALTH_TIMEOUT = 10  # seconds; an unreachable server is reported within 15
 # By a word of what a connection failed with; MLflow's own settings.
@@ -18,15 +24,15 @@ ADVICE = {
 }
 
 
-def expect_reachable(uri) -> None:
-    """Answer quickly for a server that is down; MLflow's own client would retry for minutes.
+def expect_reachable(uri: str) -> None:
+    """Ask a server whether it is up, and refuse within seconds; MLflow's own client would retry for minutes.
 
     Raises:
         LabError: it does not answer.
     """
     try:
         probe(uri, HEALTH_TIMEOUT)
-        spool.remember_reached(uri)
+        _remember_reached(uri)
     except (OSError, ValueError, mlflow.MlflowException) as error:
         advice = "Start the server, correct the address, or unset the variable to use ./mlruns."
         raise LabError(
@@ -35,8 +41,8 @@ def expect_reachable(uri) -> None:
         ) from error
 
 
-def expect_database(uri) -> None:
-    """Answer quickly for a database that is away; MLflow would try for minutes.
+def expect_database(uri: str) -> None:
+    """Ask a database whether it is up, and refuse within seconds; MLflow would try for minutes.
 
     Raises:
         ModuleNotFoundError: its driver is missing.
@@ -46,3 +52,29 @@ def expect_database(uri) -> None:
     seconds = {"connect_timeout": HEALTH_TIMEOUT} if uri.startswith(("postgresql", "mysql")) else {}
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=seconds)
     engine.connect().close()
+
+
+def reached_before(uri: str) -> bool:
+    """Return whether this user has ever reached a server at this address."""
+    return _reached_file(uri).exists()
+
+
+def without_password(uri: str) -> str:
+    """Return a server's address without the user and password in it."""
+    return masked(uri).replace("***@", "")
+
+
+def server_key(uri: str) -> str:
+    """Return a short text that stands for a server in names of files."""
+    return short_hash(without_password(uri).rstrip("/"))
+
+
+def _remember_reached(uri: str) -> None:
+    with contextlib.suppress(OSError):  # the cache is somebody else's
+        file = _reached_file(uri)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def _reached_file(uri: str) -> Path:
+    return cache_folder("servers") / server_key(uri)

@@ -10,9 +10,9 @@ import urllib.request
 import mlflow
 
 from cnnlab.errors import LabError, masked
-from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.mlflow_internals import show_runs
 from cnnlab.tracking.pagination import OURS, all_experiments
+from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.store_location import artifacts_folder, is_server, local_database
 from cnnlab.tracking.tag_names import TAG, matches
 from cnnlab.utils.log import log
@@ -42,7 +42,7 @@ def serve_ui(host="127.0.0.1", port=None) -> None:
         ArgumentError: the port is taken.
         LabError: the server did not start.
     """
-    with mlflow_store.opened(writes=False):
+    with opened_store(writes=False):
         _serve_ui(mlflow.get_tracking_uri(), host, port)
 
 

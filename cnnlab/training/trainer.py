@@ -69,7 +69,7 @@ def train(
     callbacks=(),
     parts=("val", "test"),
     quiet=False,
-    recorded=lambda: contextlib.nullcontext([]),
+    around_fit=lambda: contextlib.nullcontext([]),
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train a compiled model stage by stage, on cached features where it has a frozen front, and predict with it.
@@ -81,7 +81,7 @@ def train(
         callbacks: further Keras callbacks; they see the logs that Keras gives.
         parts: to predict with the finished model; images of other parts are not looked at.
         quiet: nothing on the screen, for the many runs of a search.
-        recorded: makes a context around each `fit`, which gives further callbacks for it.
+        around_fit: makes a context for each `fit`, which gives further callbacks for it.
         checkpoint: a `Checkpoint` that the training is kept in, and goes on from where it has `found` one; further
             callbacks begin anew then.
 
@@ -112,7 +112,7 @@ def train(
             epochs = epochs[0], epochs[0]
         ended = [dataclasses.asdict(result) for result in results]
         keeper = Keeper(checkpoint, history, ended, before, (started, began)) if checkpoint else None
-        with recorded() as more:
+        with around_fit() as more:
             fitted = _fit(cut, dataset, recipe, stage, epochs, callbacks, more, quiet, keeper)
         history = {name: history.get(name, []) + fitted.get(name, []) for name in {**history, **fitted}}
         found, progress = None, {}
@@ -203,7 +203,7 @@ def features_by_part(model, images, recipe):
     return None if features is None else (split.head, dict(zip(images, features, strict=True)))
 
 
-def _fit(cut, dataset, recipe, stage, epochs, callbacks, recorded, quiet, keeper):
+def _fit(cut, dataset, recipe, stage, epochs, callbacks, more, quiet, keeper):
     """The history of one `fit`, of a stage: from the first of two epochs to the second."""
     model, (first, end) = cut.trained, epochs
     ours = []
@@ -257,7 +257,7 @@ def _fit(cut, dataset, recipe, stage, epochs, callbacks, recorded, quiet, keeper
             epochs=end,
             initial_epoch=first,
             **validation,
-            callbacks=[*callbacks, *recorded, between_batches],
+            callbacks=[*callbacks, *more, between_batches],
             # The moving bar on a terminal, a line an epoch in a file.
             verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
         ).history

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from cnnlab.cli import main
-from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.recorder import MlflowRecorder
+
+recorder = MlflowRecorder()
 
 SMALL = ["--dataset", "digits", "--limit", "100", "--epochs", "1"]
 
@@ -185,7 +187,7 @@ def test_cache_is_shown_and_cleared(store, cnnlab):
 def test_ui_answers_at_the_printed_link(store, digits, cnnlab):
     import urllib.request
 
-    with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}):
+    with recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}):
         pass
     process = subprocess.Popen(
         [sys.executable, "-m", "cnnlab", "ui"], stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -33,9 +33,15 @@ def result():
     rng = np.random.default_rng(0)
     part = Predictions(rng.dirichlet(np.ones(len(NAMES)), 40).astype("float32"), np.arange(40) % len(NAMES), "digest")
     return RunResult(
-        **{"run_id": "0123456789abcdef", "name": "cnn on =x|y", "recipe": cnnlab.Recipe("cnn", dataset="=x|y")},
+        **{"recorded_id": "0123456789abcdef", "name": "cnn on =x|y", "recipe": cnnlab.Recipe("cnn", dataset="=x|y")},
         **{"dataset_name": "=x|y", "class_names": NAMES, "history": {}, "test": part, "validation": part},
-        **{"params": 10, "trainable_params": 10, "train_seconds": 1.0, "total_seconds": 1.0, "model_uri": None},
+        **{
+            "params": 10,
+            "trainable_params": 10,
+            "train_seconds": 1.0,
+            "total_seconds": 1.0,
+            "recorded_model_uri": None,
+        },
     )
 
 

@@ -17,12 +17,14 @@ from mlflow.store.db import utils
 from cnnlab import doctor
 from cnnlab.tracking import mlflow_store as stores
 from cnnlab.tracking import run_locks, run_logging
-from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.maintenance import deleted_runs as garbage_of
 from cnnlab.tracking.maintenance import sqlite_files, store_checks
 from cnnlab.tracking.offline import spool
+from cnnlab.tracking.recorder import MlflowRecorder
 from cnnlab.tuning import search_states
 from cnnlab.utils import temporary_folders, user_cache
+
+recorder = MlflowRecorder()
 
 HOME = Path("mlruns")
 
@@ -37,7 +39,10 @@ def lab(store, store_template, digits, monkeypatch, tmp_path_factory):
 
 
 def finished(digits, text="a text"):
-    with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
+    with (
+        stores.opened(),
+        recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}) as run_id,
+    ):
         run_logging.log_results({"x": 1}, {}, {"note.txt": text})
     return run_id
 
@@ -78,7 +83,7 @@ def test_a_healthy_store_and_no_store_at_all(lab, workplace, monkeypatch):
 
 def test_a_run_of_a_killed_process(lab, digits):
     client, _ = lab
-    run = client.create_run(tracking.experiment_for(digits), tags={"cnnlab.process": "elsewhere/1-1"})
+    run = client.create_run(recorder.experiment_for(digits), tags={"cnnlab.process": "elsewhere/1-1"})
     run_id = run.info.run_id
     assert found() == []  # another machine's, for all that can be known
     (HOME / "running" / f"{run_id}.lock").touch()  # which the process of a run holds as long as it lives
@@ -90,7 +95,10 @@ def test_a_run_of_a_killed_process(lab, digits):
 
 
 def test_what_belongs_to_a_live_run_is_left_alone(lab, digits):
-    with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "live", params={}, tags={}) as run_id:
+    with (
+        stores.opened(),
+        recorder.start(recorder.experiment_for(digits), "live", params={}, tags={}) as run_id,
+    ):
         (HOME / "checkpoints").mkdir()
         (HOME / "checkpoints" / f"{run_id}.npz").touch()
         (HOME / "artifacts" / run_id / "artifacts").mkdir(parents=True)
@@ -369,7 +377,7 @@ def test_databases_of_other_mlflows(lab):
 def test_a_server_s_runs_of_this_machine(lab, digits):
     client, _ = lab
     uri = stores.address()
-    run = client.create_run(tracking.experiment_for(digits), tags=gone_here())
+    run = client.create_run(recorder.experiment_for(digits), tags=gone_here())
     tags = {f"cnnlab.{key}": value for key, value in run_locks.process_tags().items()}
     live = client.create_run(run.info.experiment_id, tags=tags)
     [note, finding] = store_checks.server_findings(uri)

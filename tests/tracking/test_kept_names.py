@@ -10,8 +10,10 @@ import pytest
 import cnnlab
 from cnnlab import classify
 from cnnlab.tracking import model_registry, promotion, run_logging, run_queries
-from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.recorder import MlflowRecorder
 from cnnlab.tracking.tag_names import matches
+
+recorder = MlflowRecorder()
 
 CLASSES = ("=1+1", "@a", r"$x$ \y_z", '<b>"a", *c*', "-1", "yes", "1e5", "猫|", "e\u0301", "w" * 240)
 NAME = """=$x$ [bold]it's "a|b" #1?<b>%20@1:2 {x} \\n 猫"""
@@ -49,11 +51,9 @@ def test_names_of_another_encoding_and_of_any_length_are_kept(store, digits):
     long = [dataclasses.replace(digits, name="\x1b" * 255 + end, source=f"folder/{end}") for end in "ab"]
     names = []
     for dataset in (escaped, *long):
-        experiment = tracking.experiment_for(dataset)
+        experiment = recorder.experiment_for(dataset)
         names.append(store.get_experiment(experiment).name)
-        with tracking.tracked_run(
-            experiment, f"cnn on {dataset.name}", params={}, tags={"dataset": dataset.name}
-        ) as run_id:
+        with recorder.start(experiment, f"cnn on {dataset.name}", params={}, tags={"dataset": dataset.name}) as run_id:
             run_logging.log_dataset(dataset)
         run = store.get_run(run_id)
         assert run.info.run_name.startswith(r"cnn on \x1b")
@@ -66,7 +66,7 @@ def test_names_of_another_encoding_and_of_any_length_are_kept(store, digits):
 def test_a_failed_run_says_why_whatever_the_file_is_called(store, digits):
     with (
         pytest.raises(OSError),  # noqa: PT011  its words are looked at below
-        tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id,
+        recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}) as run_id,
     ):
         raise OSError(f"no such file: '{FOLDER}'")
     assert store.get_run(run_id).data.tags["cnnlab.reason"] == r"OSError: no such file: '/data/\x1b[31m\ncaf\udce9'"

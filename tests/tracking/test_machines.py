@@ -22,8 +22,11 @@ import pytest
 
 from cnnlab.tracking import mlflow_store as stores
 from cnnlab.tracking import run_logging
-from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.tag_names import TAG
 from tests.data.pictures import fill
+
+recorder = MlflowRecorder()
 
 pytestmark = [
     pytest.mark.machines,
@@ -35,10 +38,12 @@ USERS, GROUP = (12345, 12346), 12347  # without an entry in the system's list of
 
 LOGS = """
 import sys, cnnlab
-from cnnlab.tracking import mlflow_store, run_logging, tracked_run as tracking
+from cnnlab.tracking import mlflow_store, run_logging
+from cnnlab.tracking.recorder import MlflowRecorder
 mlflow_store.open_store()
+recorder = MlflowRecorder()
 digits = cnnlab.load_dataset("digits", limit=20)
-with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
+with recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}) as run_id:
     run_logging.log_results({}, {}, {"note.txt": "a text"})
     print(run_id, flush=True)
     if "waits" in sys.argv:
@@ -174,7 +179,7 @@ def test_a_disk_under_the_store_that_fills_up(workplace):
 
 
 def test_a_read_only_file_system_is_read(workplace, store, digits):
-    with tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}):
+    with recorder.start(recorder.experiment_for(digits), "a", params={}, tags={}):
         pass
     done = in_a_mount_namespace(
         "mount --bind mlruns mlruns && mount -o remount,ro,bind mlruns && "
@@ -217,7 +222,7 @@ def _first(folder, digits, barrier, failures):
     barrier.wait()
     try:
         stores.open_store()
-        with tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}):
+        with recorder.start(recorder.experiment_for(digits), "a", params={}, tags={}):
             run_logging.log_dataset(digits)
             mlflow.log_metric("loss", 1.0)
         failures.put(None)
@@ -269,7 +274,7 @@ def test_a_search_whose_server_is_away_for_35_seconds(workplace):
 
     def trials():
         """The status and the score of each, oldest first."""
-        runs = client.search_runs(["1"], f"tags.`{tracking.TAG}kind` = 'trial'", order_by=["attributes.start_time ASC"])
+        runs = client.search_runs(["1"], f"tags.`{TAG}kind` = 'trial'", order_by=["attributes.start_time ASC"])
         return [(run.info.status, run.data.metrics.get("score")) for run in runs]
 
     with open("out.txt", "w") as out:

@@ -16,9 +16,9 @@ import pytest
 import cnnlab
 from cnnlab import compare, train
 from cnnlab.tracking import mlflow_store as stores
-from cnnlab.tracking import run_locks, run_logging, run_queries
-from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking import run_locks, run_logging, run_queries, server_checks
 from cnnlab.tracking.offline import delivery, spool
+from cnnlab.tracking.session import Session, opened_store
 from cnnlab.tracking.tag_names import RECORDED_AS, UNDELIVERED
 from tests.tracking.faulty import served
 
@@ -41,15 +41,14 @@ def server(store_template, tmp_path_factory, workplace, monkeypatch):
 @contextlib.contextmanager
 def a_run(digits, name="a run"):
     """A run with two epochs' metrics and a file, around a block."""
-    with (
-        delivery.recorded() as ids,
-        tracking.tracked_run(tracking.experiment_for(digits), name, params={"epochs": 2}, tags={}) as run_id,
-    ):
-        run_logging.log_dataset(digits)
-        mlflow.log_metric("loss", 3.0, step=0)
-        yield run_id, ids
-        mlflow.log_metric("loss", 2.0, step=1)
-        run_logging.log_results({"test_accuracy": 0.5}, {}, {"note.txt": "a text"})
+    with Session() as session:
+        recorder = session.recorder()
+        with recorder.start(recorder.experiment_for(digits), name, params={"epochs": 2}, tags={}) as run_id:
+            run_logging.log_dataset(digits)
+            mlflow.log_metric("loss", 3.0, step=0)
+            yield run_id, recorder
+            mlflow.log_metric("loss", 2.0, step=1)
+            run_logging.log_results({"test_accuracy": 0.5}, {}, {"note.txt": "a text"})
 
 
 @pytest.fixture
@@ -111,10 +110,11 @@ def test_a_comparison_is_on_the_server_when_it_ends(server, small_cnn, capsys):
 
 
 def test_a_server_that_stops_in_an_epoch_costs_nothing(server, digits, impatient, capsys):
-    with a_run(digits) as (run_id, ids):
+    with a_run(digits) as (run_id, recorder):
         wait_for(lambda: "a run" in there(server))  # while it runs
         server.stop()
-    assert not ids
+    assert recorder.id_to_show(run_id) == run_id
+    assert not recorder.server_ids
     said = capsys.readouterr().err
     assert f"not yet all delivered to {server.uri}: a run ({run_id[:8]})" in said
     assert "Connection refused" in said
@@ -122,7 +122,7 @@ def test_a_server_that_stops_in_an_epoch_costs_nothing(server, digits, impatient
     assert [error for _, error in synced()] != [None]
 
     server.start()
-    with pytest.raises(cnnlab.ArgumentError, match="deliver it there with 'cnnlab sync'"), stores.opened():
+    with pytest.raises(cnnlab.ArgumentError, match="deliver it there with 'cnnlab sync'"), opened_store():
         run_queries.find_finished_run(run_id)
     assert "1 run is not yet delivered" in capsys.readouterr().err
     assert there(server)["a run"].info.status == "RUNNING"
@@ -140,8 +140,8 @@ def test_a_server_that_stops_in_an_epoch_costs_nothing(server, digits, impatient
 
 def test_what_was_delivered_twice_is_there_once(server, digits, impatient, tmp_path):
     server.fault = lambda method, path: 500 if method == "POST" else None
-    with a_run(digits):
-        kept = spool.recording().folder
+    with a_run(digits) as (_, recorder):
+        kept = recorder.entry.folder
     server.fault = lambda method, path: None
     assert there(server) == {}
     with pytest.raises(cnnlab.ArgumentError, match="Deliver it with 'cnnlab sync'"), stores.opened():
@@ -187,11 +187,13 @@ def test_lost_answers_double_nothing(server, digits):
 def test_a_server_in_trouble_is_not_waited_for(server, digits, impatient, fault, capsys):
     stores.expect_usable_store()  # it has been reached before
     server.fault = lambda method, path: fault
-    with delivery.recorded(), tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}):
-        opened = time.monotonic()
-        for epoch in range(20):
-            mlflow.log_metric("loss", 1.0, step=epoch)
-        assert time.monotonic() - opened < 20  # 20 calls, each in milliseconds, or at the machine's pace
+    with Session() as session:
+        recorder = session.recorder()
+        with recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}):
+            opened = time.monotonic()
+            for epoch in range(20):
+                mlflow.log_metric("loss", 1.0, step=epoch)
+            assert time.monotonic() - opened < 20  # 20 calls, each in milliseconds, or at the machine's pace
     said = capsys.readouterr().err
     assert {500: "500", 429: "429", "hangs": "no answer in"}[fault] in said
     assert "cnnlab sync" in said
@@ -203,8 +205,9 @@ def test_a_server_in_trouble_is_not_waited_for(server, digits, impatient, fault,
 
 def test_artifacts_alone_are_refused(server, digits, impatient, capsys):
     server.fault = lambda method, path: 503 if method == "PUT" else None
-    with delivery.recorded():
-        with tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}):
+    with Session() as session:
+        recorder = session.recorder()
+        with recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}):
             run_logging.log_results({}, {}, {"note.txt": "a text"})
         wait_for(lambda: "PUT" in [method for method, _ in server.asked])
     run = there(server)["a run"]
@@ -280,16 +283,18 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing_that_was_there(server, dig
 def test_what_a_killed_process_left_is_delivered_as_killed(server, digits):
     script = """
 import os, mlflow, cnnlab
-from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.offline import delivery
+from cnnlab.tracking.session import Session
 digits = cnnlab.load_dataset("digits", limit=20)
 delivery.Sender._run = lambda self: None
-with delivery.recorded(), tracking.tracked_run(tracking.experiment_for(digits), "killed", params={}, tags={}):
-    mlflow.log_metric("loss", 3.0, step=0)
-    os._exit(9)
+with Session() as session:
+    recorder = session.recorder()
+    with recorder.start(recorder.experiment_for(digits), "killed", params={}, tags={}):
+        mlflow.log_metric("loss", 3.0, step=0)
+        os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
-    journal = spool.entries()[0].folder / f"delivered-{spool._hash(server.uri)}.jsonl"
+    journal = spool.entries()[0].folder / f"delivered-{server_checks.server_key(server.uri)}.jsonl"
     journal.write_text('{"run": "ab')  # in the midst of a note
     assert synced() == [(1, None)]
     run = there(server)["killed"]
@@ -299,11 +304,12 @@ with delivery.recorded(), tracking.tracked_run(tracking.experiment_for(digits), 
 
 
 def test_an_interrupted_search_goes_on_in_the_same_run(server, digits):
-    def search(experiment_id, **kwargs):
-        return tracking.tracked_run(experiment_id, "search", params={}, tags={"search": "key"}, **kwargs)
+    def search(recorder, **kwargs):
+        experiment_id = recorder.experiment_for(digits)
+        return recorder.start(experiment_id, "search", params={}, tags={"search": "key"}, **kwargs)
 
     def interrupted():
-        with delivery.recorded(goes_on="search-a"), search(tracking.experiment_for(digits)):
+        with Session() as session, search(session.recorder(resume_key="search-a")):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -311,12 +317,13 @@ def test_an_interrupted_search_goes_on_in_the_same_run(server, digits):
     assert there(server)["search"].info.status == "KILLED"
     assert spool.undelivered() is None
     assert synced() == []
-    with delivery.recorded(goes_on="search-a") as ids:
-        experiment_id = tracking.experiment_for(digits)
-        with search(experiment_id, resumed_run_id=run_queries.newest_run(experiment_id, search="key")) as run_id:
+    with Session() as session:
+        recorder = session.recorder(resume_key="search-a")
+        before = run_queries.newest_run(recorder.experiment_for(digits), search="key")
+        with search(recorder, resumed_run_id=before) as run_id:
             mlflow.log_metric("score", 0.5)
     run = there(server)["search"]
-    assert run.info.run_id == ids[run_id]
+    assert run.info.run_id == recorder.id_to_show(run_id) != run_id
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"score": 0.5})
     assert "cnnlab.reason" not in run.data.tags
     assert spool.entries() == []
@@ -326,7 +333,7 @@ def test_an_interrupted_search_goes_on_in_the_same_run(server, digits):
 def test_an_interrupted_training_goes_on_in_its_run_on_the_server(server, small_cnn, monkeypatch, by_id):
     monkeypatch.setenv("CNNLAB_CHECKPOINT", "0")
     with monkeypatch.context() as patch:
-        patch.setattr("cnnlab.train._metrics", lambda trained: signal.raise_signal(signal.SIGINT))
+        patch.setattr("cnnlab.train._metrics", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             train.train_model(small_cnn)
     before = there(server)["cnn on digits"]

@@ -25,7 +25,7 @@ import cnnlab
 from cnnlab.classify import load_classifier
 from cnnlab.cli import tables
 from cnnlab.cli.library_errors import sentence
-from cnnlab.errors import StoreGone
+from cnnlab.errors import ServerUnavailable
 from cnnlab.tracking import (
     epoch_metrics,
     model_registry,
@@ -34,22 +34,28 @@ from cnnlab.tracking import (
     run_locks,
     run_logging,
     run_queries,
+    server_unavailable,
     ui_server,
 )
 from cnnlab.tracking import mlflow_store as stores
-from cnnlab.tracking import tracked_run as tracking
-from cnnlab.tracking.offline import server_unavailable
+from cnnlab.tracking.recorder import MlflowRecorder
 from cnnlab.tracking.tag_names import TAG, matches
 from cnnlab.training import frozen_features
+from cnnlab.tuning import trials
 from cnnlab.tuning.trials import Place
 from cnnlab.utils import ports, startup, user_cache
+
+recorder = MlflowRecorder()
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def log_something(digits, text="a text"):
     """A finished run with an artifact; its id."""
-    with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a run", params={}, tags={}) as run_id:
+    with (
+        stores.opened(),
+        recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}) as run_id,
+    ):
         run_logging.log_results({}, {}, {"note.txt": text})
     return run_id
 
@@ -99,11 +105,13 @@ SEEN_TWICE = """
 import os, subprocess, sys
 from pathlib import Path
 import cnnlab
-from cnnlab.tracking import mlflow_store as store, run_logging, tracked_run as tracking
+from cnnlab.tracking import mlflow_store, run_logging
+from cnnlab.tracking.recorder import MlflowRecorder
 here, there = map(Path, sys.argv[1:])
 os.chdir(here)
 digits = cnnlab.load_dataset("digits", limit=20)
-with store.opened(), tracking.tracked_run(tracking.experiment_for(digits), "live", params={}, tags={}) as run_id:
+recorder = MlflowRecorder()
+with mlflow_store.opened(), recorder.start(recorder.experiment_for(digits), "live", params={}, tags={}) as run_id:
     subprocess.run([sys.executable, "-m", "cnnlab", "models"], cwd=there, check=True)
     run_logging.log_results({}, {}, {"note.txt": "a text"})
 print(run_id)
@@ -205,7 +213,7 @@ def test_inside_a_run_of_the_user_s_everything_is_left_as_it_was(
 
 def test_a_run_of_another_container_is_not_declared_dead(store, digits):
     elsewhere = {"process": f"{os.uname().nodename}/4194304-1", "processes": "the same boot/pid:[1]"}
-    run = store.create_run(tracking.experiment_for(digits), tags={TAG + key: v for key, v in elsewhere.items()})
+    run = store.create_run(recorder.experiment_for(digits), tags={TAG + key: v for key, v in elsewhere.items()})
     stores.open_store()
     assert store.get_run(run.info.run_id).info.status == "RUNNING"
     # With a lock beside the store it is known wherever its process is.
@@ -230,7 +238,10 @@ def test_first_runs_at_once_may_meet_at_the_data_set(store, digits, monkeypatch)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(mlflow, "log_input", meets)
-    with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}) as run_id:
+    with (
+        stores.opened(),
+        recorder.start(recorder.experiment_for(digits), "a", params={}, tags={}) as run_id,
+    ):
         run_logging.log_dataset(digits)
     assert [i.dataset.name for i in store.get_run(run_id).inputs.dataset_inputs] == [digits.name]
 
@@ -423,12 +434,13 @@ def test_registered_names_are_legal(name, store):
     assert model_registry.list_versions(legal) == []
 
 
-def test_what_a_server_missed_is_sent_again(store, digits, monkeypatch, capsys):
-    with stores.opened(), tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}) as run_id:
+def test_what_a_server_missed_is_sent_again(store, digits, capsys):
+    with (
+        stores.opened(),
+        recorder.start(recorder.experiment_for(digits), "a", params={}, tags={}) as run_id,
+    ):
         mlflow.log_metric("loss", 3.0, step=0)
-        monkeypatch.setattr(epoch_metrics, "is_server", lambda _: True)
         epoch_metrics.complete_history(run_id, {"loss": [3.0, 2.0, 1.0], "accuracy": [0.1, 0.2, 0.3]})
-        monkeypatch.undo()
     assert sorted((m.step, m.value) for m in store.get_metric_history(run_id, "loss")) == [(0, 3.0), (1, 2.0), (2, 1.0)]
     assert len(store.get_metric_history(run_id, "accuracy")) == 3
     assert "missed 3 of the epochs" in capsys.readouterr().err
@@ -522,12 +534,12 @@ def test_without_git(monkeypatch, workplace):
 @pytest.mark.parametrize(
     "error",
     [
-        StoreGone("away"),
+        ServerUnavailable("away"),
         mlflow.MlflowException("API request to http://x/api/2.0/mlflow/runs/search failed with exception HTTPConn..."),
         mlflow.MlflowException("API request to endpoint /x failed with error code 503 != 200."),
     ],
 )
-def test_a_trial_is_repeated_when_the_store_is_back(error, digits, monkeypatch):
+def test_a_trial_is_repeated_when_the_store_is_back(error, store, digits, monkeypatch):
     calls = []
 
     def scored(*_):
@@ -536,8 +548,10 @@ def test_a_trial_is_repeated_when_the_store_is_back(error, digits, monkeypatch):
             raise error
         return 0.5
 
-    monkeypatch.setattr(Place, "_scored_run", scored)
-    assert Place("0", "parent", digits, {}).scored_run(None, None, "trial", "1", "trial 1") == 0.5
+    monkeypatch.setattr(Place, "scored_run", scored)
+    place = Place("0", "parent", digits, {})
+    with trials.data_loaded(place):
+        assert trials.train_scored(place.address(None), cnnlab.Recipe("cnn"), "trial", "1", "trial 1") == 0.5
     assert len(calls) == 2
 
 

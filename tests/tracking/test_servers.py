@@ -20,9 +20,11 @@ from cnnlab.cli import main
 from cnnlab.errors import masked
 from cnnlab.tracking import mlflow_store as stores
 from cnnlab.tracking import pagination, run_queries, ui_server
-from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.offline import spool
+from cnnlab.tracking.recorder import MlflowRecorder
 from tests.tracking.faulty import served
+
+recorder = MlflowRecorder()
 
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 
@@ -164,8 +166,8 @@ def many(connection, table, key, count, **changed):
 def test_more_than_a_thousand_experiments_and_runs(store, digits):
     """MLflow's pages hold a thousand; the newest experiment comes first, the run that is looked for last."""
     with (
-        tracking.tracked_run(tracking.experiment_for(digits), "parent", params={}, tags={}) as parent,
-        tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}, parent_run_id=parent) as child,
+        recorder.start(recorder.experiment_for(digits), "parent", params={}, tags={}) as parent,
+        recorder.start(recorder.experiment_for(digits), "a", params={}, tags={}, parent_run_id=parent) as child,
     ):
         pass
     with contextlib.closing(sqlite3.connect("mlruns/mlflow.db")) as connection, connection:
@@ -191,10 +193,10 @@ def test_more_than_a_thousand_experiments_and_runs_of_a_server(store_template, t
     with served(database) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         with stores.opened():
-            experiment = tracking.experiment_for(digits)
+            experiment = recorder.experiment_for(digits)
             with (
-                tracking.tracked_run(experiment, "parent", params={}, tags={}) as parent,
-                tracking.tracked_run(experiment, "a", params={}, tags={}, parent_run_id=parent) as child,
+                recorder.start(experiment, "parent", params={}, tags={}) as parent,
+                recorder.start(experiment, "a", params={}, tags={}, parent_run_id=parent) as child,
             ):
                 mlflow.log_metrics({"final_val_accuracy": 0.5, "test_accuracy": 0.5})
         with contextlib.closing(sqlite3.connect(database)) as connection, connection:
@@ -213,14 +215,14 @@ def test_more_than_a_thousand_experiments_and_runs_of_a_server(store_template, t
             assert sum(path.endswith("runs/search") for _, path in server.asked) == 2
             assert run_queries.find_run(child[:12]).info.run_id == child
             assert run_queries.best_run().info.run_id == run_queries.best_run("cnnlab-digits").info.run_id == child
-            with tracking.tracked_run(tracking.experiment_for(digits), "b", params={}, tags={}) as run_id:
+            with recorder.start(recorder.experiment_for(digits), "b", params={}, tags={}) as run_id:
                 pass
             assert run_queries.find_run(run_id).info.experiment_id == experiment
         assert f"/experiments/{experiment}/" in ui_server.ui_links(server.uri)["runs"]
 
 
 def test_a_full_disk_is_said_before_the_work_and_read_all_the_same(store, digits, monkeypatch):
-    with tracking.tracked_run(tracking.experiment_for(digits), "a", params={}, tags={}) as run_id:
+    with recorder.start(recorder.experiment_for(digits), "a", params={}, tags={}) as run_id:
         pass
     monkeypatch.setattr(stores.shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=4096))
     with pytest.raises(cnnlab.LabError, match="Expected space on the disk for the MLflow store"):

@@ -16,9 +16,12 @@ import mlflow
 import pytest
 
 import cnnlab
-from cnnlab.tracking import tracked_run as tracking
+from cnnlab.tracking import run_logging
 from cnnlab.tracking.mlflow_store import expect_usable_store, open_store
+from cnnlab.tracking.recorder import MlflowRecorder
 from cnnlab.tracking.ui_server import ui_links
+
+recorder = MlflowRecorder()
 
 
 def _start(folder, barrier, failures):
@@ -26,7 +29,7 @@ def _start(folder, barrier, failures):
     barrier.wait()
     try:
         open_store()
-        tracking.experiment_for(cnnlab.load_dataset("digits", limit=20))
+        recorder.experiment_for(cnnlab.load_dataset("digits", limit=20))
     except BaseException as error:
         failures.put(repr(error))
         raise
@@ -58,16 +61,17 @@ def test_moved_store_finds_its_artifacts_and_models(store, small_cnn, digits, wo
     client = mlflow.MlflowClient()
     assert "curves.png" in {file.path for file in client.list_artifacts(result.run_id)}
     assert mlflow.pyfunc.load_model(result.model_uri).predict(digits.test.images[:1]).shape == (1, 10)
-    assert client.get_experiment(tracking.experiment_for(digits)).artifact_location == "mlflow-artifacts:/"
+    assert client.get_experiment(recorder.experiment_for(digits)).artifact_location == "mlflow-artifacts:/"
 
 
 KILLED = """
 import os, signal, cnnlab
-from cnnlab.tracking import tracked_run as tracking
 from cnnlab.tracking.mlflow_store import open_store
+from cnnlab.tracking.recorder import MlflowRecorder
 open_store()
+recorder = MlflowRecorder()
 dataset = cnnlab.load_dataset("digits", limit=20)
-with tracking.tracked_run(tracking.experiment_for(dataset), "doomed", params={}, tags={}):
+with recorder.start(recorder.experiment_for(dataset), "doomed", params={}, tags={}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -78,7 +82,7 @@ def test_run_of_a_killed_process_is_closed_at_the_next_start(store):
     experiments = [e.experiment_id for e in store.search_experiments()]
     [run] = store.search_runs(experiments)
     assert run.info.status == "RUNNING"
-    with tracking.tracked_run(run.info.experiment_id, "alive", params={}, tags={}) as alive:
+    with recorder.start(run.info.experiment_id, "alive", params={}, tags={}) as alive:
         open_store()
         assert store.get_run(run.info.run_id).info.status == "KILLED"
         assert store.get_run(alive).info.status == "RUNNING"
@@ -91,7 +95,7 @@ def test_environment_variable_names_the_store(store_template, workplace, monkeyp
     shutil.copy(store_template, other)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
     open_store()
-    tracking.experiment_for(digits)
+    recorder.experiment_for(digits)
     assert not (workplace / "mlruns").exists()
     with sqlite3.connect(other) as connection:
         assert ("cnnlab-digits",) in connection.execute("SELECT name FROM experiments").fetchall()
@@ -104,15 +108,15 @@ def test_other_data_of_the_same_name_gets_another_experiment(store, picture_fold
     same = cnnlab.load_dataset(there, image_size=8, val_fraction=0.2)
     (there / "train/red/0.png").unlink()
     other = cnnlab.load_dataset(there, image_size=8, val_fraction=0.2)
-    ids = [tracking.experiment_for(dataset) for dataset in (first, same, other)]
+    ids = [recorder.experiment_for(dataset) for dataset in (first, same, other)]
     assert ids[0] == ids[1] != ids[2]
     assert store.get_experiment(ids[2]).name.startswith("cnnlab-pictures-")
 
 
 def test_deleted_experiment_is_explained(store, digits):
-    store.delete_experiment(tracking.experiment_for(digits))
+    store.delete_experiment(recorder.experiment_for(digits))
     with pytest.raises(cnnlab.LabError, match="mlflow experiments restore"):
-        tracking.experiment_for(digits)
+        recorder.experiment_for(digits)
 
 
 def _broken_database(workplace):
@@ -158,15 +162,15 @@ def test_address_that_is_no_store(workplace, monkeypatch):
 
 def test_ui_links_land_on_the_newest_comparison(store, digits):
     assert ui_links("http://here") == {"runs": "http://here"}
-    experiment_id = tracking.experiment_for(digits)
+    experiment_id = recorder.experiment_for(digits)
     with (
-        tracking.tracked_run(experiment_id, "parent", params={}, tags={"kind": "compare"}, description="of") as parent,
-        tracking.tracked_run(experiment_id, "child", params={}, tags={}, parent_run_id=parent),
+        recorder.start(experiment_id, "parent", params={}, tags={"kind": "compare"}, description="of") as parent,
+        recorder.start(experiment_id, "child", params={}, tags={}, parent_run_id=parent),
     ):
         pass
     with mlflow.start_run(parent):
-        tracking.describe_run("**some**")
-        tracking.describe_run("more")
+        run_logging.describe_run("**some**")
+        run_logging.describe_run("more")
     assert store.get_run(parent).data.tags["mlflow.note.content"] == "of\n\n**some**\n\nmore"
     links = ui_links("http://here")
     assert links["runs"].startswith(f"http://here/#/experiments/{experiment_id}/runs?")
@@ -176,7 +180,7 @@ def test_ui_links_land_on_the_newest_comparison(store, digits):
     assert "metrics.`test_accuracy`" in view["selectedColumns"]
 
     [child] = store.search_runs([experiment_id], view["searchFilter"])
-    with tracking.tracked_run(
+    with recorder.start(
         experiment_id,
         "of stored runs",
         params={},
@@ -188,7 +192,7 @@ def test_ui_links_land_on_the_newest_comparison(store, digits):
     names = {run.info.run_name for run in store.search_runs([experiment_id], view["searchFilter"])}
     assert names == {"parent", "child"}
 
-    with tracking.tracked_run(experiment_id, "alone", params={}, tags={}):
+    with recorder.start(experiment_id, "alone", params={}, tags={}):
         pass
     assert list(ui_links("http://here")) == ["runs"]
     view = json.loads(store.get_experiment(experiment_id).tags["mlflow.sharedViewState.cnnlab"])
@@ -200,7 +204,7 @@ def test_ui_links_land_on_the_newest_comparison(store, digits):
     [("start_run", ["KILLED", "KILLED"]), ("end_run", ["FINISHED", "KILLED"])],
 )
 def test_a_signal_while_a_run_starts_or_ends_leaves_none_running(store, digits, monkeypatch, call, statuses):
-    experiment_id, real = tracking.experiment_for(digits), getattr(mlflow, call)
+    experiment_id, real = recorder.experiment_for(digits), getattr(mlflow, call)
 
     def interrupted(*args, **kwargs):
         result = real(*args, **kwargs)
@@ -208,10 +212,10 @@ def test_a_signal_while_a_run_starts_or_ends_leaves_none_running(store, digits, 
         return result
 
     def parent_and_child():
-        with tracking.tracked_run(experiment_id, "parent", params={}, tags={}) as parent:
+        with recorder.start(experiment_id, "parent", params={}, tags={}) as parent:
             if call == "start_run":
                 monkeypatch.setattr(mlflow, call, interrupted)
-            with tracking.tracked_run(experiment_id, "child", params={}, tags={}, parent_run_id=parent):
+            with recorder.start(experiment_id, "child", params={}, tags={}, parent_run_id=parent):
                 if call == "end_run":
                     monkeypatch.setattr(mlflow, call, interrupted)
 

@@ -9,6 +9,7 @@ from cnnlab.errors import LabError, masked
 from cnnlab.tracking import mlflow_store, run_locks
 from cnnlab.tracking.maintenance.stored_rows import Rows, folder_of, read_rows
 from cnnlab.tracking.mlflow_internals import hard_delete
+from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.store_location import local_database
 from cnnlab.utils.temporary_folders import remove, size_of
 
@@ -86,7 +87,7 @@ def collect(free=False) -> Garbage:
         raise LabError(
             f"Expected a local store. Received: {masked(uri)}. Use 'mlflow gc' where its database and artifacts are."
         )
-    with mlflow_store.opened():
+    with opened_store():
         garbage = find_garbage(database, read_rows(database))
         if free:
             # The rows last: what is left of a kill between is found again.

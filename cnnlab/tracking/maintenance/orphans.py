@@ -9,13 +9,13 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE
-from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.checkpoint_files import stored_checkpoints, unfinished_checkpoints, why_stray
 from cnnlab.tracking.maintenance.findings import Finding, counted, in_mb, lines
 from cnnlab.tracking.maintenance.sqlite_files import FRESH, state_of
 from cnnlab.tracking.maintenance.store_checks import database_findings
 from cnnlab.tracking.maintenance.stored_rows import MODEL_ID, RUN_ID, folder_of
 from cnnlab.tracking.offline import spool
+from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.store_location import STORE_FOLDER, artifacts_folder
 from cnnlab.tracking.tag_names import TAG
 from cnnlab.utils.files import is_locked
@@ -136,7 +136,7 @@ def _has_model(model_id, rows, database):
 
 
 def _note_missing(missing):
-    with mlflow_store.opened():
+    with opened_store():
         client = mlflow.MlflowClient()
         for run, names in missing.items():
             if names:
@@ -164,7 +164,7 @@ def useless_models(rows) -> list[Finding]:
 
 
 def _to_bin(models):
-    with mlflow_store.opened():
+    with opened_store():
         for model in models:
             mlflow.MlflowClient().delete_logged_model(model.model_id)
 

@@ -7,13 +7,14 @@ import sqlite3
 import mlflow
 
 from cnnlab.errors import LabError, masked
-from cnnlab.tracking import mlflow_store, run_locks
+from cnnlab.tracking import run_locks
 from cnnlab.tracking.maintenance.findings import Finding, counted, lines
 from cnnlab.tracking.maintenance.sqlite_files import BACKUPS, migrate, salvage, state_of
 from cnnlab.tracking.maintenance.stored_rows import RUN_ID, folder_of
 from cnnlab.tracking.mlflow_internals import move_place
 from cnnlab.tracking.pagination import running_runs
 from cnnlab.tracking.server_checks import expect_reachable
+from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.store_location import BESIDE, artifacts_folder, is_server, local_folder
 from cnnlab.utils.files import is_locked
 from cnnlab.utils.temporary_folders import listed
@@ -102,7 +103,7 @@ def run_findings(database, rows) -> list[Finding]:
 
 def _open_store():
     """Every opening of a store ends such runs and changes such places."""
-    with mlflow_store.opened():
+    with opened_store():
         pass
 
 

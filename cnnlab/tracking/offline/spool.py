@@ -1,13 +1,13 @@
-"""The outbox: what is recorded for a server lies on this disk until the server has all of it. One folder a job:
+"""The spool: runs recorded for a server stay on this disk until the server has all of them. One folder a job:
 
-    mlruns/outbox/20261125-174102-3f9a/
-      entry.json                     for which server, and below which of its runs
-      mlflow.db, artifacts/          a local store like `mlruns`, with the job's run and those below it
-      delivered-<server>.jsonl       what that server has, a line each, added when it has it
-      lock                           held as long as a process records or delivers
-
-Light, and without MLflow: this is what else wants to know of the outbox.
+mlruns/outbox/20261125-174102-3f9a/
+  entry.json                     for which server, and below which of its runs
+  mlflow.db, artifacts/          a local store like `mlruns`, with the job's run and those below it
+  delivered-<server>.jsonl       what that server has, a line each, added when it has it
+  lock                           held as long as a process records or delivers
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -16,25 +16,32 @@ import secrets
 import shutil
 import sqlite3
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cnnlab.errors import LabError, masked
+from cnnlab.errors import LabError
+from cnnlab.tracking.server_checks import server_key, without_password
 from cnnlab.tracking.store_location import STORE_FOLDER, sqlite_uri
-from cnnlab.utils.text import short_hash
-from cnnlab.utils.user_cache import cache_folder
 
-DESCRIPTION, GONE = "entry.json", "done-"
-DAYS = 14  # that an entry is kept for a job that goes on, as a checkpoint is
+DESCRIPTION = "entry.json"
+REMOVED = "done-"  # what the names of folders begin with that are being removed
+DAYS = 14  # that an entry is kept for a job that is resumed, as a checkpoint is
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A job: its `folder`; the `server` that it is for, without the password in its address; and of that server the
-    ids of a run of the user's that it goes below (`parent`) and of the experiment, where they are given. A job that
-    `goes_on` where it was interrupted (a search) has its entry again.
+    """The runs of one job.
+
+    Attributes:
+        folder: that holds them.
+        server: the address that they are for, without the password in it.
+        parent: id of the user's own run on the server that the job's runs go below.
+        experiment_id: of the server's experiment that they go into, where one is given.
+        goes_on: whether the job, when it is resumed after an interruption, records into this entry again.
     """
 
     folder: Path
@@ -52,26 +59,32 @@ class Entry:
         return sqlite_uri(self.database)
 
 
-def outbox_folder() -> Path:
-    """Where the entries are: beside the local store of the working folder."""
+def spool_folder() -> Path:
+    """Return the folder of all entries: beside the local store of the working folder."""
     return Path(STORE_FOLDER, "outbox").resolve()
 
 
 @contextlib.contextmanager
-def new_entry(server, parent=None, experiment_id=None, name=None, again=None):
-    """Make an entry, without a database yet, and have it for oneself inside.
+def new_entry(
+    server: str,
+    parent: str | None = None,
+    experiment_id: str | None = None,
+    name: str | None = None,
+    again: Entry | None = None,
+) -> Iterator[Entry]:
+    """Make an entry, without a database yet, and hold its lock inside the block.
 
     Args:
         server, parent, experiment_id: as `Entry` has them.
-        name: of the entry. One of that name for the same server is opened again, unless another process has it.
+        name: of the entry. One of that name for the same server is opened again, unless another process holds it.
         again: an entry to open again.
 
     Raises:
-        LabError: another process has the one to open again.
+        LabError: another process holds the one to open again.
         OSError: the folder cannot be written.
     """
-    fresh = outbox_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    folder = again.folder if again else outbox_folder() / f"{name}-{_hash(server)}" if name else fresh
+    fresh = spool_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    folder = again.folder if again else spool_folder() / f"{name}-{server_key(server)}" if name else fresh
     with contextlib.ExitStack() as stack:
         (folder / "artifacts").mkdir(parents=True, exist_ok=True)
         if not stack.enter_context(held(folder, timeout=1)):
@@ -80,27 +93,28 @@ def new_entry(server, parent=None, experiment_id=None, name=None, again=None):
             (fresh / "artifacts").mkdir(parents=True)  # an equal job runs already
             stack.enter_context(held(fresh))
             folder = fresh
-        entry = Entry(folder, public(server), parent, experiment_id, goes_on=bool(name or (again and again.goes_on)))
+        is_resumable = bool(name or (again and again.goes_on))
+        entry = Entry(folder, without_password(server), parent, experiment_id, goes_on=is_resumable)
         facts = {key: value for key, value in asdict(entry).items() if key != "folder"}
         unfinished = folder / "entry.new"
         _write(unfinished, json.dumps(facts))
-        os.replace(unfinished, folder / DESCRIPTION)  # an entry once it says what it is
+        os.replace(unfinished, folder / DESCRIPTION)  # a folder without its description is no entry
         yield entry
 
 
 def entries() -> list[Entry]:
-    """All entries, oldest first; rests of delivered ones are removed."""
-    for rest in outbox_folder().glob(f"{GONE}*"):
-        shutil.rmtree(rest, ignore_errors=True)
+    """Return all entries, oldest first; remove what is left of delivered ones."""
+    for folder in spool_folder().glob(f"{REMOVED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
     found = []
-    for file in sorted(outbox_folder().glob(f"*/{DESCRIPTION}")):
+    for file in sorted(spool_folder().glob(f"*/{DESCRIPTION}")):
         with contextlib.suppress(OSError, ValueError, TypeError):  # delivered meanwhile
             found.append(Entry(file.parent, **json.loads(file.read_text())))
     return found
 
 
-def runs_of(entry) -> list[dict]:
-    """The runs of an entry, oldest first: `run_id` (under which it is recorded), `name`, `status`."""
+def runs_of(entry: Entry) -> list[dict[str, str]]:
+    """Return the runs of an entry, oldest first: `run_id` (under which it is recorded), `name`, `status`."""
     if not entry.database.exists():
         return []
     with contextlib.closing(sqlite3.connect(f"{entry.database.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
@@ -111,23 +125,23 @@ def runs_of(entry) -> list[dict]:
 
 
 def waiting() -> list[Entry]:
-    """The entries with something to deliver that no living process records or delivers: for `cnnlab sync`."""
+    """Return the entries that `cnnlab sync` would deliver: not whole on the server, and held by no living process."""
     found = []
     for entry in entries():
-        with held(entry.folder) as free:
-            if free and not is_whole(entry):
+        with held(entry.folder) as is_free:
+            if is_free and not is_whole(entry):
                 found.append(entry)
     return found
 
 
-def is_whole(entry) -> bool:
-    """Whether the server has all of an entry that stays for a job that goes on another day."""
+def is_whole(entry: Entry) -> bool:
+    """Return whether the server has all of an entry that stays for a job that is resumed another day."""
     last = [fact["whole"] for fact in delivered(entry, entry.server) if "whole" in fact][-1:]
     return last == [True]
 
 
 def undelivered() -> str | None:
-    """A sentence about what waits to be delivered, or `None`."""
+    """Return a sentence about what waits to be delivered, or `None`."""
     found = waiting()
     runs = sum(len(runs_of(entry)) for entry in found)
     if not runs:
@@ -136,51 +150,47 @@ def undelivered() -> str | None:
     several = runs > 1
     return (
         f"{runs} {'runs are' if several else 'run is'} not yet delivered to {servers}: 'cnnlab sync' delivers "
-        f"{'them' if several else 'it'} from '{outbox_folder()}'."
+        f"{'them' if several else 'it'} from '{spool_folder()}'."
     )
 
 
-def entry_with(run_id) -> Entry | None:
-    """The entry that records a run, given by its id or the first characters of it."""
+def entry_with(run_id: str) -> Entry | None:
+    """Return the entry that records a run, given by the first characters of the id that it is recorded under."""
     return next((e for e in entries() if any(run["run_id"].startswith(run_id) for run in runs_of(e))), None)
 
 
-def recorded_run(run_id) -> tuple[Entry, str] | None:
-    """The entry that has a run, given by the first characters of its id here or on the server, and its id here."""
-    for entry in entries():
-        ids = [(run["run_id"], run["run_id"]) for run in runs_of(entry)]
-        ids += [(fact["there"], fact["run"]) for fact in delivered(entry, entry.server) if "run" in fact]
-        for known, here in ids:
-            if known.startswith(run_id):
-                return entry, here
-    return None
+def recorded_id(entry: Entry, run_id: str) -> str | None:
+    """Return the id under which an entry records a run, given by the first characters of that id or the server's."""
+    ids = [(run["run_id"], run["run_id"]) for run in runs_of(entry)]
+    ids += [(fact["there"], fact["run"]) for fact in delivered(entry, entry.server) if "run" in fact]
+    return next((recorded for known, recorded in ids if known.startswith(run_id)), None)
 
 
 def sweep() -> None:
-    """Remove entries that stayed for a job that did not go on: delivered, and older than `DAYS`."""
+    """Remove entries that stayed for a job that was not resumed: delivered, and older than `DAYS`."""
     for entry in entries():
         if is_whole(entry) and time.time() - _journal(entry, entry.server).stat().st_mtime > DAYS * 86400:
-            with held(entry.folder) as free:
-                if free:
-                    discard(entry)
+            with held(entry.folder) as is_free:
+                if is_free:
+                    remove(entry)
 
 
 @contextlib.contextmanager
-def held(folder, timeout=0):
-    """Have an entry for oneself inside, as long as this process lives; yields whether nobody else has it."""
+def held(folder: Path, timeout: float = 0) -> Iterator[bool]:
+    """Hold the lock of an entry inside the block, as long as this process lives; yield whether it was free."""
     with contextlib.ExitStack() as stack:
-        free = True
+        is_free = True
         try:
             stack.enter_context(FileLock(folder / "lock", timeout=timeout))
         except Timeout:
-            free = False
+            is_free = False
         except (OSError, NotImplementedError):  # there are file systems without locks
-            free = folder.is_dir()
-        yield free
+            is_free = folder.is_dir()
+        yield is_free
 
 
-def delivered(entry, server) -> list[dict]:
-    """What was noted of an entry as delivered to a server, oldest first."""
+def delivered(entry: Entry, server: str) -> list[dict[str, Any]]:
+    """Return what was noted of an entry as delivered to a server, oldest first."""
     facts = []
     with contextlib.suppress(FileNotFoundError), open(_journal(entry, server), encoding="utf-8") as lines:
         for line in lines:
@@ -189,38 +199,20 @@ def delivered(entry, server) -> list[dict]:
     return facts
 
 
-def note(entry, server, **fact) -> None:
+def note(entry: Entry, server: str, **fact: Any) -> None:
     """Note something as delivered, for good."""
     _write(_journal(entry, server), f"\n{json.dumps(fact)}\n", mode="a")  # after half a line, on one of its own
 
 
-_recording = []
+def remove(entry: Entry) -> None:
+    """Remove an entry, in one step for other processes."""
+    removed = entry.folder.with_name(f"{REMOVED}{entry.folder.name}")
+    os.replace(entry.folder, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
-def recording() -> Entry | None:
-    """The entry that this process records into now, if any."""
-    return _recording[-1] if _recording else None
-
-
-@contextlib.contextmanager
-def recording_into(entry):
-    """Inside, this process records into an entry."""
-    _recording.append(entry)
-    try:
-        yield
-    finally:
-        _recording.remove(entry)
-
-
-def discard(entry) -> None:
-    """Remove an entry, at once to whoever looks."""
-    gone = entry.folder.with_name(f"{GONE}{entry.folder.name}")
-    os.replace(entry.folder, gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def fsync_tree(folder) -> None:
-    """Bring all files of a folder to the disk, past the caches of the system."""
+def fsync_tree(folder: Path) -> None:
+    """Write all files of a folder to the disk, past the caches of the system."""
     for path in [*Path(folder).rglob("*"), Path(folder)]:
         if hasattr(os, "O_DIRECTORY") or path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -230,36 +222,11 @@ def fsync_tree(folder) -> None:
                 os.close(descriptor)
 
 
-def public(server) -> str:
-    """A server's address without the user and password in it."""
-    return masked(server).replace("***@", "")
+def _journal(entry: Entry, server: str) -> Path:
+    return entry.folder / f"delivered-{server_key(server)}.jsonl"
 
 
-def reached_before(server) -> bool:
-    """Whether this user has ever reached a server at this address."""
-    return _reached(server).exists()
-
-
-def remember_reached(server) -> None:
-    """Note that there is a server at this address."""
-    with contextlib.suppress(OSError):  # the cache is somebody else's
-        _reached(server).parent.mkdir(parents=True, exist_ok=True)
-        _reached(server).touch()
-
-
-def _reached(server):
-    return cache_folder("servers") / _hash(server)
-
-
-def _journal(entry, server):
-    return entry.folder / f"delivered-{_hash(server)}.jsonl"
-
-
-def _hash(server):
-    return short_hash(public(server).rstrip("/"))
-
-
-def _write(file, text, mode="w"):
+def _write(file: Path, text: str, mode: str = "w") -> None:
     with open(file, mode, encoding="utf-8") as opened:
         opened.write(text)
         opened.flush()

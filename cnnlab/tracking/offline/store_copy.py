@@ -21,6 +21,7 @@ from cnnlab.tracking.offline.model_copy import copy_registered
 from cnnlab.tracking.offline.run_copy import PARENT, Transfer, origin
 from cnnlab.tracking.pagination import all_experiments, every
 from cnnlab.tracking.server_checks import expect_reachable
+from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.store_location import (
     STORE_FOLDER,
     artifacts_folder,
@@ -54,7 +55,7 @@ def export_runs(run_ids=(), output=None):
         raise ArgumentError(
             f"Expected a folder that is new, empty or an earlier export. Received: '{folder}'. Name another --output."
         )
-    with mlflow_store.opened(writes=False):
+    with opened_store(writes=False):
         source = mlflow.get_tracking_uri()
         here = local_database(source)
         if here and folder == artifacts_folder(here).parent:
@@ -78,7 +79,7 @@ def import_runs(place, run_ids=(), *, moves_aliases=False):
         LabError: a store does not answer, or something could not be copied, and the sentences say what.
     """
     database = None if is_server(place) else _database(place)
-    with mlflow_store.opened():
+    with opened_store():
         target = mlflow.get_tracking_uri()
         if place.rstrip("/") == target.rstrip("/") or (database and database == local_database(target)):
             raise ArgumentError(f"Expected another store than the present one. Received: '{masked(place)}'.")

@@ -1,0 +1,134 @@
+"""What a verb works in: the open store, the recorder of its runs, and the user's own functions as they are now.
+
+A verb that records runs enters `Session`, one that only uses the store enters `opened_store`; verbs may call each
+other. This is the only place that chooses between a store of MLflow's and the spool (`tracking/offline`) for a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import mlflow
+
+from cnnlab.models import custom_model
+from cnnlab.tracking import mlflow_store
+from cnnlab.tracking.mlflow_store import process
+from cnnlab.tracking.offline import spool
+from cnnlab.tracking.offline.spool_recorder import recording_to_spool
+from cnnlab.tracking.recorder import MlflowRecorder, Recorder
+from cnnlab.tracking.store_location import is_server, local_database
+from cnnlab.utils.log import log
+
+
+@contextlib.contextmanager
+def opened_store(writes: bool = True) -> Iterator[None]:
+    """Open the store inside the block or the decorated function; warn of runs that wait to be delivered.
+
+    Args:
+        writes: without, a store that may not be written is read from a copy of its database.
+
+    Raises:
+        LabError: the store cannot be opened.
+    """
+    with mlflow_store.opened(writes) as is_outermost:
+        if is_outermost:
+            _warn_of_waiting_runs()
+        yield
+
+
+class Session:
+    """Around a verb that records runs: fixes the functions of the user's own models, and opens the store when needed.
+
+    with Session([recipe.model]) as session:
+        dataset, [resolved] = prepare([recipe])  # refuses before anything is in the store
+        recorder = session.recorder()
+
+    Args:
+        models: names of models; functions of the user's own are what they are now, whatever becomes of their files.
+        source: the text of the file of the only model, as a store has it.
+        writes: without, a store that may not be written is read from a copy of its database.
+
+    Raises:
+        LabError: the store cannot be used, or `source` is not what the file holds and nobody allowed it to run.
+    """
+
+    def __init__(self, models: Iterable[str] = (), source: str | None = None, writes: bool = True) -> None:
+        self._models, self._source, self._writes = list(models), source, writes
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        if process.recorder is None:
+            mlflow_store.expect_usable_store(self._writes)
+        self._stack.enter_context(custom_model.pinned_sources(self._models, self._source))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._stack.__exit__(kind, error, traceback)
+
+    def recorder(
+        self,
+        *,
+        resume_key: str | None = None,
+        resumed_run_id: str | None = None,
+        experiment_id: str | None = None,
+        direct: bool = False,
+    ) -> Recorder:
+        """Open what the runs of the verb are recorded in, until the session ends; within another verb, that one's.
+
+        Args:
+            resume_key: names the job; when it is resumed after an interruption, it finds what it has recorded.
+            resumed_run_id: the id, or its first characters, of a run to be resumed.
+            experiment_id: of the store, for all runs.
+            direct: without the spool, also to a server: for what processes on several machines read from each other.
+
+        Raises:
+            LabError: the store cannot be opened, or nobody ever reached the server.
+        """
+        chosen = _recorder_for(self._writes, resume_key, resumed_run_id, experiment_id, direct)
+        return self._stack.enter_context(chosen)
+
+
+@contextlib.contextmanager
+def _recorder_for(
+    writes: bool, resume_key: str | None, resumed_run_id: str | None, experiment_id: str | None, direct: bool
+) -> Iterator[Recorder]:
+    """Choose the recorder: that of the verb around, the spool's for a server, else one for MLflow's store."""
+    if process.recorder:
+        with mlflow_store.opened(writes):
+            yield process.recorder
+        return
+    uri = mlflow_store.address()
+    entry = _entry_of(resumed_run_id) if resumed_run_id and is_server(uri) else None
+    with contextlib.ExitStack() as stack:
+        if is_server(uri) and not direct and not (resumed_run_id and entry is None):
+            process.recorder = stack.enter_context(recording_to_spool(uri, experiment_id, resume_key, entry))
+        else:
+            stack.enter_context(opened_store(writes))
+            process.recorder = MlflowRecorder(experiment_id)
+        try:
+            yield process.recorder
+        finally:
+            process.recorder = None
+
+
+def folder_of_waiting_run(run_id: str) -> Path | None:
+    """Return the folder in which a run waits to be delivered to a server, given by the first characters of its id."""
+    return spool.spool_folder() if spool.entry_with(run_id) else None
+
+
+def _entry_of(run_id: str) -> spool.Entry | None:
+    return next((entry for entry in spool.entries() if spool.recorded_id(entry, run_id)), None)
+
+
+def _warn_of_waiting_runs() -> None:
+    """Remind of what an earlier job left in the spool; not in a worker, whose store is in the spool."""
+    database = local_database(mlflow.get_tracking_uri())
+    is_spooled = database and spool.spool_folder() in database.parents
+    if not is_spooled and (sentence := spool.undelivered()):
+        log.warning(sentence)
