@@ -35,6 +35,22 @@ KNOWN_IN = {
     "cleanlab": ("cnnlab.evaluation.label_issues",),
     "rich": ("cnnlab.cli.", "cnnlab.data.decoded_cache", "cnnlab.training.frozen_features"),
 }
+# What serves outages, copies and repairs is imported by its commands, and by the one place that chooses a recorder.
+SPECIAL_ROOMS = {
+    "cnnlab.tracking.offline.": {
+        *("cnnlab.tracking.session", "cnnlab.tracking.maintenance.orphans"),
+        *("cnnlab.cli.store_commands", "cnnlab.cli.model_commands"),  # sync, import; export --format runs
+    },
+    "cnnlab.tracking.maintenance.": {
+        *("cnnlab.doctor", "cnnlab.tuning.search_states", "cnnlab.cli.store_commands"),  # doctor, gc
+        *(
+            "cnnlab.tracking.offline.model_copy",
+            "cnnlab.tracking.offline.run_copy",
+            "cnnlab.tracking.offline.store_copy",
+        ),
+        "cnnlab.tracking.mlflow_store",
+    },
+}
 INSIDE = {  # private parts
     "mlflow.protos": "cnnlab.tracking.mlflow_internals",
     "mlflow.pyfunc.scoring_server": "cnnlab.tracking.mlflow_internals",
@@ -110,6 +126,14 @@ def test_packages_are_known_in_their_rooms_only(package):
     knowing = {module for module, path in FILES.items() if any(n.split(".")[0] == package for n in imports_of(path))}
     assert knowing
     assert all(f"{module}.".startswith(KNOWN_IN[package]) for module in knowing), knowing
+
+
+@pytest.mark.parametrize("room", SPECIAL_ROOMS)
+def test_special_rooms_are_imported_by_their_commands_only(room):
+    importing = {
+        module for module, targets in GRAPH.items() if any(f"{target}.".startswith(room) for target in targets)
+    }
+    assert {module for module in importing if not module.startswith(room)} == SPECIAL_ROOMS[room]
 
 
 @pytest.mark.parametrize("part", INSIDE)
