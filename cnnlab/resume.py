@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.data.dataset import ImageDataset
@@ -112,12 +112,12 @@ def checkpoint_to_resume(run_id: str, recipe: Recipe, dataset: ImageDataset) -> 
 
 
 def resumption_told(
-    run_id: str, found: Found, recipe: Recipe, callbacks: Sequence[keras.callbacks.Callback], devices: int
+    run_id: str, found: Found, recipe: Recipe, callbacks: Sequence[keras.callbacks.Callback], tags: Mapping[str, Any]
 ) -> str:
     """Log that a run is resumed, and what may make a difference; return the text of the run's tag about that."""
     epochs = f"after epoch {found.epochs} of {recipe.epochs + (recipe.fine_tune or 0)}"
     log.info(f"{found.about['run_name']}: going on with run {run_id[:8]} {epochs}.")
-    before, now = run_queries.tags_of(run_id), {**environment_tags(), "devices": devices}
+    before, now = run_queries.tags_of(run_id), {**environment_tags(), "devices": tags["devices"]}
     changes = [
         f"{name.removeprefix('version.')} was {before[name]}, is {now[name]}"
         for name in now

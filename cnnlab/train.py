@@ -125,8 +125,7 @@ def fit_and_evaluate(
 
     Raises:
         ArgumentError: the run to be resumed has another recipe or other data.
-        LabError: the store cannot be opened, the loss is not a finite number, or the run to be resumed has no
-            checkpoint, a damaged one, or another process that works on it.
+        LabError: the store cannot be opened, the loss is not finite, or the run to be resumed has no whole checkpoint.
     """
     _expect_parts(parts)
     with Session([recipe.model]) as session:
@@ -135,25 +134,23 @@ def fit_and_evaluate(
         found = resume.checkpoint_to_resume(resume_run_id, recipe, dataset) if resume_run_id else None
         about = resume.training_facts(recipe, dataset)
         recipe = _as_recorded(recipe, dataset, model)
-        run_name = escape_control_characters(run_name or f"{recipe.label} on {dataset.name}")
-        run_tags = {**_tags(model, dataset, recipe), TRAINING: about["training"], **(tags or {})}
+        run = _run(model, dataset, recipe, run_name, {TRAINING: about["training"], **(tags or {})})
         if found:
-            run_name, started = found.about["run_name"], started - found.progress["seconds"]
-            run_tags["resumed"] = resume.resumption_told(resume_run_id, found, recipe, callbacks, run_tags["devices"])
-        run = {"params": recipe.params(), "tags": run_tags, "description": run_figures.description(recipe, dataset)}
-        place = {"dataset": dataset, "parent_run_id": parent_run_id, "resumed_run_id": resume_run_id}
-        with recorder.start(recorder.experiment_for(dataset), run_name, **run, **place) as run_id:
-            checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run_name}, found)
+            run["run_name"], started = found.about["run_name"], started - found.progress["seconds"]
+            run["tags"]["resumed"] = resume.resumption_told(resume_run_id, found, recipe, callbacks, run["tags"])
+        place = {"parent_run_id": parent_run_id, "resumed_run_id": resume_run_id, "dataset": dataset}
+        with recorder.start(recorder.experiment_for(dataset), **run, **place) as run_id:
+            checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, found)
             logged = epoch_metrics.logged_history(run_id, found.progress["history"]) if found else None
             how = {"callbacks": callbacks, "parts": parts, "quiet": "test" not in parts, "checkpoint": checkpoint}
             trained = train(model, dataset, recipe, around_fit=epoch_metrics.fits_of_a_run(logged), **how)
             if logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
-                run_logging.tag_run(resumed=f"{run_tags['resumed']}{resume.difference_told(difference)}")
-            result = _result(model, dataset, recipe, run_id, run_name, trained)
+                run_logging.tag_run(resumed=f"{run['tags']['resumed']}{resume.difference_told(difference)}")
+            result = _result(model, dataset, recipe, run_id, run["run_name"], trained, recorder)
             result = _log_results(recorder, model, dataset, result, trained, started)
         if checkpoint:
             checkpoint.remove()
-        return dataclasses.replace(result, id_to_show=recorder.id_to_show)
+        return result
 
 
 def _expect_parts(parts: Sequence[str]) -> None:
@@ -170,13 +167,27 @@ def _as_recorded(recipe: Recipe, dataset: ImageDataset, model: keras.Model) -> R
     return recipe
 
 
-def _tags(model: keras.Model, dataset: ImageDataset, recipe: Recipe) -> dict[str, Any]:
+def _run(
+    model: keras.Model, dataset: ImageDataset, recipe: Recipe, run_name: str | None, tags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the name, parameters, tags and description of a training's run, as arguments of `Recorder.start`."""
     circumstances = {"kind": "train", "threads": runtime.threads(), "devices": multi_device.count(model)}
-    return {**circumstances, **data_tags(dataset), **environment_tags(), **file_tags(recipe)}
+    return {
+        "run_name": escape_control_characters(run_name or f"{recipe.label} on {dataset.name}"),
+        "params": recipe.params(),
+        "tags": {**circumstances, **data_tags(dataset), **environment_tags(), **file_tags(recipe), **tags},
+        "description": run_figures.description(recipe, dataset),
+    }
 
 
 def _result(
-    model: keras.Model, dataset: ImageDataset, recipe: Recipe, run_id: str, run_name: str, trained: Trained
+    model: keras.Model,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    run_id: str,
+    run_name: str,
+    trained: Trained,
+    recorder: Recorder,
 ) -> RunResult:
     """Return what a training gave, without the address of its model and the total time, which are not known yet."""
     return RunResult(
@@ -194,6 +205,7 @@ def _result(
         total_seconds=trained.seconds,
         recorded_model_uri=None,
         stage_borders=tuple(itertools.accumulate(stage.epochs for stage in trained.stages[:-1])),
+        id_to_show=recorder.id_to_show,
     )
 
 

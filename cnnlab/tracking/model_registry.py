@@ -13,10 +13,12 @@ import mlflow
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation.model_card import model_card
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, save_predictions
+from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import renamed_fields
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import run_logging, run_queries
 from cnnlab.tracking.pagination import every
+from cnnlab.tracking.run_queries import Run
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import BEST, TAG, matches, our_tags
 from cnnlab.utils.text import escape_control_characters, markdown
@@ -74,6 +76,11 @@ def register_run(run_id=None, *, experiment=None, name=None, by="accuracy") -> t
         client.create_registered_model(
             name, description=f"Classifiers of {markdown(result.dataset_name)} images, by cnnlab."
         )
+    return _new_version(client, name, run, result), said
+
+
+def _new_version(client: mlflow.MlflowClient, name: str, run: Run, result: RunResult) -> Version:
+    """Put the model card and the predictions beside a run's model, and make a version of it."""
     params = renamed_fields(run.data.params)
     tags = {
         **{key: value for key, value in run.data.tags.items() if key.startswith(TAG) and key not in RUN_ONLY},
@@ -82,7 +89,7 @@ def register_run(run_id=None, *, experiment=None, name=None, by="accuracy") -> t
         **{TAG + key: f"{run.data.metrics[key]:.4f}" for key in ("test_accuracy", "test_loss", BEST)},
     }
     card = model_card(result, our_tags(run.data.tags))
-    # With its predictions, so that it can be compared when its run is gone.
+    # With its predictions, so that it can be compared when its run is deleted.
     predictions = {
         PREDICTIONS_FILE: lambda path: save_predictions(
             path, result.class_names, val=result.validation, test=result.test
@@ -97,7 +104,7 @@ def register_run(run_id=None, *, experiment=None, name=None, by="accuracy") -> t
         description=card.split("\n## ")[0],
         model_id=result.model_uri.removeprefix("models:/"),
     )
-    return _version(client.get_model_version(name, made.version), aliases={}), said
+    return _version(client.get_model_version(name, made.version), aliases={})
 
 
 def champion_uri(name=None) -> str:

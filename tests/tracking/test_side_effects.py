@@ -36,7 +36,7 @@ def seen():
 before = seen()
 """
 IMPORTS = """
-import cnnlab, cnnlab.tracking.mlflow_store, cnnlab.tracking.mlflow_internals, cnnlab.tracking.tracked_run
+import cnnlab, cnnlab.tracking.mlflow_store, cnnlab.tracking.mlflow_internals, cnnlab.tracking.recorder
 import cnnlab.tracking.maintenance.orphans, cnnlab.tracking.offline.store_copy, cnnlab.tracking.ui_server
 """
 # MLflow alone, in a store of its own, without and with a server.
@@ -109,12 +109,11 @@ def test_artifacts_of_another_program_s_server_are_asked_of_it(workplace):
 
 
 def test_artifacts_of_our_stores_are_found_without_cnnlab_s_import(store, digits):
-    from cnnlab.tracking import run_logging, tracked_run
+    from cnnlab.tracking import run_logging
+    from cnnlab.tracking.recorder import MlflowRecorder
 
-    with (
-        mlflow_store.opened(),
-        tracked_run.tracked_run(tracked_run.experiment_for(digits), "a run", params={}, tags={}) as run_id,
-    ):
+    recorder = MlflowRecorder()
+    with mlflow_store.opened(), recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}) as run_id:
         run_logging.log_results({}, {}, {"note.txt": "a text"})
     code = f"""
 import json, mlflow
