@@ -42,6 +42,7 @@ class Recorder(Protocol):
 
     def outer_run_id(self) -> str | None:
         """Return the id of the user's own run, if there is one, below which the job's runs go."""
+        ...
 
     def experiment_for(self, dataset: ImageDataset | None = None) -> str:
         """Return the id of the experiment for a run on a data set, which is made on first use.
@@ -55,6 +56,7 @@ class Recorder(Protocol):
         Raises:
             LabError: the experiment was deleted.
         """
+        ...
 
     def start(
         self,
@@ -86,6 +88,7 @@ class Recorder(Protocol):
             LabError: another process works on the run that is to be opened again.
             ServerUnavailable: the server stopped answering.
         """
+        ...
 
     def log_results(
         self,
@@ -109,12 +112,15 @@ class Recorder(Protocol):
         Raises:
             LabError: the store does not take the results. They are in a folder that the error names.
         """
+        ...
 
     def id_to_show(self, recorded_id: str) -> str:
         """Return the id or `models:/` address by which the user finds a recorded run or model at this moment."""
+        ...
 
     def recorded_id(self, shown_id: str) -> str:
         """Return the id under which this recorder has a run that the user names."""
+        ...
 
 
 class MlflowRecorder:
@@ -153,6 +159,7 @@ class MlflowRecorder:
             return named_experiment(name).experiment_id
         if TRACKING_VARIABLE in os.environ and (experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID")):
             return experiment_id
+        assert dataset is not None, "only a recorder made for an experiment does without the data set"
         return dataset_experiment(dataset)
 
     @contextmanager

@@ -1,12 +1,14 @@
-"""What is written on the active run: the data set, results and the whole model."""
+"""Log on the active run: the data set, results, tags, the description and the whole model."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
@@ -15,12 +17,23 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.tracking.tag_names import DATA_NAME, DESCRIPTION, TAG
 from cnnlab.utils.temporary_folders import private_folder
 from cnnlab.utils.text import escape_control_characters, shortened
 
+if TYPE_CHECKING:  # what only reads the store loads neither Keras nor matplotlib
+    import keras
 
-def log_dataset(dataset) -> None:
+    from cnnlab.evaluation.plots import Figure
+    from cnnlab.evaluation.run_figures import RunFiles
+
+# Functions that write a file, by its artifact path.
+Writers = Mapping[str, Callable[[Path], Any]]
+NO_FILES: Writers = MappingProxyType({})
+
+
+def log_dataset(dataset: ImageDataset) -> None:
     """Record the data set on the active run as an MLflow dataset input (its digest cut to MLflow's 36 characters)."""
     source = CodeDatasetSource({"source": dataset.source})
     data = MetaDataset(
@@ -37,18 +50,22 @@ def log_dataset(dataset) -> None:
             time.sleep(0.05 * (attempt + 1))
 
 
-def log_results(metrics, figures, texts, files=()) -> None:
+def log_results(
+    metrics: Mapping[str, float], figures: Mapping[str, Figure], texts: Mapping[str, str], files: Writers = NO_FILES
+) -> None:
     """Log metrics, matplotlib figures and texts (by artifact path) and files on the active run, in one upload."""
-    mlflow.log_metrics(metrics)
+    mlflow.log_metrics(dict(metrics))
     with private_folder("files") as private:
         # MLflow copies the folder's mode too, and nobody else may look into a temporary one.
         folder = private / "results"
         folder.mkdir()
         write_results(folder, figures, texts, files)
-        mlflow.log_artifacts(folder)
+        mlflow.log_artifacts(str(folder))
 
 
-def write_results(folder, figures, texts, files=(), **facts) -> None:
+def write_results(
+    folder: Path, figures: Mapping[str, Figure], texts: Mapping[str, str], files: Writers = NO_FILES, **facts: Any
+) -> None:
     """Write figures and texts (by path), files, and JSON files of facts by their names, into a folder."""
     if figures:
         from cnnlab.evaluation.fonts import save  # in here, as reading the store takes no matplotlib
@@ -57,11 +74,17 @@ def write_results(folder, figures, texts, files=(), **facts) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         save(figure, target)
     _write_texts(folder, {**texts, **{f"{name}.json": json.dumps(fact, indent=2) for name, fact in facts.items()}})
-    for path, write in dict(files).items():
+    for path, write in files.items():
         write(Path(folder, path))
 
 
-def write_training(folder, model, run_files, metrics, history) -> None:
+def write_training(
+    folder: Path,
+    model: keras.Model,
+    run_files: RunFiles,
+    metrics: Mapping[str, float],
+    history: Mapping[str, list[float]],
+) -> None:
     """Write all that a training gave into a folder: its files and figures, its metrics, and the model."""
     from cnnlab.models.safe_loading import save_model  # in here, as what only reads the store takes no Keras
 
@@ -90,16 +113,16 @@ def tag_run(**tags: Any) -> None:
     mlflow.set_tags({TAG + key: value for key, value in tags.items()})
 
 
-def log_model_texts(model_uri, texts, files=()) -> None:
+def log_model_texts(model_uri: str, texts: Mapping[str, str], files: Writers = NO_FILES) -> None:
     """Put texts and files (by artifact path) beside a logged model, given by its `models:/m-...` URI."""
     with private_folder("files") as private:
         folder = private / "texts"
         folder.mkdir()
         write_results(folder, {}, texts, files)
-        mlflow.MlflowClient().log_model_artifacts(model_uri.removeprefix("models:/"), folder)
+        mlflow.MlflowClient().log_model_artifacts(model_uri.removeprefix("models:/"), str(folder))
 
 
-def log_model(model, dataset) -> str:
+def log_model(model: keras.Model, dataset: ImageDataset) -> str:
     """Log the whole model on the active run, raw images in and probabilities out; return its `models:/m-...` URI.
 
     It is logged without its optimizer, loss and metrics.
@@ -130,7 +153,7 @@ def log_model(model, dataset) -> str:
     return logged.model_uri
 
 
-def _write_texts(folder, texts):
+def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     for path, text in texts.items():
         target = Path(folder, path)
         target.parent.mkdir(parents=True, exist_ok=True)
