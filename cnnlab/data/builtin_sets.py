@@ -1,15 +1,24 @@
-"""The image sets that go by a name: a row for each, and how it is downloaded or read."""
+"""The built-in data sets, such as CIFAR-10: their names and classes, and how each is downloaded or read."""
+
+from __future__ import annotations
 
 import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.utils.downloads import download_timeout
 
+if TYPE_CHECKING:  # the command line asks for names only, and answers without NumPy
+    import numpy as np
+    import numpy.typing as npt
+
+    Labelled: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # images and labels
+
 DEFAULT_DATASET = "cifar10"
-FALLBACK_DATASET = "digits"
+FALLBACK_DATASET = "digits"  # comes with scikit-learn; takes the default's place without a network
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FASHION_CLASSES = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
@@ -27,7 +36,12 @@ DIGITS = tuple(str(i) for i in range(10))
 
 @dataclass(frozen=True)
 class BuiltinSet:
-    """A named set: its `classes`, and the `side` of its pictures in pixels."""
+    """Describe a built-in data set.
+
+    Attributes:
+        classes: names in label order.
+        side: pixels a side of its pictures.
+    """
 
     classes: tuple[str, ...]
     side: int
@@ -50,11 +64,11 @@ FASHION_MD5 = {
 }
 
 
-def is_folder(name) -> bool:
-    """Whether a data set is meant by its folder, not by its name.
+def is_folder(name: str) -> bool:
+    """Return whether a data set is given by its folder, rather than by the name of a built-in set.
 
     Raises:
-        ArgumentError: it is neither a known name nor an existing folder.
+        ArgumentError: it is neither a built-in set's name nor an existing folder.
     """
     if name in BUILTIN_SETS:
         return False
@@ -66,20 +80,34 @@ def is_folder(name) -> bool:
             f"Expected dataset to be a name or an existing folder. Received: '{name}', which is neither."
         )
     expect_one_of("dataset", name, [*BUILTIN_SETS, "an existing folder"])
+    return False
 
 
-def has_folder_of_same_name(name) -> bool:
-    """Whether a folder of pictures has the name of a built-in set, which is then taken."""
-    return Path(name).is_dir()
+@dataclass(frozen=True)
+class LoadedSplit:
+    """Hold the images and labels of one split of a built-in set.
+
+    Attributes:
+        images: `(N, H, W)` or `(N, H, W, 3) uint8`, as they come.
+        labels: `(N,) int64`.
+        positions: `(N,) int64`, their positions in the whole split before a limit.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
 
 
-def load_builtin_set(name, *, limit=None, seed=0):
-    """Download or read a named set.
+def load_builtin_set(name: str, *, limit: int | None = None, seed: int = 0) -> tuple[str, dict[str, LoadedSplit]]:
+    """Download or read a built-in set.
+
+    Args:
+        name: one of `BUILTIN_SETS`.
+        limit: of training images, and of test images in proportion; `None` for all.
+        seed: of the choice that a limit makes.
 
     Returns:
-        `(name, source, class_names, train, test)`, both of these `(images, labels, positions)`: images
-        `(N, H, W) uint8` or `(N, H, W, 3) uint8` as they come, labels `(N,) int64`, and where they are in the whole
-        part.
+        `(source, splits)`: where it comes from, such as "keras.datasets/cifar10", and "train" and "test".
 
     Raises:
         ArgumentError: the limit is too small.
@@ -87,33 +115,33 @@ def load_builtin_set(name, *, limit=None, seed=0):
     """
     from cnnlab.data.splitting import stratified_subset
 
-    train, test, source = _read_digits() if name == "digits" else _download(name)
+    whole = _read_digits() if name == "digits" else _download(name)
+    source = "sklearn/digits" if name == "digits" else f"keras.datasets/{name}"
     classes = BUILTIN_SETS[name].classes
-    chosen = stratified_subset({"train": train[1], "test": test[1]}, classes, limit, seed)
-    parts = [
-        (images[index], labels[index], index)
-        for (images, labels), index in zip((train, test), chosen.values(), strict=True)
-    ]
-    return name, source, classes, *parts
+    chosen = stratified_subset({split: labels for split, (_, labels) in whole.items()}, classes, limit, seed)
+    return source, {
+        split: LoadedSplit(images[chosen[split]], labels[chosen[split]], chosen[split])
+        for split, (images, labels) in whole.items()
+    }
 
 
-def _read_digits():
-    """`(images, labels)` of the training and the test set, and the source."""
+def _read_digits() -> dict[str, Labelled]:
+    """Read the digits that come with scikit-learn, and hold a fifth of them out as the test set."""
     import numpy as np
     from sklearn.datasets import load_digits
 
     from cnnlab.data.splitting import stratified_split
 
-    digits = load_digits()
+    digits: Any = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)  # (1797, 8, 8) uint8, from 0..16
     labels = digits.target.astype(np.int64)
     # One fixed test set, whatever the seed: scores of different seeds stay comparable.
     train, test = stratified_split(labels, 0.2, DIGITS, 0, "test split")
-    return (images[train], labels[train]), (images[test], labels[test]), "sklearn/digits"
+    return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
 
 
-def _download(name):
-    """As `_read_digits`, through `keras.datasets`."""
+def _download(name: str) -> dict[str, Labelled]:
+    """Download a set through `keras.datasets`, or find it downloaded."""
     import keras
     import numpy as np
 
@@ -131,9 +159,7 @@ def _download(name):
             f"Expected to download {name}. Received: {error or type(error).__name__}. Connect to a network, or use "
             f"--dataset with a folder of images or the embedded {FALLBACK_DATASET}."
         ) from error
-    (train_x, train_y), (test_x, test_y) = train, test
-    return (
-        (train_x, train_y.reshape(-1).astype(np.int64)),
-        (test_x, test_y.reshape(-1).astype(np.int64)),
-        f"keras.datasets/{name}",
-    )
+    return {
+        split: (images, labels.reshape(-1).astype(np.int64))
+        for split, (images, labels) in (("train", train), ("test", test))
+    }

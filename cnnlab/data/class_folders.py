@@ -1,130 +1,197 @@
-"""Pictures in folders that are their classes: train/val/test, by any of their usual names, or class folders only."""
+"""Assign pictures to classes and splits by their folders: train/CLASS/*, val/CLASS/*, test/CLASS/*, or CLASS/* only.
+
+The split folders may have any of their usual names ("training", "dev", "seg_test"), and all of it may lie inside of
+further folders.
+"""
+
+from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from cnnlab.data.folder_scan import FolderScan, describe_left_out
+from cnnlab.data.folder_scan import Assignment, FolderScan, describe_left_out
 from cnnlab.errors import ArgumentError
 from cnnlab.utils.text import escape_control_characters
 
-SPLIT_NAMES = {
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+FOLDER_NAMES: dict[SplitName, set[str]] = {
     "train": {"train", "training", "trainset", "trainingset"},
     "val": {"val", "valid", "validation", "validate", "dev", "valset"},
     "test": {"test", "testing", "tests", "testset", "eval", "evaluation"},
 }
-NAMES = {"train": "training", "val": "validation", "test": "test"}
+SPLIT_WORDS: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
 OUTSIDE = "pictures outside of class folders"
-NO_CLASSES = {"images", "imgs", "pictures", "unknown", "unlabelled", "unlabeled"}  # where they are alone
+NO_CLASSES = {"images", "imgs", "pictures", "unknown", "unlabelled", "unlabeled"}  # no class where they are alone
+
+Paths = list[str]
 
 
-def layout_from_class_folders(listing: FolderScan, where, skip_empty):
-    """What the pictures of a listing are for, by the names of the folders that they are in.
+@dataclass
+class _Tree:
+    """Hold one path of each folder with pictures, sorted by the topmost folder.
+
+    Attributes:
+        prefix: the folders that all of them are in, with a separator behind each.
+        by_child: the paths below each topmost folder, relative to the prefix.
+        flat: the paths that are in no further folder.
+        notes: sentences on how the folder was understood.
+    """
+
+    prefix: str
+    by_child: dict[str, Paths]
+    flat: Paths
+    notes: list[str] = field(default_factory=list)
+
+
+def assign_by_class_folders(scan: FolderScan, where: str, skip_empty: bool) -> Assignment:
+    """Assign the pictures of a scan to classes and splits by the names of the folders that they are in.
 
     Args:
+        scan: of the folder; what is left out is recorded in it.
         where: the folder, for messages.
-        skip_empty: leave class folders without pictures out.
-
-    Returns:
-        `(names, labels, part, notes)`: the names of the classes; of each file of the listing which of them it is, and
-        "train", "val", "test", or -1 and "" where it is not used; and what was taken for what. What is left out is
-        counted in the listing.
+        skip_empty: whether class folders without pictures are left out; else they are an error.
 
     Raises:
         ArgumentError: what is meant is not clear, or a class has no pictures.
     """
     # A file of each folder stands for all that are in it.
-    stand_for_all = listing.files[np.sort(np.unique(listing.inside, return_index=True)[1])].tolist()
-    paths, prefix = _unwrapped(stand_for_all)
-    notes = [f"the pictures are inside of {escape_control_characters(prefix)}"] if prefix else []
-    by_child, flat = _by_first(paths)
-    if (around := _wrapper_among(by_child, where)) and not _parts_among(by_child, where):
-        for child in by_child:
-            if child != around:
-                reason = escape_control_characters(f"in {child}/, beside {around}/ with its parts")
-                _leave_out(listing, reason, by_child[child], prefix)
-        _leave_out(listing, OUTSIDE, flat, prefix)
-        prefix += around + os.sep
-        notes = [f"the pictures are inside of {escape_control_characters(prefix)}"]
-        by_child, flat = _by_first([path[len(around) + 1 :] for path in by_child[around]])
-    found = _parts_among(by_child, where)
-    if found:
-        _leave_others_out(listing, by_child, found, prefix)
+    one_of_each = scan.files[np.sort(np.unique(scan.folder_of, return_index=True)[1])].tolist()
+    tree = _strip_wrappers(scan, one_of_each, where)
+    split_folders = _split_folders(tree.by_child, where)
+    if split_folders:
+        _leave_out_others(scan, tree, {child for child, _ in split_folders.values()})
     else:
-        unlabelled = _unlabelled_among(by_child, where)
+        unlabelled = _unlabelled_splits(tree.by_child, where)
         for child in unlabelled:
-            _leave_unlabelled(listing, child, by_child[child], prefix)
-        found = {"train": ("", [path for child in by_child if child not in unlabelled for path in by_child[child]])}
-    _leave_out(listing, OUTSIDE, flat, prefix)
-    by_folder, used, classes = {}, [], set()
-    for part, (child, inside) in sorted(found.items(), key=lambda one: list(SPLIT_NAMES).index(one[0])):
-        below = os.path.join(child, "") if child else ""
-        # Not into a folder that is a class: it may hold all of its pictures in one folder.
-        short, wrapper = _unwrapped([path.removeprefix(below) for path in inside], classes)
-        before = prefix + below + wrapper
-        named = {path.split(os.sep)[0] for path in short if os.sep in path}
-        if (classes and not named & classes and len(named) == 1 and split_of_folder(min(named))) or named <= NO_CLASSES:
-            _leave_unlabelled(listing, child, [path.removeprefix(below) for path in inside], prefix + below)
+            _leave_out_unlabelled(scan, child, tree.by_child[child], tree.prefix)
+        labelled = [path for child, paths in tree.by_child.items() if child not in unlabelled for path in paths]
+        split_folders = {"train": ("", labelled)}
+    _leave_out(scan, OUTSIDE, tree.flat, tree.prefix)
+    by_folder: dict[str, tuple[str, str]] = {}  # folder to its split and class
+    roots: list[str] = []  # folders that hold class folders
+    for split in SPLITS:
+        if split not in split_folders:
             continue
-        used.append(before)
-        _leave_out(listing, OUTSIDE, [path for path in short if os.sep not in path], before)
-        by_folder |= {os.path.dirname(before + path): (part, path.split(os.sep)[0]) for path in short if os.sep in path}
-        classes |= named
-        if child and (part == "val" or before != os.path.join(part, "")):
-            notes.append(f"{escape_control_characters(before)} is the {NAMES[part]} set")
-        if deep := sorted({path.split(os.sep)[0] for path in short if path.count(os.sep) > 1}):
-            example = next(path for path in short if path.count(os.sep) > 1 and path.startswith(deep[0] + os.sep))
-            inner = escape_control_characters(os.path.dirname(example).partition(os.sep)[2])
-            notes.append(
-                f"folders inside of a class belong to it, such as {inner}/ to {escape_control_characters(deep[0])}"
-            )
-    _expect_no_empty_class(listing, stand_for_all, used, where, skip_empty)
+        child, paths = split_folders[split]
+        classes = {name for _, name in by_folder.values()}
+        root = _add_split(scan, split, child, paths, tree, classes, by_folder)
+        roots += [] if root is None else [root]
+    _expect_no_empty_class(scan, one_of_each, roots, where, skip_empty)
     names = sorted({name for _, name in by_folder.values()})
     numbers = {name: number for number, name in enumerate(names)}
-    of_folder = [by_folder.get(folder, ("", None)) for folder in listing.folders]
+    of_folder = [by_folder.get(folder, ("", "")) for folder in scan.folders]
     labels = np.array([numbers.get(name, -1) for _, name in of_folder], np.int64)
-    part = np.array([part for part, _ in of_folder], "U5")
-    return names, labels[listing.inside], part[listing.inside], notes
+    splits = np.array([split for split, _ in of_folder], "U5")
+    return Assignment(names, labels[scan.folder_of], splits[scan.folder_of], tree.notes)
 
 
-def _by_first(paths):
-    """`{folder: its paths}`, and the paths that are in none."""
-    by_child = {}
+def _add_split(
+    scan: FolderScan,
+    split: SplitName,
+    child: str,
+    paths: Paths,
+    tree: _Tree,
+    classes: Collection[str],
+    by_folder: dict[str, tuple[str, str]],
+) -> str | None:
+    """Add the class folders of one split to `by_folder`, and sentences on them to the notes of the tree.
+
+    Args:
+        child: the split's folder, "" where class folders are at the top.
+        paths: of pictures below it.
+        classes: of the splits before.
+
+    Returns:
+        The folder that holds the class folders, or `None` where the pictures have no labels.
+    """
+    below = os.path.join(child, "") if child else ""
+    inside = [path.removeprefix(below) for path in paths]
+    # Not into a folder that is a class: it may hold all of its pictures in one folder.
+    short, wrapper = _strip_common_folders(inside, classes)
+    root = tree.prefix + below + wrapper
+    names = {path.split(os.sep)[0] for path in short if os.sep in path}
+    is_split = len(names) == 1 and bool(split_of_folder(min(names)))
+    if (classes and not names & set(classes) and is_split) or names <= NO_CLASSES:
+        _leave_out_unlabelled(scan, child, inside, tree.prefix + below)
+        return None
+    _leave_out(scan, OUTSIDE, [path for path in short if os.sep not in path], root)
+    by_folder |= {os.path.dirname(root + path): (split, path.split(os.sep)[0]) for path in short if os.sep in path}
+    if child and (split == "val" or root != os.path.join(split, "")):
+        tree.notes.append(f"{escape_control_characters(root)} is the {SPLIT_WORDS[split]} set")
+    if deep := sorted({path.split(os.sep)[0] for path in short if path.count(os.sep) > 1}):
+        example = next(path for path in short if path.count(os.sep) > 1 and path.startswith(deep[0] + os.sep))
+        inner = escape_control_characters(os.path.dirname(example).partition(os.sep)[2])
+        tree.notes.append(
+            f"folders inside of a class belong to it, such as {inner}/ to {escape_control_characters(deep[0])}"
+        )
+    return root
+
+
+def _strip_wrappers(scan: FolderScan, paths: Paths, where: str) -> _Tree:
+    """Find the folder that holds the split or class folders, leaving out what lies beside it."""
+    paths, prefix = _strip_common_folders(paths)
+    tree = _Tree(prefix, *_by_topmost_folder(paths))
+    wrapper = _wrapper_among(tree.by_child, where)
+    if wrapper and not _split_folders(tree.by_child, where):
+        for child in tree.by_child:
+            if child != wrapper:
+                reason = escape_control_characters(f"in {child}/, beside {wrapper}/ with its parts")
+                _leave_out(scan, reason, tree.by_child[child], prefix)
+        _leave_out(scan, OUTSIDE, tree.flat, prefix)
+        below = [path[len(wrapper) + 1 :] for path in tree.by_child[wrapper]]
+        tree = _Tree(prefix + wrapper + os.sep, *_by_topmost_folder(below))
+    if tree.prefix:
+        tree.notes.append(f"the pictures are inside of {escape_control_characters(tree.prefix)}")
+    return tree
+
+
+def _by_topmost_folder(paths: Paths) -> tuple[dict[str, Paths], Paths]:
+    """Return the paths below each topmost folder, and the paths that are in none."""
+    by_child: dict[str, Paths] = {}
     for path in paths:
         child, below, _ = path.partition(os.sep)
         by_child.setdefault(child if below else "", []).append(path)
     return by_child, by_child.pop("", [])
 
 
-def _wrapper_among(by_child, where):
-    """The one folder that holds train, val or test with class folders in them, beside others that do not."""
+def _wrapper_among(by_child: Mapping[str, Paths], where: str) -> str | None:
+    """Find the one folder that holds train, val or test with class folders in them, beside others that do not."""
     holding = []
     for child, paths in by_child.items():
-        inside, _ = _by_first([path[len(child) + 1 :] for path in paths])
-        parts = {split_of_folder(name) for name, below in inside.items() if split_of_folder(name)}
-        if len(parts) > 1 and "train" in parts:
+        inside, _ = _by_topmost_folder([path[len(child) + 1 :] for path in paths])
+        splits = {split_of_folder(name) for name in inside if split_of_folder(name)}
+        if len(splits) > 1 and "train" in splits:
             holding.append((child, any(not _is_flat(below) for name, below in inside.items() if split_of_folder(name))))
     if len(holding) > 1:
         raise ArgumentError(
             f"Expected '{where}' to hold train/ and test/ with class folders in them. Received: "
-            f"{' and '.join(child + '/' for child, _ in holding[:2])} with a train folder each. Name the one to "
-            "use, or sort the pictures into train/CLASS/ and test/CLASS/."
+            f"{' and '.join(child + '/' for child, _ in holding[:2])} with a train folder each. Name the one to use, "
+            "or sort the pictures into train/CLASS/ and test/CLASS/."
         )
     return next((child for child, deep in holding if deep), None)
 
 
-def split_of_folder(name, loosely=False):
-    """The part that a folder's name stands for, in any case: "Training", and loosely "seg_train", "test-images"."""
+def split_of_folder(name: str, loosely: bool = False) -> SplitName | None:
+    """Return the split that a folder's name stands for, such as "Training", whatever its case.
+
+    Args:
+        loosely: whether a name that begins or ends with the word counts too: "seg_train", "test-images".
+    """
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
-    for part, names in SPLIT_NAMES.items():
+    for split, names in FOLDER_NAMES.items():
         if "".join(words) in names or (loosely and words and (words[0] in names or words[-1] in names)):
-            return part
+            return split
     return None
 
 
-def _unwrapped(paths, classes=()):
-    """Paths without the folders that all of them are in together, above their class folders; and those folders."""
+def _strip_common_folders(paths: Paths, classes: Collection[str] = ()) -> tuple[Paths, str]:
+    """Return paths without the folders above their class folders that all of them are in, and those folders."""
     prefix = ""
     while paths:
         first = {path.split(os.sep)[0] for path in paths}
@@ -138,100 +205,99 @@ def _unwrapped(paths, classes=()):
     return paths, prefix
 
 
-def _is_flat(paths):
+def _is_flat(paths: Paths) -> bool:
     return all(path.count(os.sep) == 1 for path in paths)
 
 
-def _parts_among(by_child, where):
-    """`{part: (folder, its paths)}` where folders of parts hold class folders; empty where there are only classes."""
+def _split_folders(by_child: Mapping[str, Paths], where: str) -> dict[SplitName, tuple[str, Paths]]:
+    """Find the folders of splits that hold class folders, with their paths; empty where there are only classes."""
+    found: dict[SplitName, list[str]] = {}
     for loosely in (False, True):
         found = {}
         for child, paths in by_child.items():
-            part = split_of_folder(child, loosely)
-            if part and not _is_flat(paths):
-                found.setdefault(part, []).append(child)
-        # One folder with a name that only holds the word may be a class of its own: "train_station".
+            split = split_of_folder(child, loosely)
+            if split and not _is_flat(paths):
+                found.setdefault(split, []).append(child)
+        # One folder with a name that only contains the word may be a class: "train_station".
         if len(found) > loosely:
             break
     else:
         return {}
-    for part, folders in found.items():
+    for split, folders in found.items():
         if len(folders) > 1:
             raise ArgumentError(
-                f"Expected one folder of {NAMES[part]} pictures in '{where}'. Received: "
+                f"Expected one folder of {SPLIT_WORDS[split]} pictures in '{where}'. Received: "
                 f"{' and '.join(child + '/' for child in folders)}. Move one of them away."
             )
     others = [child for child in by_child if not split_of_folder(child, loosely=True)]
     if "train" not in found or (len(found) == 1 and others):
-        received = ", ".join(escape_control_characters(child) + "/" for child in list(by_child)[:6])
+        received = ", ".join(child + "/" for child in list(by_child)[:6])
         raise ArgumentError(
             f"Expected '{where}' to hold train/ and test/, or class folders only. Received: {received}. "
             "Put the training pictures into train/, or name the one folder to use."
         )
-    return {part: (child, by_child[child]) for part, [child] in found.items()}
+    return {split: (child, by_child[child]) for split, [child] in found.items()}
 
 
-def _unlabelled_among(by_child, where):
-    """Folders of val or test pictures without classes, beside class folders."""
-    flat = {child: part for child in by_child if (part := split_of_folder(child)) and _is_flat(by_child[child])}
-    # A class may be called "train", as in CIFAR-100; not where nothing else is there.
+def _unlabelled_splits(by_child: Mapping[str, Paths], where: str) -> list[str]:
+    """Find folders of validation or test pictures that have no class folders, beside class folders."""
+    flat = {child: split for child in by_child if (split := split_of_folder(child)) and _is_flat(by_child[child])}
+    # A class may be called "train", as in CIFAR-100; not where there is nothing else.
     if "train" in flat.values() and len(by_child) - len(flat) < 2:
-        child = next(child for child, part in flat.items() if part == "train")
+        child = next(child for child, split in flat.items() if split == "train")
         raise ArgumentError(
-            f"Expected class folders inside of the {child}/ of '{where}'. Received: pictures without class "
-            "folders. Sort them into class folders, or name a CSV file of their labels with --labels."
+            f"Expected class folders inside of the {child}/ of '{where}'. Received: pictures without class folders. "
+            "Sort them into class folders, or name a CSV file of their labels with --labels."
         )
-    return [child for child, part in flat.items() if part != "train"]
+    return [child for child, split in flat.items() if split != "train"]
 
 
-def _leave_others_out(listing, by_child, found, prefix):
-    """What lies beside the folders of the parts."""
-    taken = {child for child, _ in found.values()}
-    for child, paths in by_child.items():
-        if child in taken:
+def _leave_out_others(scan: FolderScan, tree: _Tree, used: Collection[str]) -> None:
+    """Leave out the folders that lie beside those of the splits."""
+    for child, paths in tree.by_child.items():
+        if child in used:
             continue
         if split_of_folder(child, loosely=True):
-            _leave_unlabelled(listing, child, paths, prefix)
+            _leave_out_unlabelled(scan, child, paths, tree.prefix)
         else:
-            _leave_out(
-                listing, f"in {escape_control_characters(child)}/, which is neither train, val nor test", paths, prefix
-            )
+            reason = f"in {escape_control_characters(child)}/, which is neither train, val nor test"
+            _leave_out(scan, reason, paths, tree.prefix)
 
 
-def _leave_unlabelled(listing, child, paths, prefix):
-    _leave_out(listing, f"in {escape_control_characters(child)}/ without labels", paths, prefix)
+def _leave_out_unlabelled(scan: FolderScan, child: str, paths: Paths, prefix: str) -> None:
+    _leave_out(scan, f"in {escape_control_characters(child)}/ without labels", paths, prefix)
 
 
-def _leave_out(listing, reason, paths, prefix):
-    folders = listing.numbers(os.path.dirname(prefix + path) for path in paths)
-    for path in listing.files[np.isin(listing.inside, folders)]:
-        listing.leave_out(reason, path)
+def _leave_out(scan: FolderScan, reason: str, paths: Paths, prefix: str) -> None:
+    scan.leave_out_folders(reason, (os.path.dirname(prefix + path) for path in paths))
 
 
-def _expect_no_empty_class(listing, stand_for_all, used, where, skip_empty):
-    """A class folder without pictures is an error that names it: its class would be missing without a word."""
-    full = {before + path[len(before) :].split(os.sep)[0] for before in used for path in stand_for_all}
+def _expect_no_empty_class(
+    scan: FolderScan, one_of_each: Paths, roots: Sequence[str], where: str, skip_empty: bool
+) -> None:
+    """Raise `ArgumentError` for a class folder without pictures, as its class would be missing without a notice."""
+    full = {root + path[len(root) :].split(os.sep)[0] for root in roots for path in one_of_each}
     empty = [
         folder
-        for folder in listing.folders
-        for before in used
+        for folder in scan.folders
+        for root in roots
         if folder
-        and folder.startswith(before)
-        and os.sep not in folder[len(before) :]
-        and not split_of_folder(folder[len(before) :])
+        and folder.startswith(root)
+        and os.sep not in folder[len(root) :]
+        and not split_of_folder(folder[len(root) :])
         and folder not in full
     ]
     for folder in empty:
         if skip_empty:
-            listing.leave_out("class folders without pictures", folder)
+            scan.leave_out("class folders without pictures", folder)
             continue
         lost = {
             reason: held
-            for reason, paths in listing.left_out.items()
+            for reason, paths in scan.left_out.items()
             if (held := [path for path in paths if path.startswith(folder + os.sep)])
         }
         raise ArgumentError(
-            f"Expected pictures in every class folder of '{where}'. Received: {folder}/ without any that can be "
-            f"read ({describe_left_out(lost) or 'it is empty'}). Convert them (.heic is read after pip install "
+            f"Expected pictures in every class folder of '{where}'. Received: {folder}/ without any that can be read "
+            f"({describe_left_out(lost) or 'it is empty'}). Convert them (.heic is read after pip install "
             "'cnnlab[heic]'), move the folder away, or leave it out with --skip-bad."
         )

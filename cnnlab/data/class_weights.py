@@ -1,22 +1,31 @@
-"""How much each class counts in the loss."""
+"""Class weights in the loss: "none", "balanced", or a JSON file of class names and numbers."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.utils.class_weight import compute_class_weight
 
 from cnnlab.errors import ArgumentError, expect_one_of, first_line
 
 
-def class_weights(given, labels, class_names):
-    """`(C,) float32`, or `None` where all classes count the same.
+def class_weights(
+    given: str | None, labels: npt.NDArray[np.int64], class_names: Sequence[str]
+) -> npt.NDArray[np.float32] | None:
+    """Compute the weight of each class in the loss.
 
     Args:
-        given: "none", "balanced" (number of images / (classes * images of the class), as scikit-learn has it), or JSON
-            of class names and numbers.
+        given: "none", "balanced" (number of images / (classes * images of the class), as in scikit-learn), or JSON of
+            class names and numbers; classes that it does not name have the weight 1.
         labels: `(N,)` integers, of the training images.
         class_names: C names.
+
+    Returns:
+        `(C,) float32`, or `None` where all classes have the same weight.
     """
     if given in (None, "none"):
         return None
@@ -30,22 +39,23 @@ def class_weights(given, labels, class_names):
     return weights
 
 
-def read_class_weights(given, class_names) -> str:
-    """What a recipe's `class_weights` says for these classes: a file's content in place of its path.
+def read_class_weights(given: str | None, class_names: Sequence[str]) -> str | None:
+    """Read and check a recipe's `class_weights`; a file's path is replaced by the JSON in the file.
 
     Raises:
-        ArgumentError: no such file, or not of JSON, or of other classes.
+        ArgumentError: there is no such file, it is not JSON, or it names other classes.
     """
-    if given in (None, "none", "balanced") or given.startswith("{"):
-        text = given
-    elif not Path(given).is_file():
-        raise ArgumentError(
-            f"Expected class_weight to be none, balanced or an existing JSON file. Received: '{given}'."
-        )
-    else:
+    if given in (None, "none", "balanced"):
+        return given
+    text = given
+    if not given.startswith("{"):
+        if not Path(given).is_file():
+            raise ArgumentError(
+                f"Expected class_weight to be none, balanced or an existing JSON file. Received: '{given}'."
+            )
         text = Path(given).read_text(encoding="utf-8")
-    if text in (None, "none", "balanced"):
-        return text
+        if text in ("none", "balanced"):
+            return text
     try:
         weights = json.loads(text)
     except ValueError as error:

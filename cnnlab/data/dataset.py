@@ -1,52 +1,66 @@
-"""Image sets: by name or from a folder, as uint8 arrays in three parts, with class names and digests."""
+"""`load_dataset` loads an image data set, built-in or from a folder, as an `ImageDataset` of three splits.
+
+Images are uint8 arrays of one size, labels integers; a seeded stratified share of the training set becomes the
+validation set. Digests tell one data set from another.
+"""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.utils.log import log
 
 if TYPE_CHECKING:  # the command line asks for names only, and answers without NumPy
     import numpy as np
+    import numpy.typing as npt
 
+    from cnnlab.data.disk_rows import MappedRows
+    from cnnlab.data.folder_layout import FolderLayout
+    from cnnlab.data.pictures import Pictures
     from cnnlab.data.summary import DatasetSummary
+
+    Images = npt.NDArray[np.uint8] | MappedRows
 
 
 @dataclass(frozen=True)
 class Split:
-    """The training, validation or test images.
+    """Hold the images and labels of the training, validation or test set.
 
     Attributes:
-        images: `(N, stored_size, stored_size, 3) uint8`, `MappedRows` where they are too large for memory.
+        images: `(N, side, side, 3) uint8`, `MappedRows` where they are too large for memory.
         labels: `(N,) int64`.
         digest: sha256 of the class names, the images and the labels.
     """
 
-    images: "np.ndarray" = field(repr=False)
-    labels: "np.ndarray" = field(repr=False)
+    images: Images = field(repr=False)
+    labels: npt.NDArray[np.int64] = field(repr=False)
     digest: str
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images and labels in three parts, with what is needed to tell one data set from another.
+    """Hold the three splits of an image data set, and what tells it from others.
 
     Attributes:
         name: short name; a folder's own name.
-        source: what the data is, whatever part of it is used: "keras.datasets/cifar10", "sklearn/digits", or
+        source: what the data is, however it is split or limited: "keras.datasets/cifar10", "sklearn/digits", or
             "folder/" and a hash of the files' names and sizes. Runs with different sources never share an experiment.
         class_names: the class of each label, in label order.
-        train, val, test: `Split`s; with `val_fraction=0` the validation part is the test part itself.
+        train, val, test: the splits; with `val_fraction=0` the validation set is the test set itself.
         digest: sha256 of class names, images and labels of the training set before the validation split, and of the
             test set, so that it does not change with `val_fraction`.
-        stands_in_for: the name of the data set that could not be had, when this is its embedded stand-in.
-        summary: what was found, taken for what, and left out.
-        resize_mode, grey_range: of a folder, how its pictures were decoded, as `decode_image` takes it.
-        pictures: of a folder, or where every picture is taken as it is found: all of them, as `folders.Pictures`.
+        stands_in_for: the name of the data set that could not be downloaded, when this is its embedded stand-in.
+        summary: what is reported about the data: sizes, classes, what was left out, and how a folder was understood.
+        resize_mode, grey_range: how the pictures of a folder were decoded, as in `decode_image`.
+        pictures: all pictures with their files and splits, of a folder and for an audit.
     """
 
     name: str
@@ -57,30 +71,40 @@ class ImageDataset:
     test: Split
     digest: str
     stands_in_for: str | None = None
-    summary: "DatasetSummary | None" = None
+    summary: DatasetSummary | None = None
     resize_mode: str | None = None
     grey_range: tuple[float, float] | None = None
-    pictures: object = field(default=None, repr=False)
+    pictures: Pictures | None = field(default=None, repr=False)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """`(stored_size, stored_size, 3)`."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Return the shape of one image, `(side, side, 3)`."""
         return self.train.images.shape[1:]
 
     @property
     def val_is_test(self) -> bool:
-        """Whether the validation part is the test set itself."""
+        """Return whether the validation set is the test set itself."""
         return self.val is self.test
 
 
-def locate_dataset(name_or_folder=None, *, labels=None, class_names=None, skip_bad=False, for_audit=False):
-    """Look what data is meant, before any of it is read: a name, or the `FolderLayout` of a folder.
+def locate_dataset(
+    name_or_folder: str | os.PathLike[str] | None = None,
+    *,
+    labels: str | None = None,
+    class_names: str | None = None,
+    skip_bad: bool = False,
+    for_audit: bool = False,
+) -> str | FolderLayout | None:
+    """Find out which data set is meant, before any of its pictures are read.
 
     Args:
         name_or_folder: as in `load_dataset`.
-        labels, class_names: CSV files, as in `layouts.find_layout`.
-        skip_bad: leave class folders without pictures out.
+        labels, class_names: CSV files, as in `find_layout`.
+        skip_bad: whether class folders without pictures are left out.
         for_audit: as in `load_dataset`.
+
+    Returns:
+        The name of a built-in set, `None` for the default one, or the layout of a folder.
 
     Raises:
         ArgumentError: an unknown name, a missing folder or one that is not understood.
@@ -90,52 +114,59 @@ def locate_dataset(name_or_folder=None, *, labels=None, class_names=None, skip_b
     if name_or_folder is not None and builtin_sets.is_folder(str(name_or_folder)):
         from cnnlab.data.folder_layout import find_layout
 
-        how = {"skip_empty": skip_bad, "for_audit": for_audit}
-        return find_layout(name_or_folder, labels=labels, class_names=class_names, **how)
+        options: dict[str, Any] = {"labels": labels, "class_names": class_names}
+        return find_layout(str(name_or_folder), **options, skip_empty=skip_bad, for_audit=for_audit)
     if labels or class_names:
         raise ArgumentError(
             f"Expected labels and class_names with a folder of pictures. Received: {name_or_folder or 'no dataset'}. "
             "Leave them out."
         )
-    return name_or_folder
+    return None if name_or_folder is None else str(name_or_folder)
 
 
 def load_dataset(
-    name_or_folder=None,
+    name_or_folder: str | os.PathLike[str] | FolderLayout | None = None,
     *,
-    image_size=32,
-    val_fraction=0.1,
-    limit=None,
-    seed=0,
-    resize_mode="crop",
-    labels=None,
-    class_names=None,
-    skip_bad=False,
-    drop_duplicates=False,
-    for_audit=False,
+    image_size: int = 32,
+    val_fraction: float = 0.1,
+    limit: int | None = None,
+    seed: int = 0,
+    resize_mode: str = "crop",
+    labels: str | None = None,
+    class_names: str | None = None,
+    skip_bad: bool = False,
+    drop_duplicates: bool = False,
+    for_audit: bool = False,
 ) -> ImageDataset:
-    """Load an image set by name or from a folder.
+    """Load an image data set by name or from a folder.
 
     Args:
         name_or_folder: "cifar10", "cifar100", "mnist", "fashion_mnist" (through `keras.datasets`), "digits" (from
             scikit-learn), or a folder with `train/<class>/*`, `test/<class>/*` and perhaps `val/<class>/*`, or with
             class folders only, of which a seeded stratified fifth becomes the test set; or what `locate_dataset`
             returns. `None` is "cifar10", or "digits" with a warning where that cannot be downloaded.
-        image_size: pixels a side that images are brought to; grey images become RGB.
-        val_fraction: share of the training set held out, stratified, where a folder has no val/; 0 validates on the
-            test set.
+        image_size: pixels a side of the images; grey pictures become RGB.
+        val_fraction: share of the training set that is held out for validation, stratified, where a folder has no
+            val/; with 0 the test set is the validation set too.
         limit: use at most this many training images, and test images in proportion, both stratified.
         seed: of the splits.
         resize_mode: how a picture of a folder becomes a square: "crop", "pad" or "stretch".
-        labels, class_names: CSV files, as in `locate_dataset`.
-        skip_bad: leave files that do not decode out, and class folders without pictures.
-        drop_duplicates: keep training pictures that are in another part too, come again, or have two labels out.
-        for_audit: all pictures for an audit, none held out for validation or test; duplicates are looked for inside the
-            parts too, and what a training would lack is a note in place of an error.
+        labels, class_names: CSV files, as in `find_layout`.
+        skip_bad: whether files that do not decode, and class folders without pictures, are left out.
+        drop_duplicates: whether training pictures that are in another split too, come again, or have two labels are
+            left out.
+        for_audit: whether all pictures are loaded, none held out for validation or test; duplicates within the splits
+            are found too, and what a training would lack is a note in place of an error.
 
     Raises:
         ArgumentError: an unknown name, a missing or unusable folder, a split or limit too small for the classes.
         LabError: pictures that do not decode, or data that was named and cannot be downloaded.
+
+    Example:
+        >>> import cnnlab
+        >>> digits = cnnlab.load_dataset("digits", image_size=8)
+        >>> digits.train.images.shape, len(digits.val), digits.class_names[:3]
+        ((1294, 8, 8, 3), 144, ('0', '1', '2'))
     """
     from cnnlab.data import builtin_sets
 
@@ -149,107 +180,128 @@ def load_dataset(
     if source is None or isinstance(source, (str, os.PathLike)):
         source = locate_dataset(source, labels=labels, class_names=class_names, skip_bad=skip_bad, for_audit=for_audit)
     if source is not None and not isinstance(source, str):
-        how = {
-            "resize_mode": resize_mode,
-            "skip_bad": skip_bad,
-            "drop_duplicates": drop_duplicates,
-            "for_audit": for_audit,
-        }
-        return _from_folder(source, image_size, val_fraction, limit, seed, how)
+        decoding: dict[str, Any] = {"resize_mode": resize_mode, "skip_bad": skip_bad}
+        decoding |= {"drop_duplicates": drop_duplicates, "for_audit": for_audit}
+        return _from_folder(source, image_size, val_fraction, limit, seed, decoding)
     name = source or builtin_sets.DEFAULT_DATASET
     try:
         return _from_name(name, image_size, val_fraction, limit, seed, for_audit)
     except LabError as error:
         if source is not None or isinstance(error, ArgumentError):
             raise
-    log.warning(
-        f"{name} cannot be downloaded; using the embedded {builtin_sets.FALLBACK_DATASET} instead (name --dataset to "
-        "choose)."
-    )
-    return replace(
-        _from_name(builtin_sets.FALLBACK_DATASET, image_size, val_fraction, limit, seed, for_audit), stands_in_for=name
-    )
+    fallback = builtin_sets.FALLBACK_DATASET
+    log.warning(f"{name} cannot be downloaded; using the embedded {fallback} instead (name --dataset to choose).")
+    return replace(_from_name(fallback, image_size, val_fraction, limit, seed, for_audit), stands_in_for=name)
 
 
-def _from_name(name, image_size, val_fraction, limit, seed, for_audit):
+def _from_name(
+    name: str, image_size: int, val_fraction: float, limit: int | None, seed: int, for_audit: bool
+) -> ImageDataset:
+    """Load a built-in set, and hold out a validation set."""
     from cnnlab.data import builtin_sets, image_folder
     from cnnlab.data.disk_rows import MappedRows
     from cnnlab.data.duplicates import find_duplicates
     from cnnlab.data.resizing import resize_images
     from cnnlab.data.splitting import dataset_digest, stratified_split
-    from cnnlab.data.summary import DatasetSummary, describe
+    from cnnlab.data.summary import DatasetSummary, describe_dataset
 
-    name, source, class_names, *given = builtin_sets.load_builtin_set(name, limit=limit, seed=seed)
-    images = resize_images([images for images, _, _ in given], image_size, name)
-    parts = {
-        part: (images, labels) for part, images, (_, labels, _) in zip(("train", "test"), images, given, strict=True)
-    }
-    class_names = tuple(class_names)
-    # By the pixels, wherever they are, so that runs of before they were stored are known to be on the same.
-    digest = dataset_digest(class_names, *parts["train"], *parts["test"], by_row=False)
-    pictures, tables, pairs = None, {}, ()
-    notes = []
-    if builtin_sets.has_folder_of_same_name(name):
+    source, loaded = builtin_sets.load_builtin_set(name, limit=limit, seed=seed)
+    class_names = builtin_sets.BUILTIN_SETS[name].classes
+    resized = resize_images([split.images for split in loaded.values()], image_size, name)
+    splits = {split: (images, loaded[split].labels) for split, images in zip(("train", "test"), resized, strict=True)}
+    # Of the pixels, wherever they are: runs from before they were stored on the disk have the same digest.
+    digest = dataset_digest(class_names, *splits["train"], *splits["test"], by_row=False)
+    pictures, tables, pairs, notes = None, {}, (), []
+    if Path(name).is_dir():
         notes.append(f"a folder of that name is here too; --dataset ./{name} is the folder")
     if for_audit:
-        positions = dict(zip(parts, (positions for _, _, positions in given), strict=True))
-        pictures = image_folder.pictures_of_arrays(parts, positions, builtin_sets.BUILTIN_SETS[name].side)
-        duplicates = find_duplicates(pictures, everywhere=True)
+        positions = {split: one.positions for split, one in loaded.items()}
+        pictures = image_folder.pictures_of_arrays(splits, positions, builtin_sets.BUILTIN_SETS[name].side)
+        duplicates = find_duplicates(pictures, within_splits=True)
         tables, pairs = {"duplicates.csv": duplicates.table(class_names)}, tuple(duplicates.pairs)
         notes += [duplicates.sentence()] if pairs else []
     elif val_fraction:
-        images, labels = parts["train"]
+        images, labels = splits["train"]
         rest, held_out = stratified_split(labels, float(val_fraction), class_names, seed, "validation split")
-        take = images.only if isinstance(images, MappedRows) else images.__getitem__
-        parts |= {"train": (take(rest), labels[rest]), "val": (take(held_out), labels[held_out])}
-    counts = {part: len(labels) for part, (_, labels) in parts.items()}
-    lines = describe(name, class_names, counts, image_size, notes=notes)
+        select = images.select if isinstance(images, MappedRows) else images.__getitem__
+        splits |= {"train": (select(rest), labels[rest]), "val": (select(held_out), labels[held_out])}
+    counts = {split: len(labels) for split, (_, labels) in splits.items()}
+    lines = describe_dataset(name, class_names, counts, image_size, notes=notes)
     summary = DatasetSummary(lines, tables=tables, duplicates=pairs)
-    return _dataset(name, source, class_names, parts, digest, summary, pictures, by_row=False)
+    return ImageDataset(
+        name,
+        source,
+        class_names,
+        *_with_digests(class_names, splits, by_row=False),
+        digest,
+        summary=summary,
+        pictures=pictures,
+    )
 
 
-def _from_folder(layout, image_size, val_fraction, limit, seed, how):
+def _from_folder(
+    layout: FolderLayout,
+    image_size: int,
+    val_fraction: float,
+    limit: int | None,
+    seed: int,
+    decoding: dict[str, Any],
+) -> ImageDataset:
+    """Load the pictures of a folder.
+
+    Args:
+        decoding: the further arguments of `load_folder`.
+    """
     from cnnlab.data import image_folder
+    from cnnlab.data.class_folders import SPLITS
     from cnnlab.data.splitting import dataset_digest
-    from cnnlab.data.summary import DatasetSummary, describe
+    from cnnlab.data.summary import DatasetSummary, describe_dataset
     from cnnlab.utils.text import escape_control_characters
 
-    pictures, notes, left_out, duplicates = image_folder.load_pictures(
-        layout, image_size, val_fraction=val_fraction, limit=limit, seed=seed, **how
-    )
-    name, class_names = escape_control_characters(os.path.basename(layout.top)) or "root", layout.class_names
-    parts, whole = {}, []
-    for part in ("train", "val", "test"):
-        positions = pictures.positions(part)
-        if part != "val" or len(positions):
-            parts[part] = (pictures.images(positions), pictures.labels[positions])
+    loaded = image_folder.load_folder(layout, image_size, val_fraction=val_fraction, limit=limit, seed=seed, **decoding)
+    pictures, duplicates = loaded.pictures, loaded.duplicates
+    name, class_names = escape_control_characters(os.path.basename(layout.root)) or "root", layout.class_names
+    splits = {}
+    for split in SPLITS:
+        positions = pictures.positions(split)
+        if split != "val" or len(positions):
+            splits[split] = (pictures.images(positions), pictures.labels[positions])
+    whole = []
     for positions in (pictures.positions("train", "val"), pictures.positions("test")):
         whole += [pictures.rows(positions), pictures.labels[positions]]
-    counts = {part: len(labels) for part, (_, labels) in parts.items()}
-    used = pictures.positions("train", "val", "test")
-    words = {"labels": parts["train"][1], "sizes": pictures.stored.sizes[used], "resize_mode": how["resize_mode"]}
-    words["left_out"] = left_out
-    lines = describe(name, class_names, counts, image_size, notes=notes, **words)
-    tables = {"duplicates.csv": duplicates.table(class_names)} if duplicates.pairs or how["for_audit"] else {}
-    summary = DatasetSummary(lines, left_out, tables, tuple(duplicates.pairs))
-    dataset = _dataset(
+    lines = describe_dataset(
+        name,
+        class_names,
+        {split: len(labels) for split, (_, labels) in splits.items()},
+        image_size,
+        labels=splits["train"][1],
+        sizes=pictures.stored.sizes[pictures.positions(*SPLITS)],
+        resize_mode=decoding["resize_mode"],
+        notes=loaded.notes,
+        left_out=loaded.left_out,
+    )
+    tables = {"duplicates.csv": duplicates.table(class_names)} if duplicates.pairs or decoding["for_audit"] else {}
+    return ImageDataset(
         name,
         image_folder.folder_source(layout),
         class_names,
-        parts,
+        *_with_digests(class_names, splits),
         dataset_digest(class_names, *whole),
-        summary,
-        pictures,
+        summary=DatasetSummary(lines, loaded.left_out, tables, tuple(duplicates.pairs)),
+        resize_mode=decoding["resize_mode"],
+        grey_range=pictures.stored.grey_range,
+        pictures=pictures,
     )
-    return replace(dataset, resize_mode=how["resize_mode"], grey_range=pictures.stored.grey_range)
 
 
-def _dataset(name, source, class_names, parts, digest, summary, pictures=None, by_row=True):
+def _with_digests(
+    class_names: Sequence[str], splits: Mapping[str, tuple[Images, npt.NDArray[np.int64]]], by_row: bool = True
+) -> tuple[Split, Split, Split]:
+    """Make the training, validation and test `Split` of images and labels; the test set may be the validation set."""
     from cnnlab.data.splitting import dataset_digest
 
     made = {
-        part: Split(images, labels, dataset_digest(class_names, images, labels, by_row=by_row))
-        for part, (images, labels) in parts.items()
+        split: Split(images, labels, dataset_digest(class_names, images, labels, by_row=by_row))
+        for split, (images, labels) in splits.items()
     }
-    made.setdefault("val", made["test"])
-    return ImageDataset(name, source, class_names, **made, digest=digest, summary=summary, pictures=pictures)
+    return made["train"], made.get("val", made["test"]), made["test"]

@@ -1,4 +1,6 @@
-"""One picture file to uint8 pixels."""
+"""Decode one picture file, of any format that Pillow reads, to a square of uint8 RGB pixels."""
+
+from __future__ import annotations
 
 import contextlib
 import io
@@ -9,33 +11,39 @@ import struct
 import threading
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from cnnlab.errors import ArgumentError, LabError, first_line
 
+if TYPE_CHECKING:  # decoding itself needs no NumPy for most pictures
+    import numpy as np
+    import numpy.typing as npt
+
 with contextlib.suppress(ImportError):  # the extra "heic"
-    import pillow_heif
+    import pillow_heif  # pyright: ignore[reportMissingImports]
 
     pillow_heif.register_heif_opener()
 
-# What is read, by Pillow's names: formats of pixels only, none that is a program or a document (EPS, WMF).
+# The formats that are read, by Pillow's names: formats of pixels only, none that is a program or a document (EPS, WMF).
 Image.init()
 WANTED = "JPEG PNG WEBP GIF BMP TIFF AVIF HEIF DDS DIB ICNS ICO JPEG2000 PCX PPM PSD QOI SGI SUN XBM XPM TGA".split()
-FORMATS = tuple(name for name in WANTED if name in Image.OPEN)
-RESIZE_MODES = ("stretch", "crop", "pad")
-# Pixels of a picture at most: 0.84 GB at 4 bytes each, of which some decoders keep two. JPEG is read at a reduced scale
-# where it is much larger than needed, so that only what is read counts.
+FORMATS: tuple[str, ...] = tuple(name for name in WANTED if name in Image.OPEN)
+ResizeMode = Literal["stretch", "crop", "pad"]
+RESIZE_MODES: tuple[ResizeMode, ...] = ("stretch", "crop", "pad")
+# The most pixels that are decoded: 0.84 GB at 4 bytes each, of which some decoders keep two. A JPEG that is much larger
+# than needed is decoded at a reduced scale, so that its reduced size counts.
 MOST_PIXELS = 210_000_000
-IN_FILE = 4  # times as many in the file
-REDUCED = 16_000_000  # pixels, above which a picture is made smaller before its colours are converted
-SIXTEEN_BITS = (0, 65_535)
-NO_VALUE = 1e30  # and above
+MOST_TIMES_IN_FILE = 4  # a file may have as many times more pixels than are decoded
+MOST_CONVERTED = 16_000_000  # pixels; larger pictures are reduced before their colours are converted
+SIXTEEN_BITS: tuple[float, float] = (0, 65_535)  # the range of 16-bit grey
+NO_VALUE = 1e30  # grey values of this size and above mark missing values
 MOST_BYTES = 2**30  # of a file
-GREY = 128  # of what "pad" adds
+PAD_GREY = 128  # of the borders that "pad" adds
 
-ORIENTATION = 0x0112
-TURNS = {
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {  # EXIF orientation to the transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -46,66 +54,79 @@ TURNS = {
 }
 SIDEWAYS = (5, 6, 7, 8)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-# Pillow's guard against large pictures is replaced by the bounds above; it is one number for the whole process.
-GUARD = threading.Lock()
+# Held while Pillow's limit on pixels, which is one number for the whole process, is lifted; ours are above.
+PIXEL_LIMIT_LOCK = threading.Lock()
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on metadata that is of no use here
 
 
 class UndecodableError(LabError):
-    """A file that does not decode, with the `reason` alone."""
+    """Report a file that does not decode, and keep the `file` and the `reason` apart from the sentence."""
 
-    def __init__(self, file, reason):
+    def __init__(self, file: object, reason: object) -> None:
         super().__init__(
             f"Expected '{file}' to be an image. Received a file that does not decode: {reason}. Repair or remove it."
         )
         self.file, self.reason = file, reason
 
-    def __reduce__(self):  # decoding workers send it
+    def __reduce__(self) -> tuple[Any, ...]:  # decoding workers send it
         return type(self), (self.file, self.reason)
 
 
 class UnreadError(UndecodableError):
-    """A file that cannot be read now, which may pass."""
+    """Report a file that cannot be read now, which may pass."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A picture of mode RGB as a square, its own `size` (width, height), and of 16-bit grey the lowest and highest
-    `values`.
+class DecodedImage:
+    """Hold a decoded picture.
+
+    Attributes:
+        image: a square of mode RGB.
+        size: width and height before it became a square.
+        grey_range: lowest and highest value of 16-bit grey, `None` for other pictures.
     """
 
     image: Image.Image
     size: tuple[int, int]
-    values: tuple[float, float] | None = None
+    grey_range: tuple[float, float] | None = None
 
 
-def decode_image(file, image_size, *, resize_mode="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS):
-    """One picture of any format, size and colour mode as `(image_size, image_size, 3) uint8`.
+def decode_image(
+    file: str | os.PathLike[str] | bytes,
+    image_size: int,
+    *,
+    resize_mode: str = "crop",
+    grey_range: tuple[float, float] = SIXTEEN_BITS,
+    most_pixels: int = MOST_PIXELS,
+) -> npt.NDArray[np.uint8]:
+    """Decode one picture of any format, size and colour mode.
 
-    A good EXIF orientation is respected, and metadata never stops a picture whose pixels are fine. Transparency is laid
-    on white, and of an animation the first frame is taken.
+    A good EXIF orientation is respected, and damaged metadata never stops a picture whose pixels are fine. Transparency
+    is laid on white, and of an animation the first frame is taken.
 
     Args:
         file: a path, or the file's content as bytes.
-        image_size: pixels a side.
-        resize_mode: how the picture becomes a square: "crop" cuts its middle out, "pad" adds grey, "stretch" changes
-            its shape.
+        image_size: pixels a side of the result.
+        resize_mode: how the picture becomes a square: "crop" cuts its middle out, "pad" adds grey borders, "stretch"
+            changes its shape.
         grey_range: lowest and highest value of grey pictures of 16 bits or floats, which become 0 and 255.
-        most_pixels: that are decoded.
+        most_pixels: that are decoded; larger pictures are refused.
+
+    Returns:
+        `(image_size, image_size, 3) uint8`.
 
     Raises:
         LabError: the file does not decode as an image.
     """
     import numpy as np
 
-    if isinstance(file, bytes):
-        return np.asarray(decode(file, "the file", image_size, resize_mode, grey_range, most_pixels).image)
-    return np.asarray(decode(read(file), file, image_size, resize_mode, grey_range, most_pixels).image)
+    content, name = (file, "the file") if isinstance(file, bytes) else (read_file(file), file)
+    return np.asarray(decode_bytes(content, name, image_size, resize_mode, grey_range, most_pixels).image)
 
 
-def read(file) -> bytes:
-    """A file's content.
+def read_file(file: str | os.PathLike[str]) -> bytes:
+    """Read a file.
 
     Raises:
         UnreadError: it cannot be read now.
@@ -123,8 +144,26 @@ def read(file) -> bytes:
         raise UnreadError(file, error.strerror or error) from error
 
 
-def decode(content, name, side, resize_mode="crop", grey_range=SIXTEEN_BITS, most_pixels=MOST_PIXELS) -> Decoded:
-    """As `decode_image`, of a file's content, `name` being for the message."""
+def decode_bytes(
+    content: bytes,
+    name: object,
+    side: int,
+    resize_mode: str = "crop",
+    grey_range: tuple[float, float] = SIXTEEN_BITS,
+    most_pixels: int = MOST_PIXELS,
+) -> DecodedImage:
+    """Decode the content of a file as `decode_image` does.
+
+    Args:
+        content: of the file.
+        name: of the file, for the error message.
+        side: pixels a side of the result.
+        resize_mode, grey_range, most_pixels: as in `decode_image`.
+
+    Raises:
+        ArgumentError: the resize mode is unknown.
+        UndecodableError: the content does not decode.
+    """
     if resize_mode not in RESIZE_MODES:
         raise ArgumentError(f"Expected resize_mode to be one of: {', '.join(RESIZE_MODES)}. Received: '{resize_mode}'.")
     if not content:
@@ -149,21 +188,26 @@ class _TooLargeError(Exception):
     pass
 
 
-def _decode(content, side, resize_mode, grey_range, most_pixels):
+def _decode(
+    content: bytes, side: int, resize_mode: str, grey_range: tuple[float, float], most_pixels: int
+) -> DecodedImage:
+    """Decode without Pillow's limit on pixels, which is lifted only for pictures that exceed it."""
     try:
-        return _decode_guarded(content, side, resize_mode, grey_range, most_pixels)
+        return _decode_limited(content, side, resize_mode, grey_range, most_pixels)
     except Image.DecompressionBombError:
-        with GUARD:
+        with PIXEL_LIMIT_LOCK:
             before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                return _decode_guarded(content, side, resize_mode, grey_range, most_pixels)
+                return _decode_limited(content, side, resize_mode, grey_range, most_pixels)
             finally:
                 Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode_guarded(content, side, resize_mode, grey_range, most_pixels):
+def _decode_limited(
+    content: bytes, side: int, resize_mode: str, grey_range: tuple[float, float], most_pixels: int
+) -> DecodedImage:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        if image.width * image.height > IN_FILE * most_pixels:
+        if image.width * image.height > MOST_TIMES_IN_FILE * most_pixels:
             raise _TooLargeError(_too_large(image, most_pixels))
         width, height = image.size
         image.draft(None, (2 * side, 2 * side))  # JPEG: a half, a quarter or an eighth of each side
@@ -171,9 +215,9 @@ def _decode_guarded(content, side, resize_mode, grey_range, most_pixels):
             raise _TooLargeError(_too_large(image, most_pixels))
         image.load()
         orientation = _orientation(image)  # Pillow turns a TIFF when it loads it, and forgets its orientation
-        values = None
+        found_range = None
         if image.mode.startswith(("I", "F")):  # convert() would clip it, not scale it
-            image, values = _grey(image, grey_range, clear=image.info.get("transparency"))
+            image, found_range = _scale_grey(image, grey_range, clear=image.info.get("transparency"))
         image = _reduced(image, side)
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -184,40 +228,48 @@ def _decode_guarded(content, side, resize_mode, grey_range, most_pixels):
             image = image.transpose(TURNS[orientation])
         if orientation in SIDEWAYS:
             width, height = height, width
-        return Decoded(_fitted(image, side, resize_mode), (width, height), values)
+        return DecodedImage(_to_square(image, side, resize_mode), (width, height), found_range)
 
 
-def _reduced(image, side):
-    """A large picture at some four times the size that is needed, or what its other side leaves it."""
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """Reduce a large picture to about four times the size that is needed, as far as its shorter side allows."""
     factors = [max(1, length // (4 * side)) for length in image.size]
-    if image.width * image.height <= REDUCED or factors == [1, 1]:
+    if image.width * image.height <= MOST_CONVERTED or factors == [1, 1]:
         return image
     if image.mode in ("P", "PA", "1"):  # numbers of colours, which have no mean
-        return image.resize([length // factor for length, factor in zip(image.size, factors, strict=True)], 0)
-    return image.reduce(tuple(factors))
+        return image.resize((image.width // factors[0], image.height // factors[1]), Image.Resampling.NEAREST)
+    return image.reduce((factors[0], factors[1]))
 
 
-def _too_large(image, most_pixels):
+def _too_large(image: Image.Image, most_pixels: int) -> str:
     return f"it has {image.width} x {image.height} pixels, and at most {most_pixels / 1e6:.0f} million are read"
 
 
-def _orientation(image):
+def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # EXIF can be broken in every way, and says nothing about the pixels
         return 1
 
 
-def _grey(image, grey_range, clear=None):
-    """Grey of 16 bits or floats as 8 bits, and its lowest and highest value; what is no number, or a mark for missing
-    values such as -3.4e38, counts as the nearer end of the range, and `clear`, the value that a PNG calls transparent,
-    is white.
+def _scale_grey(
+    image: Image.Image, grey_range: tuple[float, float], clear: float | None = None
+) -> tuple[Image.Image, tuple[float, float] | None]:
+    """Scale grey of 16 bits or floats to 8 bits, and return it with its lowest and highest value.
+
+    What is no number, or a mark for missing values such as -3.4e38, counts as the nearer end of the range.
+
+    Args:
+        image: of mode I or F.
+        grey_range: the values that become 0 and 255.
+        clear: the value that a PNG calls transparent, which becomes white.
     """
     import numpy as np
 
     given, (low, high) = np.asarray(image), grey_range
     scaled, lowest, highest = np.empty(given.shape, np.uint8), math.inf, -math.inf
-    for row in range(0, len(given), rows := max(1, REDUCED // given.shape[1])):  # some at a time, as floats take room
+    rows = max(1, MOST_CONVERTED // given.shape[1])  # at a time, as floats take room
+    for row in range(0, len(given), rows):
         pixels = given[row : row + rows].astype(np.float64)
         see_through = pixels == clear
         if (known := pixels[(np.abs(pixels) < NO_VALUE) & ~see_through]).size:
@@ -227,12 +279,12 @@ def _grey(image, grey_range, clear=None):
     return Image.fromarray(scaled), (float(lowest), float(highest)) if lowest <= highest else None
 
 
-def _fitted(image, side, resize_mode):
+def _to_square(image: Image.Image, side: int, resize_mode: str) -> Image.Image:
     width, height = image.size
     if resize_mode == "pad" and width != height:
         scale = side / max(width, height)
         inside = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)
-        square = Image.new("RGB", (side, side), (GREY, GREY, GREY))
+        square = Image.new("RGB", (side, side), (PAD_GREY, PAD_GREY, PAD_GREY))
         square.paste(inside, ((side - inside.width) // 2, (side - inside.height) // 2))
         return square
     box = (0, 0, width, height)
@@ -245,15 +297,15 @@ def _fitted(image, side, resize_mode):
     return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
 
 
-def _without_metadata(content):
-    """A PNG or JPEG without the parts that say nothing about its pixels; `None` for other formats."""
+def _without_metadata(content: bytes) -> bytes | None:
+    """Remove from a PNG or JPEG the parts that say nothing about its pixels; return `None` for other formats."""
     if content.startswith(PNG):
         return _png_pixels(content)
     return _jpeg_pixels(content) if content.startswith(JPEG) else None
 
 
-def _png_pixels(content):
-    """The chunks that the PNG specification calls critical, and transparency, each once where it may be there once."""
+def _png_pixels(content: bytes) -> bytes:
+    """Keep the chunks that the PNG specification calls critical, and transparency; the header once."""
     kept, at = [PNG], len(PNG)
     while at + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[at : at + 8])
@@ -263,8 +315,8 @@ def _png_pixels(content):
     return b"".join([*kept, b"\0\0\0\0IEND\xaeB`\x82"])
 
 
-def _jpeg_pixels(content):
-    """A JPEG without its application segments, but Adobe's, which says how its colours are stored."""
+def _jpeg_pixels(content: bytes) -> bytes:
+    """Remove the application segments from a JPEG, except Adobe's, which says how its colours are stored."""
     kept, at = [content[:2]], 2
     while at + 4 <= len(content) and content[at] == 0xFF:
         marker, length = content[at + 1], struct.unpack(">H", content[at + 2 : at + 4])[0]

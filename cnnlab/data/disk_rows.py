@@ -1,53 +1,65 @@
-"""Rows that do not fit in memory, read from the disk when they are indexed."""
+"""Arrays on the disk whose rows are read only when they are indexed, for data that does not fit in memory."""
+
+from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 IN_MEMORY = 2**28  # bytes of all pictures of a data set; larger ones are read batch by batch
 
+Source: TypeAlias = "tuple[npt.NDArray[Any], npt.NDArray[np.int64]]"
+
 
 class MappedRows:
-    """Rows of memory-mapped arrays, in an order of their own; with `stacked`, the arrays side by side on axis 1.
+    """Select rows of memory-mapped arrays without reading them; indexing reads the rows that are asked for.
 
     Args:
         sources: `(stored, rows)` pairs: an array `(M, ...)`, and `(N,)` integers that choose and order its rows.
-        stacked: for several sources.
-        digests: `(M,)` sha256 of the rows of the first source, where they are known.
+        stacked: whether the rows of several sources are stacked along a new axis 1.
+        digests: `(M,) S32`, sha256 of the rows of the first source, where they are known.
+
+    Attributes:
+        shape, dtype, nbytes: those of the array that reading all rows would give.
     """
 
-    def __init__(self, sources, stacked=False, digests=None):
+    def __init__(
+        self, sources: Sequence[Source], stacked: bool = False, digests: npt.NDArray[np.bytes_] | None = None
+    ) -> None:
         self.sources, self.stacked = sources, stacked
         self.stored_digests = digests
         stored, rows = sources[0]
-        self.shape = (len(rows), *((len(sources),) if stacked else ()), *stored.shape[1:])
-        self.dtype = stored.dtype
-        self.nbytes = len(sources) * len(rows) * stored[:1].nbytes
+        self.shape: tuple[int, ...] = (len(rows), *((len(sources),) if stacked else ()), *stored.shape[1:])
+        self.dtype: np.dtype[Any] = stored.dtype
+        self.nbytes: int = len(sources) * len(rows) * stored[:1].nbytes
 
     @property
-    def digests(self):
-        """`(N,)` sha256 of the rows, `None` where they are not known."""
+    def digests(self) -> npt.NDArray[np.bytes_] | None:
+        """Return `(N,) S32`, the sha256 of each row, or `None` where they are not known."""
         return None if self.stored_digests is None else self.stored_digests[self.sources[0][1]]
 
-    def only(self, index):
-        """Some of the rows, not read."""
+    def select(self, index: npt.NDArray[Any]) -> MappedRows:
+        """Return some of the rows, without reading them."""
         return MappedRows(
             [(stored, rows[index]) for stored, rows in self.sources], self.stacked, digests=self.stored_digests
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.sources[0][1])
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         arrays = [np.asarray(stored[rows[index]]) for stored, rows in self.sources]
         for stored, _ in self.sources:
-            forget(stored)
+            release_pages(stored)
         return np.stack(arrays, axis=1) if self.stacked else arrays[0]
 
 
-def forget(stored) -> None:
-    """Take a mapping's pages out of the process, which is done with them: they would count as its memory."""
+def release_pages(stored: npt.NDArray[Any]) -> None:
+    """Release the pages of a memory-mapped array that were read, which would count as memory of this process."""
     mapping = getattr(stored, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         with contextlib.suppress(OSError, ValueError):

@@ -1,10 +1,15 @@
-"""Pictures that are there more than once: the same pixels, or nearly the same look."""
+"""Find duplicate pictures of a data set: pairs with the same pixels, and pairs that look nearly the same."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from cnnlab.data.class_folders import SPLIT_NAMES
+from cnnlab.data.class_folders import SPLITS
+from cnnlab.data.pictures import Pictures
 from cnnlab.utils.text import csv_line
 
 COLUMNS = ("kind", "first", "first_part", "first_class", "second", "second_part", "second_class")
@@ -12,7 +17,12 @@ COLUMNS = ("kind", "first", "first_part", "first_class", "second", "second_part"
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two positions of the same picture: of the same pixels, or `near`."""
+    """Two positions of the same picture.
+
+    Attributes:
+        first, second: the positions.
+        near: whether they only look nearly the same, rather than have the same pixels.
+    """
 
     first: int
     second: int
@@ -21,93 +31,102 @@ class DuplicatePair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Pairs of pictures that are one, each with a picture of another part, or of the same part."""
+    """Hold the pairs of duplicate pictures of a data set.
 
-    pictures: object
+    Attributes:
+        pictures: of the data set.
+        pairs: the pairs.
+        splits: `(N,)`, the splits of the pictures when the pairs were found.
+    """
+
+    pictures: Pictures
     pairs: list[DuplicatePair]
-    part: np.ndarray  # as it was when they were found
+    splits: npt.NDArray[np.str_]
 
-    def between_splits(self, near=None):
-        """Pairs of a training picture and one of another part, or of validation and test."""
-        part = self.part
-        return [p for p in self.pairs if part[p.first] != part[p.second] and near in (None, p.near)]
+    def between_splits(self, near: bool) -> list[DuplicatePair]:
+        """Return the pairs across two splits, of nearly the same look or of the same pixels."""
+        return [p for p in self.pairs if self.splits[p.first] != self.splits[p.second] and p.near == near]
 
-    def mislabelled(self):
-        """Pairs of the same pixels under two labels."""
+    def mislabelled(self) -> list[DuplicatePair]:
+        """Return the pairs of the same pixels under two labels."""
         labels = self.pictures.labels
         return [p for p in self.pairs if not p.near and labels[p.first] != labels[p.second]]
 
-    def sentence(self, dropped=False) -> str:
-        """What was found, counted; `dropped` where they are kept out of training."""
-        said = []
-        for near, what in ((False, "the same"), (True, "nearly the same")):
-            if pairs := self.between_splits(near):
-                kinds = {}
-                for p in pairs:
-                    parts = sorted({str(self.part[p.first]), str(self.part[p.second])}, key=list(SPLIT_NAMES).index)
-                    kinds.setdefault(" and in ".join(parts), set()).add(p.second)
-                for where, found in kinds.items():
-                    said.append(
-                        f"{_pictures(len(found))} of {what} look in {where}"
-                        if near
-                        else f"{_pictures(len(found))} in {where}, pixel by pixel"
-                    )
-        if pairs := self.mislabelled():
-            said.append(f"{_pictures(len({p.second for p in pairs}))} under two labels")
-        for near, how in ((False, "twice"), (True, "of nearly the same look as another")):
-            if inside := {p.second for p in self.pairs if p.near == near and self.part[p.first] == self.part[p.second]}:
-                said.append(f"{_pictures(len(inside))} {how} in one part")
-        kept_out = "kept out of training" if dropped else "--drop-duplicates keeps them out of training"
-        return f"duplicates: {'; '.join(said)} (duplicates.csv; {kept_out})"
+    def sentence(self, dropped: bool = False) -> str:
+        """Describe the pairs with their numbers.
 
-    def table(self, class_names) -> str:
-        """All pairs as CSV."""
+        Args:
+            dropped: whether duplicates are kept out of training.
+        """
+        described = []
+        for near, what in ((False, "the same"), (True, "nearly the same")):
+            by_splits: dict[str, set[int]] = {}
+            for p in self.between_splits(near):
+                splits = sorted({str(self.splits[p.first]), str(self.splits[p.second])}, key=SPLITS.index)
+                by_splits.setdefault(" and in ".join(splits), set()).add(p.second)
+            for where, found in by_splits.items():
+                how = f"of {what} look in {where}" if near else f"in {where}, pixel by pixel"
+                described.append(f"{_count(found)} {how}")
+        if pairs := self.mislabelled():
+            described.append(f"{_count({p.second for p in pairs})} under two labels")
+        for near, how in ((False, "twice"), (True, "of nearly the same look as another")):
+            inside = {p.second for p in self.pairs if p.near == near and self.splits[p.first] == self.splits[p.second]}
+            if inside:
+                described.append(f"{_count(inside)} {how} in one part")
+        kept_out = "kept out of training" if dropped else "--drop-duplicates keeps them out of training"
+        return f"duplicates: {'; '.join(described)} (duplicates.csv; {kept_out})"
+
+    def table(self, class_names: Sequence[str]) -> str:
+        """Return all pairs as CSV."""
         lines = [csv_line(COLUMNS)]
-        files, part, labels = self.pictures.files, self.part, self.pictures.labels
+        files, splits, labels = self.pictures.files, self.splits, self.pictures.labels
         for p in self.pairs:
             row = ["near" if p.near else "same"]
             for i in (p.first, p.second):
-                row += [files[i], part[i], class_names[labels[i]]]
+                row += [files[i], splits[i], class_names[labels[i]]]
             lines.append(csv_line(row))
         return "".join(lines)
 
-    def to_drop(self):
-        """Positions of training pictures that are in another part too, that come again, or that have two labels."""
-        dropped, part = set(), self.part
-        twice = {i for p in self.mislabelled() for i in (p.first, p.second)}
+    def to_drop(self) -> npt.NDArray[np.int64]:
+        """Return the positions of training pictures that are in another split too, come again, or have two labels."""
+        splits = self.splits
+        dropped = {i for p in self.mislabelled() for i in (p.first, p.second) if splits[i] == "train"}
         for p in self.pairs:
             for one, other in ((p.first, p.second), (p.second, p.first)):
-                if part[one] == "train" and part[other] != "train":
+                if splits[one] == "train" and splits[other] != "train":
                     dropped.add(one)
-            if not p.near and part[p.first] == part[p.second] == "train":
+            if not p.near and splits[p.first] == splits[p.second] == "train":
                 dropped.add(p.second)
-        dropped |= {i for i in twice if part[i] == "train"}
         return np.array(sorted(dropped), int)
 
 
-def _pictures(count):
-    return "1 picture" if count == 1 else f"{count:,} pictures"
+def _count(pictures: set[int]) -> str:
+    return "1 picture" if len(pictures) == 1 else f"{len(pictures):,} pictures"
 
 
-def find_duplicates(pictures, everywhere=False) -> Duplicates:
-    """Pairs of the same pixels, and of nearly the same look between two parts, or `everywhere`; those with two labels
-    first, then the same pixels, then those across parts.
+def find_duplicates(pictures: Pictures, within_splits: bool = False) -> Duplicates:
+    """Find pairs of the same pixels, and pairs of nearly the same look across two splits.
 
     Args:
-        pictures: a `folders.Pictures`.
+        pictures: of the data set.
+        within_splits: whether pairs of nearly the same look within a split are found too.
+
+    Returns:
+        Pairs with two labels first, then those of the same pixels, then those across splits.
     """
-    used = pictures.positions("train", "val", "test")
-    digests, part = pictures.stored.digests, pictures.splits
+    used = pictures.positions(*SPLITS)
+    digests, splits = pictures.stored.digests, pictures.splits
     _, first, which = np.unique(digests[used], return_index=True, return_inverse=True)
     first = first[which]  # where the same pixels were first
     again = first != np.arange(len(used))
-    pairs = [DuplicatePair(*pair, False) for pair in np.stack([used[first[again]], used[again]], axis=1).tolist()]
-    near = pictures.stored.near
+    same = np.stack([used[first[again]], used[again]], axis=1)  # (M, 2)
+    pairs = [DuplicatePair(one, other, False) for one, other in same.tolist()]
+    near = pictures.stored.near_duplicates
     one, other = near.T
-    counts = (part[one] != "") & (part[other] != "") & (digests[one] != digests[other])
-    if not everywhere:
-        counts &= part[one] != part[other]
-    pairs += [DuplicatePair(first, second, True) for first, second in near[counts].tolist()]
+    counts = (splits[one] != "") & (splits[other] != "") & (digests[one] != digests[other])
+    if not within_splits:
+        counts &= splits[one] != splits[other]
+    pairs += [DuplicatePair(one, other, True) for one, other in near[counts].tolist()]
     labels = pictures.labels
-    pairs.sort(key=lambda p: (labels[p.first] == labels[p.second], p.near, part[p.first] == part[p.second]))
-    return Duplicates(pictures, pairs, pictures.splits)
+    pairs.sort(key=lambda p: (labels[p.first] == labels[p.second], p.near, splits[p.first] == splits[p.second]))
+    return Duplicates(pictures, pairs, splits)

@@ -1,118 +1,133 @@
-"""Which pictures of a folder are for what, and of which class."""
+"""Find the layout of an image folder: which pictures are used, of which class and in which split.
+
+`find_layout` scans the folder, assigns classes and splits by class folders or by a CSV file, names the classes, and
+checks that a model can be trained on what is there.
+"""
+
+from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from cnnlab.data.class_folders import SPLIT_NAMES, layout_from_class_folders
-from cnnlab.data.folder_scan import describe_left_out, scan_folder
-from cnnlab.data.label_table import layout_from_label_table, read_table
+from cnnlab.data.class_folders import SPLITS, SplitName, assign_by_class_folders
+from cnnlab.data.folder_scan import FolderScan, describe_left_out, scan_folder
+from cnnlab.data.label_table import assign_by_label_table, read_table
 from cnnlab.errors import ArgumentError
 from cnnlab.utils.text import escape_control_characters
 
 
 @dataclass
 class FolderLayout:
-    """The pictures of a folder that are used, with part and class.
+    """Hold the pictures of a folder that are used, with the split and the class of each.
 
     Attributes:
-        top: the folder, absolute.
+        root: the folder, absolute.
         files: `(N,)` relative paths, sorted.
-        labels: `(N,) int64`, of the class names.
-        part: `(N,)` of "train", "val" and "test".
+        labels: `(N,) int64`, positions in the class names.
+        splits: `(N,)` of "train", "val" and "test".
         stamps: `(N, 3) int64`, as in `FolderScan`.
-        class_names: numbers ordered as numbers.
-        notes: what was taken for what.
-        left_out: as in `FolderScan`.
+        class_names: sorted, numbers in them as numbers.
+        notes: sentences on how the folder was understood.
+        left_out: the relative paths that are not used, by reason.
     """
 
-    top: str
-    files: np.ndarray
-    labels: np.ndarray
-    part: np.ndarray
-    stamps: np.ndarray
+    root: str
+    files: npt.NDArray[np.object_]
+    labels: npt.NDArray[np.int64]
+    splits: npt.NDArray[np.str_]
+    stamps: npt.NDArray[np.int64]
     class_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
-    def rows(self, part) -> np.ndarray:
-        """The positions of a part's pictures, in order of class and path."""
-        rows = np.flatnonzero(self.part == part)
-        return rows[np.argsort(self.labels[rows], kind="stable")]
+    def positions(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Return the positions of a split's pictures, in order of class and path."""
+        positions = np.flatnonzero(self.splits == split)
+        return positions[np.argsort(self.labels[positions], kind="stable")]
 
 
-def find_layout(folder, *, labels=None, class_names=None, skip_empty=False, for_audit=False) -> FolderLayout:
-    """List a folder and find out what its pictures are for.
+def find_layout(
+    folder: str,
+    *,
+    labels: str | None = None,
+    class_names: str | None = None,
+    skip_empty: bool = False,
+    for_audit: bool = False,
+) -> FolderLayout:
+    """Scan a folder and find the class and the split of each picture in it.
 
     Args:
         folder: with train/ and test/ and perhaps val/ (by any of their usual names), or with class folders only,
             perhaps all of it inside of one more folder.
-        labels: a CSV file with a column of file names and one of labels, in place of class folders, and perhaps one
-            "split" of train, val and test.
+        labels: a CSV file with a column of file names and one of labels, in place of class folders, and perhaps a
+            column "split" of train, val and test.
         class_names: a CSV file of the folders' names and what they mean, as ImageNet's ids need it.
-        skip_empty: leave class folders without pictures out.
-        for_audit: note what a training would lack, in place of an error.
+        skip_empty: whether class folders without pictures are left out.
+        for_audit: whether what a training would lack is a note, in place of an error.
 
     Raises:
         ArgumentError: there are not at least two classes, a class has no pictures, or what is meant is not clear.
     """
-    listing = scan_folder(folder)
+    scan = scan_folder(folder)
     where = escape_control_characters(folder)
     if not skip_empty:
-        _expect_all_read(listing, where)
-    found = (
-        layout_from_label_table(listing, labels) if labels else layout_from_class_folders(listing, where, skip_empty)
-    )
-    names, label_numbers, part, notes = found
-    used = label_numbers >= 0
-    layout = FolderLayout(listing.top, listing.files[used], label_numbers[used], part[used], listing.stamps[used])
-    layout.notes, layout.left_out = notes, listing.left_out
-    _name_classes(layout, names, class_names)
-    counts = {name: _counts(layout, name) for name in SPLIT_NAMES}
+        _expect_all_readable(scan, where)
+    given = assign_by_label_table(scan, labels) if labels else assign_by_class_folders(scan, where, skip_empty)
+    used = given.labels >= 0
+    layout = FolderLayout(scan.root, scan.files[used], given.labels[used], given.splits[used], scan.stamps[used])
+    layout.notes, layout.left_out = given.notes, scan.left_out
+    _name_classes(layout, given.class_names, class_names)
+    counts = {split: _counts(layout, split) for split in SPLITS}
     if for_audit and layout.class_names:
-        layout.notes.extend(_what_a_training_lacks(counts))
+        layout.notes.extend(_obstacles_to_training(counts))
     else:
         _expect_trainable(layout, counts, where, labels)
-    alike = Counter(name.casefold() for name in layout.class_names)
-    if double := [name for name in layout.class_names if alike[name.casefold()] > 1]:
+    same_but_case = Counter(name.casefold() for name in layout.class_names)
+    if double := [name for name in layout.class_names if same_but_case[name.casefold()] > 1]:
         layout.notes.append(f"classes that differ in upper and lower case only: {_first(double)}")
     return layout
 
 
-def _counts(layout, part):
-    """The names of the classes of a part, to how many pictures of it there are."""
-    counts = np.bincount(layout.labels[layout.part == part], minlength=len(layout.class_names)).tolist()
+Counts = Mapping[str, Mapping[str, int]]  # pictures of each split, by class
+
+
+def _counts(layout: FolderLayout, split: SplitName) -> dict[str, int]:
+    """Count the pictures of a split by class; classes without pictures in it are not in the result."""
+    counts = np.bincount(layout.labels[layout.splits == split], minlength=len(layout.class_names)).tolist()
     return {name: count for name, count in zip(layout.class_names, counts, strict=True) if count}
 
 
-def _expect_all_read(listing, where):
-    """A folder without permission may be a whole class."""
-    for reason, paths in listing.left_out.items():
+def _expect_all_readable(scan: FolderScan, where: str) -> None:
+    """Raise `ArgumentError` where a folder or file cannot be read, as it may be a whole class."""
+    for reason, paths in scan.left_out.items():
         if reason.startswith(("folders that cannot be read", "files that cannot be read")):
             raise ArgumentError(
                 f"Expected to read all of '{where}'. Received: {len(paths):,} {reason}, the first one "
-                f"{paths[0] or 'the folder itself'}. Give yourself permission, or leave them out with "
-                "--skip-bad."
+                f"{paths[0] or 'the folder itself'}. Give yourself permission, or leave them out with --skip-bad."
             )
 
 
-def _what_a_training_lacks(counts):
-    """A sentence for each reason why a folder cannot be trained on, or for what a training does first."""
+def _obstacles_to_training(counts: Counts) -> Iterator[str]:
+    """Yield a sentence for each reason why a model cannot be trained on a folder, or for what a training does first."""
     if len(counts["train"]) < 2:
         yield f"training pictures of {len(counts['train']) or 'no'} class, where a training needs two classes"
-    for part in ("val", "test"):
-        if extra := sorted(set(counts[part]) - set(counts["train"]), key=natural):
-            yield f"classes in {part} that are not in train, which a training refuses: {_first(extra)}"
-        if missing := [name for name in counts["train"] if counts[part] and name not in counts[part]]:
-            yield f"no {part} pictures of {_first(missing)}"
+    for split in SPLITS[1:]:
+        if extra := sorted(set(counts[split]) - set(counts["train"]), key=natural):
+            yield f"classes in {split} that are not in train, which a training refuses: {_first(extra)}"
+        if missing := [name for name in counts["train"] if counts[split] and name not in counts[split]]:
+            yield f"no {split} pictures of {_first(missing)}"
     if not counts["test"]:
         yield "it has no test set, for which a training holds a fifth of it out"
 
 
-def _expect_trainable(layout, counts, where, labels):
+def _expect_trainable(layout: FolderLayout, counts: Counts, where: str, labels: str | None) -> None:
+    """Raise `ArgumentError` where there are fewer than two classes, or classes without training pictures."""
     train = counts["train"]
     if len(train) < 2:
         received = f"only '{next(iter(train))}'" if train else "none"
@@ -121,17 +136,19 @@ def _expect_trainable(layout, counts, where, labels):
         advice = f"Look into '{labels}'." if labels else "Pictures that are listed in a file need --labels FILE.csv."
         left = f" Left out: {escape_control_characters(describe_left_out(layout.left_out))}." if layout.left_out else ""
         raise ArgumentError(f"Expected '{where}' to hold {two}. Received: {received}.{left} {advice}")
-    for part in ("val", "test"):
-        if extra := sorted(set(counts[part]) - set(train), key=natural):
+    for split in SPLITS[1:]:
+        if extra := sorted(set(counts[split]) - set(train), key=natural):
+            similar = next((name for name in train if name.casefold() == extra[0].casefold()), None)
+            received = f"'{extra[0]}'" + (f" (train has '{similar}')" if similar else "")
+            received += f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise ArgumentError(
-                f"Expected every class of the {part} pictures of '{where}' to be in train too. Received: "
-                f"{_spelled(extra[0], train)}{_and_more(extra[1:])} in {part} only. Add training images of it, rename "
-                "or remove it."
+                f"Expected every class of the {split} pictures of '{where}' to be in train too. Received: {received} "
+                f"in {split} only. Add training images of it, rename or remove it."
             )
 
 
-def natural(name):
-    """A key to sort names by, with the numbers in them as numbers: 1, 2, 10."""
+def natural(name: str) -> list[tuple[int, int, str, str]]:
+    """Return a key to sort names by, with the numbers in them as numbers: 1, 2, 10."""
     parts = [part for part in re.split(r"(\d+)", name) if part]
     # By length and digits, as a number of thousands of digits is no int.
     return [
@@ -139,63 +156,59 @@ def natural(name):
     ]
 
 
-def _name_classes(layout, given, class_names):
-    """Give classes their names for people: one Unicode form, what cannot be shown escaped, ids by a file's names.
+def _name_classes(layout: FolderLayout, given: Sequence[str], names_file: str | None) -> None:
+    """Set the class names of a layout, and number its labels by them.
+
+    Names get one Unicode form, characters that cannot be shown are escaped, and ids are replaced by the names that a
+    file has for them. Folders whose names are the same then are one class.
 
     Args:
-        given: the names that the labels of the layout are numbers of.
+        given: the names that the labels of the layout are positions in.
+        names_file: a CSV file of such names and what they mean.
     """
-    meanings = {}
-    if class_names:
-        rows, _ = read_table(class_names)
-        for row in rows:
-            name, meaning = row[0].strip(), row[1].strip()
-            if meaning and meanings.setdefault(name, meaning) != meaning:
-                raise ArgumentError(
-                    f"Expected one name for each class in '{class_names}'. Received for {name}: "
-                    f"'{meanings[name]}' and '{meaning}'. Remove one of the rows."
-                )
-    there = np.unique(layout.labels)
-    numbers, given = dict(zip(given, range(len(given)), strict=True)), {given[number] for number in there}
-    one_form = {name: unicodedata.normalize("NFC", meanings.get(name, name)) for name in given}
-    called = {name: escape_control_characters(text) for name, text in one_form.items()}
-    if len(set(called.values())) < len(set(one_form.values())):
-        alike = Counter(map(escape_control_characters, set(one_form.values()))).most_common(1)[0][0]
+    meanings = _read_meanings(names_file) if names_file else {}
+    used = {given[int(number)] for number in np.unique(layout.labels)}
+    one_form = {name: unicodedata.normalize("NFC", meanings.get(name, name)) for name in used}
+    shown = {name: escape_control_characters(text) for name, text in one_form.items()}
+    if len(set(shown.values())) < len(set(one_form.values())):
+        twice = Counter(map(escape_control_characters, set(one_form.values()))).most_common(1)[0][0]
         raise ArgumentError(
-            f"Expected class names that differ where control characters are written out. Received twice: {alike}. "
+            f"Expected class names that differ where control characters are written out. Received twice: {twice}. "
             "Rename one of the folders."
         )
-    layout.class_names = tuple(sorted(set(called.values()), key=natural))
+    layout.class_names = tuple(sorted(set(shown.values()), key=natural))
     order = {name: label for label, name in enumerate(layout.class_names)}
-    label_of = np.full(len(numbers), -1)
-    for name, one in called.items():
-        label_of[numbers[name]] = order[one]
-    layout.labels = label_of[layout.labels]
-    spelled = {}
-    for name, one in called.items():
-        spelled.setdefault(one, set()).add(name)
-    for name, spellings in spelled.items():
-        if len(spellings) > 1 and not meanings:
-            layout.notes.append(f"'{name}' is written in {len(spellings)} Unicode forms, which are one class")
-    if meanings and (unnamed := sorted(given - set(meanings), key=natural)):
-        layout.notes.append(f"classes that {class_names} has no name for: {_first(unnamed)}")
-    if meanings and len(spelled) < len(given):
-        double = next(sorted(spellings) for spellings in spelled.values() if len(spellings) > 1)
+    layout.labels = np.array([order.get(shown.get(name, ""), -1) for name in given], np.int64)[layout.labels]
+    spellings: dict[str, set[str]] = {}
+    for name, text in shown.items():
+        spellings.setdefault(text, set()).add(name)
+    several = {text: names for text, names in spellings.items() if len(names) > 1}
+    if not meanings:
+        for text, names in several.items():
+            layout.notes.append(f"'{text}' is written in {len(names)} Unicode forms, which are one class")
+        return
+    if unnamed := sorted(used - set(meanings), key=natural):
+        layout.notes.append(f"classes that {names_file} has no name for: {_first(unnamed)}")
+    if several:
         raise ArgumentError(
-            f"Expected a name of its own for each class in '{class_names}'. Received the same one for "
-            f"{' and '.join(double)}. Give them different names."
+            f"Expected a name of its own for each class in '{names_file}'. Received the same one for "
+            f"{' and '.join(sorted(next(iter(several.values()))))}. Give them different names."
         )
 
 
-def _spelled(name, others):
-    near = next((other for other in others if other.casefold() == name.casefold()), None)
-    return f"'{name}'" + (f" (train has '{near}')" if near else "")
+def _read_meanings(names_file: str) -> dict[str, str]:
+    """Read a CSV file of classes and their names, leaving out rows without a name."""
+    meanings: dict[str, str] = {}
+    for row in read_table(names_file)[0]:
+        name, meaning = row[0].strip(), row[1].strip()
+        if meaning and meanings.setdefault(name, meaning) != meaning:
+            raise ArgumentError(
+                f"Expected one name for each class in '{names_file}'. Received for {name}: '{meanings[name]}' and "
+                f"'{meaning}'. Remove one of the rows."
+            )
+    return meanings
 
 
-def _and_more(names):
-    return f" and {len(names)} more" if names else ""
-
-
-def _first(names, count=10):
+def _first(names: Sequence[str], count: int = 10) -> str:
     listed = ", ".join(map(escape_control_characters, names[:count]))
     return listed + (f" and {len(names) - count:,} more" if len(names) > count else "")

@@ -1,143 +1,180 @@
-"""What lies in a folder: its pictures, by content, and everything that is none, with the reason."""
+"""Scan a folder for pictures, recognised by their endings or contents, and list what is left out with the reasons."""
+
+from __future__ import annotations
 
 import os
 import re
 import stat
 from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from cnnlab.data.decoding import FORMATS
 
-# Pictures that Pillow may not open, or opens as a thumbnail only: they are left out by their ending, and said.
+# Pictures that Pillow may not open, or opens as a thumbnail only: they are left out by their ending, and reported.
 NOT_READ = tuple(
     ".heic .heif .avif .jxl .raw .dng .nef .cr2 .cr3 .arw .orf .rw2 .raf .pef .srw .svg .eps .pdf .xcf .exr".split()
 )
 SYSTEM_FOLDERS = frozenset(
     ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found")
 )
-STORE_FILES = ("mlflow.db", "pyvenv.cfg")  # of a folder that is a tool's, not the data's
-LARGEST = 2**63 - 1  # nanoseconds since 1970; file systems know times before it, and after the year 2262
-UNREAD = "{} that cannot be read ({})"
-# Recognised at their first bytes; the others could be anything.
+STORE_FILES = ("mlflow.db", "pyvenv.cfg")  # a folder with one of them belongs to a tool, not to the data
+LARGEST_TIME = 2**63 - 1  # nanoseconds since 1970; file systems know times before it, and after the year 2262
+UNREADABLE = "{} that cannot be read ({})"
+# Formats that are recognised by the first bytes of a file; files of the others could be anything.
 BY_CONTENT = tuple(name for name in FORMATS if name not in ("TGA", "ICO", "ICNS", "PCX", "SGI", "SUN", "XBM", "XPM"))
 
 
 @dataclass
 class FolderScan:
-    """The pictures of a folder as relative paths, sorted; the folders that may be classes, and what was left out.
+    """Hold the pictures of a folder as sorted relative paths, its folders, and what was left out.
 
     Attributes:
-        top: the folder, absolute.
-        files: `(N,)` relative paths of what claims or is found to be a picture.
-        stamps: `(N, 3) int64`, their sizes in bytes, and times of their content and of their entry in nanoseconds.
-        inside: `(N,) int64`, which of the folders each is in.
-        folders: relative paths of all folders that were looked into, the top as an empty text, sorted.
-        left_out: reason to relative paths.
+        root: the folder, absolute.
+        files: `(N,)` relative paths of files with a picture's ending or content, sorted.
+        stamps: `(N, 3) int64`, of each file the size in bytes, and the times of its content and of its entry in
+            nanoseconds.
+        folder_of: `(N,) int64`, the position in `folders` of the folder that each file is in.
+        folders: relative paths of all folders that were scanned, sorted; the root is an empty text.
+        left_out: the relative paths that are not used, by reason.
     """
 
-    top: str
-    files: np.ndarray = None
-    stamps: np.ndarray = None
-    inside: np.ndarray = None
+    root: str
+    files: npt.NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
+    stamps: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 3), np.int64))
+    folder_of: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     folders: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
-    def leave_out(self, reason, path):
-        """Count a path as left out."""
+    def leave_out(self, reason: str, path: str) -> None:
+        """Record a path as left out."""
         self.left_out.setdefault(reason, []).append(path)
 
-    def numbers(self, folders) -> np.ndarray:
-        """The numbers of some of the folders, by their paths."""
+    def leave_out_folders(self, reason: str, folders: Iterable[str]) -> None:
+        """Record the files directly in some folders as left out."""
         wanted = set(folders)
-        return np.array([number for number, folder in enumerate(self.folders) if folder in wanted], np.int64)
+        numbers = [number for number, folder in enumerate(self.folders) if folder in wanted]
+        for path in self.files[np.isin(self.folder_of, numbers)]:
+            self.leave_out(reason, path)
 
 
-def scan_folder(folder) -> FolderScan:
-    """Look through a folder and all below it, links followed.
+@dataclass(frozen=True)
+class Assignment:
+    """Say which class and split each file of a scan belongs to.
 
-    A file with a picture's ending is one, so that a broken one is noticed later; others are looked into.
+    Attributes:
+        class_names: C names.
+        labels: `(N,) int64`, positions in the class names; -1 for files that are not used.
+        splits: `(N,)` of "train", "val" and "test"; "" for files that are not used.
+        notes: sentences on how the folder was understood.
     """
-    listing = FolderScan(os.path.abspath(folder))
+
+    class_names: list[str]
+    labels: npt.NDArray[np.int64]
+    splits: npt.NDArray[np.str_]
+    notes: list[str]
+
+
+def scan_folder(folder: str | os.PathLike[str]) -> FolderScan:
+    """Scan a folder and all folders below it for pictures; links are followed.
+
+    A file with a picture's ending counts as a picture, so that a broken one is reported when it is decoded; other files
+    are recognised by their content.
+    """
+    scan = FolderScan(os.path.abspath(folder))
     endings = _endings_read()
-    waiting, entered, files, numbers = [""], set(), [], array("q")
-    while waiting:  # not one inside of the other: folders may be thousands deep
-        waiting.extend(_look_into(listing, waiting.pop(), endings, entered, files, numbers))
-    # A text and numbers in tables for each file, not objects: there may be hundreds of thousands.
-    files, numbers = np.array(files, dtype=object), np.array(numbers, np.int64).reshape(-1, 4)
+    waiting, entered, paths, numbers = [""], set(), [], array("q")
+    while waiting:  # a stack, not recursion: folders may be thousands deep
+        waiting.extend(_scan_one(scan, waiting.pop(), endings, entered, paths, numbers))
+    # Text and numbers in arrays, not an object for each file: there may be hundreds of thousands.
+    files, table = np.array(paths, dtype=object), np.array(numbers, np.int64).reshape(-1, 4)
     order = np.argsort(files, kind="stable")
-    listing.files, listing.stamps = files[order], numbers[order, 1:]
-    listing.inside, listing.folders = _renumbered(numbers[order, 0], listing.folders)
-    return listing
+    scan.files, scan.stamps = files[order], table[order, 1:]
+    scan.folder_of, scan.folders = _sort_folders(table[order, 0], scan.folders)
+    return scan
 
 
-def _renumbered(inside, folders):
-    """Sorted folders, and where they are then."""
+def _sort_folders(folder_of: npt.NDArray[np.int64], folders: list[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
     order = sorted(range(len(folders)), key=folders.__getitem__)
     place = np.empty(len(folders), np.int64)
     place[order] = np.arange(len(folders))
-    return place[inside], [folders[number] for number in order]
+    return place[folder_of], [folders[number] for number in order]
 
 
-def _endings_read():
+def _endings_read() -> set[str]:
     Image.init()
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS or name == "MPO"}
 
 
-def _look_into(listing, below, endings, entered, files, numbers):
-    """List one folder: paths to `files`, and the folder's number and the three stamps of each to `numbers`; yields its
-    folders that are to be looked into.
+def _scan_one(
+    scan: FolderScan,
+    folder: str,
+    endings: set[str],
+    entered: set[tuple[str, int, int]],
+    paths: list[str],
+    numbers: array[int],
+) -> Iterator[str]:
+    """Scan one folder, without the folders in it, which are yielded.
+
+    Args:
+        folder: relative path.
+        endings: of files that are pictures.
+        entered: the folders scanned so far, added to.
+        paths: of the pictures, added to.
+        numbers: the folder's number and the three stamps of each picture, added to.
     """
-    here = os.path.join(listing.top, below)
+    whole_folder = os.path.join(scan.root, folder)
     try:
-        with os.scandir(here) as found:
-            names = sorted(entry.name for entry in found)
-        about = os.stat(here)
+        with os.scandir(whole_folder) as entries:
+            names = sorted(entry.name for entry in entries)
+        about = os.stat(whole_folder)
     except OSError as error:
-        listing.leave_out(UNREAD.format("folders", error.strerror), below)
+        scan.leave_out(UNREADABLE.format("folders", error.strerror), folder)
         return
-    # Once in each folder at the top: a class may be linked to two of them, and links may lead round in circles.
-    place = below.partition(os.sep)[0], about.st_dev, about.st_ino
-    if place in entered or (below and (about.st_dev, about.st_ino) == _identity(listing.top)):
-        listing.leave_out("circular links", below)
+    # Once below each folder at the top: a class may be linked to two of them, and links may lead round in circles.
+    place = folder.partition(os.sep)[0], about.st_dev, about.st_ino
+    if place in entered or (folder and (about.st_dev, about.st_ino) == _identity(scan.root)):
+        scan.leave_out("circular links", folder)
         return
     entered.add(place)
-    listing.folders.append(below)
+    scan.folders.append(folder)
     for name in names:
-        path, whole = os.path.join(below, name), os.path.join(here, name)
+        path, whole = os.path.join(folder, name), os.path.join(whole_folder, name)
         try:
             about = os.stat(whole)
         except OSError as error:
-            gone = isinstance(error, FileNotFoundError) or os.path.islink(whole)
-            listing.leave_out("dangling links" if gone else UNREAD.format("files", error.strerror), path)
+            dangling = isinstance(error, FileNotFoundError) or os.path.islink(whole)
+            scan.leave_out("dangling links" if dangling else UNREADABLE.format("files", error.strerror), path)
             continue
         if stat.S_ISDIR(about.st_mode):
-            if reason := _no_data(whole, name):
-                _count_below(listing, whole, reason)
+            if reason := _reason_to_skip(whole, name):
+                _leave_out_all_below(scan, whole, reason)
             else:
                 yield path
         elif not stat.S_ISREG(about.st_mode):
-            listing.leave_out("special files", path)
+            scan.leave_out("special files", path)
         elif name.startswith("."):
-            listing.leave_out("hidden files", path)
+            scan.leave_out("hidden files", path)
         elif _is_picture(whole, endings):
-            files.append(path)
-            # The last one, too, so that nobody's tool can have set it.
-            times = (time & LARGEST for time in (about.st_mtime_ns, about.st_ctime_ns))
-            numbers.extend((len(listing.folders) - 1, about.st_size, *times))
+            paths.append(path)
+            # The time of the entry too, as no tool can have set it.
+            times = (time & LARGEST_TIME for time in (about.st_mtime_ns, about.st_ctime_ns))
+            numbers.extend((len(scan.folders) - 1, about.st_size, *times))
         else:
-            listing.leave_out(os.path.splitext(name)[1].lower() or "files without ending", path)
+            scan.leave_out(os.path.splitext(name)[1].lower() or "files without ending", path)
 
 
-def _identity(folder):
+def _identity(folder: str) -> tuple[int, int]:
     about = os.stat(folder)
     return about.st_dev, about.st_ino
 
 
-def _no_data(folder, name):
-    """Why a folder of that name is none of the data's, or an empty text."""
+def _reason_to_skip(folder: str, name: str) -> str:
+    """Return why a folder does not belong to the data, or an empty text."""
     if name.startswith("."):
         return "in hidden folders"
     if name.lower() in SYSTEM_FOLDERS:
@@ -147,13 +184,13 @@ def _no_data(folder, name):
     return ""
 
 
-def _count_below(listing, folder, reason):
+def _leave_out_all_below(scan: FolderScan, folder: str, reason: str) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            listing.leave_out(reason, os.path.relpath(os.path.join(parent, name), listing.top))
+            scan.leave_out(reason, os.path.relpath(os.path.join(parent, name), scan.root))
 
 
-def _is_picture(file, endings):
+def _is_picture(file: str, endings: set[str]) -> bool:
     ending = os.path.splitext(file)[1].lower()
     if ending in endings:
         return True
@@ -162,20 +199,20 @@ def _is_picture(file, endings):
     try:
         with Image.open(file, formats=BY_CONTENT):
             return True
-    except (Image.DecompressionBombError, PermissionError):  # said when it is read
+    except (Image.DecompressionBombError, PermissionError):  # reported when it is decoded
         return True
     except Exception:  # Pillow's readers raise all kinds
         return False
 
 
-def describe_left_out(left_out) -> str:
-    """What was left out, in one line: "20 .heic in dog/, 5 files in hidden folders"; empty where nothing was."""
-    said = []
+def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
+    """Describe what was left out in one line, such as "20 .heic in dog/, 5 files in hidden folders"."""
+    described = []
     for reason, paths in left_out.items():
         folders = {os.path.dirname(path) for path in paths}
         place = f" in {next(iter(folders))}/" if len(folders) == 1 and "" not in folders else ""
         what = f"files {reason}" if reason.startswith("in ") else reason
         if len(paths) == 1:
             what = re.sub(r"^(\w+ )?(file|link|picture|row|folder)s\b", r"\1\2", what)
-        said.append(f"{len(paths):,} {what}{place if ' in ' not in what else ''}")
-    return ", ".join(said)
+        described.append(f"{len(paths):,} {what}{place if ' in ' not in what else ''}")
+    return ", ".join(described)

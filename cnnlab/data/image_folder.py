@@ -1,92 +1,92 @@
-"""Folders of pictures: from their layout to three parts of uint8 images."""
+"""Load an image folder: choose the pictures of each split, decode them, and find and drop duplicates."""
+
+from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from cnnlab.data.class_folders import SPLIT_NAMES
-from cnnlab.data.decoded_cache import KNOWN, Decoded, decoded
-from cnnlab.data.disk_rows import IN_MEMORY, MappedRows, forget
-from cnnlab.data.duplicates import find_duplicates
+from cnnlab.data.class_folders import SPLITS
+from cnnlab.data.decoded_cache import FACTS_DTYPE, DecodedImages, decode_folder
+from cnnlab.data.disk_rows import MappedRows, release_pages
+from cnnlab.data.duplicates import Duplicates, find_duplicates
 from cnnlab.data.folder_layout import FolderLayout
-from cnnlab.data.parallel_decoding import difference_hash
-from cnnlab.data.perceptual_hash import find_near_duplicates
+from cnnlab.data.perceptual_hash import difference_hash, find_near_duplicates
+from cnnlab.data.pictures import Pictures, Positions
 from cnnlab.data.splitting import stratified_split, stratified_subset
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.utils.text import escape_control_characters
 
-FORGOTTEN = 1000  # pictures, after which their pages are taken out of the process
+PICTURES_AT_ONCE = 1000  # that are hashed before their pages are released
 TEST_SHARE = 0.2  # of a folder that has no test set of its own
 
 
-class Pictures:
-    """The pictures of a layout that are used, decoded, with `labels` and `splits`.
+@dataclass(frozen=True)
+class Choice:
+    """Say which pictures of a layout are used, and in which split.
 
     Attributes:
-        files: `(N,)` relative paths, sorted.
-        labels: `(N,) int64`.
-        splits: `(N,)` of "train", "val" and "test", or "" of pictures that are not used.
-        stored: `shards.Decoded`.
+        positions: `(N,)` in the layout, in the order of the splits, classes and paths.
+        splits: `(N,)` of "train", "val" and "test".
+        notes: sentences on how they were chosen.
+        left_out: the relative paths that are not used, by reason.
     """
 
-    def __init__(self, files, labels, splits, stored):
-        self.files, self.labels, self.splits, self.stored = files, labels, splits, stored
-
-    def positions(self, *parts):
-        """Positions of the pictures of some parts, in order of class and name."""
-        return np.flatnonzero(np.isin(self.splits, parts))
-
-    def without(self, positions):
-        """Take some out of all parts."""
-        self.splits = self.splits.copy()
-        self.splits[positions] = ""
-
-    def rows(self, positions):
-        """Pictures as `MappedRows`, with digests where all of them together are too large for memory."""
-        large = self.stored.pixels.nbytes > IN_MEMORY
-        return MappedRows([(self.stored.pixels, positions)], digests=self.stored.digests if large else None)
-
-    def images(self, positions):
-        """`(n, side, side, 3) uint8`: an array, or `MappedRows` where all of them together are too large for memory."""
-        rows = self.rows(positions)
-        return rows[:] if rows.stored_digests is None else rows
+    positions: Positions
+    splits: npt.NDArray[np.str_]
+    notes: list[str]
+    left_out: dict[str, list[str]]
 
 
-def choose(layout: FolderLayout, val_fraction, limit, seed, bad=()):
-    """Which pictures are used, and for what.
+@dataclass(frozen=True)
+class LoadedFolder:
+    """Hold the pictures of a folder, and what is reported about them.
+
+    Attributes:
+        pictures: decoded.
+        notes: sentences for the summary.
+        left_out: the relative paths that are not used, by reason.
+        duplicates: pairs of pictures that are the same or nearly so.
+    """
+
+    pictures: Pictures
+    notes: list[str]
+    left_out: dict[str, list[str]]
+    duplicates: Duplicates
+
+
+def choose_pictures(
+    layout: FolderLayout, val_fraction: float, limit: int | None, seed: int, bad: Collection[int] = ()
+) -> Choice:
+    """Choose the pictures of each split, holding out a test and a validation set where the folder has none.
 
     Args:
+        layout: of the folder.
+        val_fraction: share of the training pictures that is held out for validation; 0 for none.
+        limit: of training pictures, and of the others in proportion; `None` for all.
+        seed: of the splits.
         bad: positions in the layout that are not to be used.
 
-    Returns:
-        `(rows, part, notes, left_out)`: arrays `(N,)` of positions in the layout, and of "train", "val" or "test", in
-        the order of the parts, classes and names; sentences; and reasons to paths.
-
     Raises:
-        ArgumentError: there are too few for the splits or the limit.
+        ArgumentError: there are too few pictures for the splits or the limit.
     """
-    names, notes, left_out = layout.class_names, list(layout.notes), {}
-    there = {part: layout.rows(part) for part in SPLIT_NAMES}
-    chosen = {part: rows[~np.isin(rows, list(bad))] for part, rows in there.items()}
-    for part, rows in chosen.items():
-        if len(there[part]) and not len(rows):
-            raise ArgumentError(f"Expected {part} pictures. Received none that decode. Add some.")
-    trained = set(layout.labels[chosen["train"]].tolist())
-    if empty := [name for label, name in enumerate(names) if label not in trained]:
-        raise ArgumentError(
-            f"Expected training pictures of every class. Received none that decode of: {', '.join(empty)}. Add some, "
-            "or move the class away."
-        )
+    names, notes = layout.class_names, list(layout.notes)
+    left_out: dict[str, list[str]] = {}
+    given: dict[str, Positions] = {split: layout.positions(split) for split in SPLITS}
+    chosen = {split: positions[~np.isin(positions, list(bad))] for split, positions in given.items()}
+    _expect_pictures(layout, given, chosen)
 
-    def hold_out(into, share, what):
+    def hold_out(into: str, share: float, what: str) -> None:
         train = chosen["train"]
         rest, held_out = stratified_split(layout.labels[train], share, names, seed, what)
         chosen["train"], chosen[into] = train[rest], train[held_out]
 
-    has_val, own = len(chosen["val"]) > 0, {part for part, rows in there.items() if len(rows)}
-    if "test" not in own:
+    has_val, in_folder = len(chosen["val"]) > 0, {split for split, positions in given.items() if len(positions)}
+    if "test" not in in_folder:
         hold_out("test", TEST_SHARE, "test split")
         where = "its training pictures" if has_val else "it"
         notes.append(f"a fifth of {where} is held out as the test set, as it has none")
@@ -94,141 +94,208 @@ def choose(layout: FolderLayout, val_fraction, limit, seed, bad=()):
         left_out["validation pictures, as val_fraction is 0"] = list(layout.files[chosen["val"]])
         chosen["val"] = chosen["val"][:0]
     if limit is not None:
-        labels = {part: layout.labels[rows] for part, rows in chosen.items()}
-        for part, index in stratified_subset(labels, names, limit, seed).items():
-            if len(beyond := np.delete(chosen[part], index)):
+        labels = {split: layout.labels[positions] for split, positions in chosen.items()}
+        for split, index in stratified_subset(labels, names, limit, seed).items():
+            if len(beyond := np.delete(chosen[split], index)):
                 left_out.setdefault("pictures beyond the limit", []).extend(layout.files[beyond])
-            chosen[part] = chosen[part][index]
+            chosen[split] = chosen[split][index]
     if val_fraction and not has_val:
         hold_out("val", float(val_fraction), "validation split")
-    notes.extend(_missing(names, {part: layout.labels[rows] for part, rows in chosen.items()}, own))
-    return *_in_a_row(chosen), notes, left_out
+    labels = {split: layout.labels[positions] for split, positions in chosen.items()}
+    notes.extend(_missing_classes(names, labels, in_folder))
+    return Choice(*_concatenate(chosen), notes, left_out)
 
 
-def choose_all_images(layout: FolderLayout, limit, seed):
-    """As `choose`, with every picture in the part where it lies; of a limit, each part has its share, by chance."""
-    rows = {part: layout.rows(part) for part in SPLIT_NAMES}
-    share = min(1, limit / max(1, len(rows["train"]))) if limit else 1
-    for part, there in rows.items():
-        order = np.random.default_rng(seed).permutation(len(there))
-        rows[part] = there[np.sort(order[: int(np.ceil(share * len(order)))])]
-    return *_in_a_row(rows), list(layout.notes), {}
+def _expect_pictures(layout: FolderLayout, given: Mapping[str, Positions], chosen: Mapping[str, Positions]) -> None:
+    """Raise `ArgumentError` where none of the pictures of a split, or of a class for training, decodes."""
+    for split, positions in chosen.items():
+        if len(given[split]) and not len(positions):
+            raise ArgumentError(f"Expected {split} pictures. Received none that decode. Add some.")
+    trained = set(layout.labels[chosen["train"]].tolist())
+    if empty := [name for label, name in enumerate(layout.class_names) if label not in trained]:
+        raise ArgumentError(
+            f"Expected training pictures of every class. Received none that decode of: {', '.join(empty)}. Add some, "
+            "or move the class away."
+        )
 
 
-def _in_a_row(by_part):
-    """Positions by part as one array, and their parts as another."""
-    lengths = [len(rows) for rows in by_part.values()]
-    return np.concatenate(list(by_part.values())), np.repeat(list(by_part), lengths)
+def choose_all_pictures(layout: FolderLayout, limit: int | None, seed: int) -> Choice:
+    """Choose every picture, in the split where it lies; of a limit, each split has its share, drawn at random."""
+    positions = {split: layout.positions(split) for split in SPLITS}
+    share = min(1, limit / max(1, len(positions["train"]))) if limit else 1
+    for split, given in positions.items():
+        order = np.random.default_rng(seed).permutation(len(given))
+        positions[split] = given[np.sort(order[: int(np.ceil(share * len(order)))])]
+    return Choice(*_concatenate(positions), list(layout.notes), {})
 
 
-def _missing(names, labels, own):
-    """Sentences on the classes that a part has no picture of; `own` are the parts that the folder has itself."""
-    without = {}
-    for part, what in (("val", "validation"), ("test", "test")):
-        for label in sorted(set(range(len(names))) - set(labels[part].tolist())) if len(labels[part]) else ():
-            if part in own:
+def _concatenate(by_split: Mapping[str, Positions]) -> tuple[Positions, npt.NDArray[np.str_]]:
+    """Return the positions of all splits as one array, and the split of each as another."""
+    lengths = [len(positions) for positions in by_split.values()]
+    return np.concatenate(list(by_split.values())), np.repeat(list(by_split), lengths)
+
+
+def _missing_classes(
+    names: Sequence[str], labels: Mapping[str, npt.NDArray[np.int64]], in_folder: Collection[str]
+) -> Iterator[str]:
+    """Yield sentences on the classes that a split has no picture of.
+
+    Args:
+        labels: of the pictures of each split.
+        in_folder: the splits that the folder has itself; the others were held out.
+    """
+    without: dict[int, list[str]] = {}
+    for split, what in (("val", "validation"), ("test", "test")):
+        for label in sorted(set(range(len(names))) - set(labels[split].tolist())) if len(labels[split]) else ():
+            if split in in_folder:
                 yield f"no {what} pictures of {names[label]}"
             else:
                 without.setdefault(label, []).append(what)
-    for label, parts in without.items():
+    for label, splits in without.items():
         count = sum(int((given == label).sum()) for given in labels.values())
         pictures = "one picture, which is" if count == 1 else f"{count} pictures, none of which is"
-        yield f"'{names[label]}' has {pictures} for {'training' if count == 1 else ' or '.join(parts)}"
+        yield f"'{names[label]}' has {pictures} for {'training' if count == 1 else ' or '.join(splits)}"
 
 
-def load_pictures(
-    layout, image_size, *, resize_mode, val_fraction, limit, seed, skip_bad, drop_duplicates, for_audit=False
-):
-    """Choose and decode the pictures of a layout; `for_audit` as in `load_dataset`.
+def load_folder(
+    layout: FolderLayout,
+    image_size: int,
+    *,
+    resize_mode: str,
+    val_fraction: float,
+    limit: int | None,
+    seed: int,
+    skip_bad: bool,
+    drop_duplicates: bool,
+    for_audit: bool = False,
+) -> LoadedFolder:
+    """Choose and decode the pictures of a layout, and find duplicates.
 
-    Returns:
-        `(Pictures, notes, left_out, duplicates)`: what is said of them, reasons to paths, and `Duplicates`.
+    Args:
+        layout: of the folder.
+        image_size: pixels a side of the images.
+        resize_mode, val_fraction, limit, seed, skip_bad, drop_duplicates, for_audit: as in `load_dataset`.
 
     Raises:
-        ArgumentError: as `choose`.
-        LabError: a picture does not decode (all of them are named), or there is no room for them.
+        ArgumentError: there are too few pictures for the splits or the limit.
+        LabError: pictures do not decode (all of them are named), or there is no room for the decoded ones.
     """
-    bad, there, stored = {}, np.empty(0, np.int64), None
-    while True:
-        chosen = choose_all_images(layout, limit, seed) if for_audit else choose(layout, val_fraction, limit, seed, bad)
-        rows, part, notes, left_out = chosen
-        if stored is None or not np.isin(rows, there).all():
-            # In one order whatever the split, so that another one finds the same decoded pictures.
-            there = np.sort(rows)
-            stored = decoded(layout.top, layout.files[there], layout.stamps[there], image_size, resize_mode)
-        failed = np.fromiter(stored.bad, np.int64)
-        found = {int(there[i]): stored.bad[i] for i in failed[np.isin(there[failed], rows)].tolist()}
-        bad |= found
-        if not found or for_audit:
-            break
-        if not skip_bad:
-            raise _undecodable(layout, found)
-    row_labels, row_part = np.full(len(there), -1), np.full(len(there), "", part.dtype)
-    places = np.searchsorted(there, rows)
-    row_labels[places], row_part[places] = layout.labels[rows], part
-    pictures = Pictures(layout.files[there], row_labels, row_part, stored)
+
+    def choose(bad: Collection[int]) -> Choice:
+        if for_audit:
+            return choose_all_pictures(layout, limit, seed)
+        return choose_pictures(layout, val_fraction, limit, seed, bad)
+
+    choice, decoded, stored, bad = _choose_decodable(layout, image_size, resize_mode, choose, skip_bad, for_audit)
+    labels, splits = np.full(len(decoded), -1), np.full(len(decoded), "", choice.splits.dtype)
+    places = np.searchsorted(decoded, choice.positions)
+    labels[places], splits[places] = layout.labels[choice.positions], choice.splits
+    pictures = Pictures(layout.files[decoded], labels, splits, stored)
     if for_audit:
-        pictures.without(np.searchsorted(there, list(bad)))
-    left_out = {reason: list(paths) for reason, paths in layout.left_out.items()} | left_out
+        pictures.leave_out(np.searchsorted(decoded, list(bad)))
+    notes = choice.notes
+    left_out = {reason: list(paths) for reason, paths in layout.left_out.items()} | choice.left_out
     if bad:
         left_out["files without a picture that decodes"] = list(layout.files[list(bad)])
-    duplicates = find_duplicates(pictures, everywhere=for_audit)
-    dropped = duplicates.to_drop() if drop_duplicates else ()
-    if len(dropped):
-        pictures.without(dropped)
+    duplicates = find_duplicates(pictures, within_splits=for_audit)
+    if drop_duplicates and len(dropped := duplicates.to_drop()):
         left_out["duplicate pictures of the training set"] = list(pictures.files[dropped])
-        if lost := sorted(set(row_labels[row_part == "train"]) - set(pictures.labels[pictures.splits == "train"])):
-            raise ArgumentError(
-                f"Expected training pictures of every class. Received duplicates only of: "
-                f"{', '.join(layout.class_names[label] for label in lost)}. Add others, or leave --drop-duplicates out."
-            )
+        _drop_duplicates(pictures, dropped, layout.class_names)
     if duplicates.pairs:
         notes.append(duplicates.sentence(drop_duplicates))
     if stored.grey_range:
         low, high = stored.grey_range
         notes.append(f"grey values beyond 8 bits, {low:g} to {high:g} here, become 0 to 255")
-    return pictures, notes, left_out, duplicates
+    return LoadedFolder(pictures, notes, left_out, duplicates)
 
 
-def pictures_of_arrays(parts, positions, side) -> Pictures:
-    """Pictures that have no files, which are called by their part and their position in it: `train/123`.
+def _choose_decodable(
+    layout: FolderLayout,
+    image_size: int,
+    resize_mode: str,
+    choose: Callable[[Collection[int]], Choice],
+    skip_bad: bool,
+    for_audit: bool,
+) -> tuple[Choice, Positions, DecodedImages, dict[int, str]]:
+    """Choose and decode pictures; choose again without those that do not decode, until all that are chosen do.
+
+    Returns:
+        `(choice, decoded, stored, bad)`: the last choice, the sorted positions in the layout that were decoded, their
+        pixels, and the positions that do not decode with the reasons.
+    """
+    bad: dict[int, str] = {}
+    decoded, stored = np.empty(0, np.int64), None
+    while True:
+        choice = choose(bad)
+        if stored is None or not np.isin(choice.positions, decoded).all():
+            # In one order whatever the split, so that another split finds the same decoded pictures.
+            decoded = np.sort(choice.positions)
+            files, stamps = layout.files[decoded], layout.stamps[decoded]
+            stored = decode_folder(layout.root, files, stamps, image_size, resize_mode)
+        failed = np.fromiter(stored.bad, np.int64)
+        found = failed[np.isin(decoded[failed], choice.positions)].tolist()
+        new = {int(decoded[i]): stored.bad[i] for i in found}
+        bad |= new
+        if not new or for_audit:
+            return choice, decoded, stored, bad
+        if not skip_bad:
+            raise _undecodable(layout, new)
+
+
+def _drop_duplicates(pictures: Pictures, dropped: Positions, class_names: Sequence[str]) -> None:
+    """Remove duplicates from the training set, unless a class would lose all its training pictures."""
+    before = set(pictures.labels[pictures.splits == "train"].tolist())
+    pictures.leave_out(dropped)
+    if lost := sorted(before - set(pictures.labels[pictures.splits == "train"].tolist())):
+        raise ArgumentError(
+            f"Expected training pictures of every class. Received duplicates only of: "
+            f"{', '.join(class_names[int(label)] for label in lost)}. Add others, or leave --drop-duplicates out."
+        )
+
+
+def pictures_of_arrays(
+    arrays: Mapping[str, tuple[npt.NDArray[np.uint8] | MappedRows, npt.NDArray[np.int64]]],
+    positions: Mapping[str, npt.NDArray[np.int64]],
+    side: int,
+) -> Pictures:
+    """Make `Pictures` of arrays, which are named by their split and their position in it: "train/123".
 
     Args:
-        parts: name to images `(N, H, H, 3) uint8`, which `resize_images` gave, and labels `(N,) int64`.
-        positions: name to `(N,)`, where they are in the whole part.
-        side: of the pictures before they were brought to that size.
+        arrays: `(images, labels)` of each split, `(N, H, H, 3) uint8` from `resize_images`, and `(N,) int64`.
+        positions: `(N,)` of each split, positions in the whole split before a limit.
+        side: pixels a side of the images before they were resized.
     """
-    given = [images for images, _ in parts.values()]
-    # Rows on the disk are all those of one file, part behind part.
-    pixels = given[0].sources[0][0] if isinstance(given[0], MappedRows) else np.concatenate(given)
-    known = np.zeros(len(pixels), KNOWN)
+    images = [one for one, _ in arrays.values()]
+    if isinstance(images[0], MappedRows):  # the rows of all splits are those of one file, in the same order
+        pixels = images[0].sources[0][0]
+    else:
+        pixels = np.concatenate([one[:] for one in images])
+    known = np.zeros(len(pixels), FACTS_DTYPE)
     for i, image in enumerate(pixels):
-        known["pixels"][i], known["look"][i] = hashlib.sha256(image).digest(), difference_hash(Image.fromarray(image))
-        if i % FORGOTTEN == 0:
-            forget(pixels)
+        known["pixels"][i] = hashlib.sha256(image).digest()
+        known["look"][i] = difference_hash(Image.fromarray(image))
+        if i % PICTURES_AT_ONCE == 0:
+            release_pages(pixels)
     known["size"], known["low"] = side, np.nan
-    files = [f"{part}/{position}" for part, there in positions.items() for position in there]
-    labels = np.concatenate([labels for _, labels in parts.values()])
-    part = np.repeat(list(parts), [len(labels) for _, labels in parts.values()])
-    stored = Decoded(pixels, known, {}, find_near_duplicates(pixels, known["look"]))
-    return Pictures(np.array(files, dtype=object), labels, part, stored)
+    files = [f"{split}/{position}" for split, given in positions.items() for position in given]
+    labels = np.concatenate([labels for _, labels in arrays.values()])
+    splits = np.repeat(list(arrays), [len(labels) for _, labels in arrays.values()])
+    stored = DecodedImages(pixels, known, {}, find_near_duplicates(pixels, known["look"]))
+    return Pictures(np.array(files, dtype=object), labels, splits, stored)
 
 
-def _undecodable(layout, bad):
-    named = [
-        f"{escape_control_characters(os.path.join(layout.top, layout.files[row]))} ({reason})"
-        for row, reason in bad.items()
-    ]
+def _undecodable(layout: FolderLayout, bad: Mapping[int, str]) -> LabError:
+    named = [f"{os.path.join(layout.root, layout.files[position])} ({reason})" for position, reason in bad.items()]
     one = len(named) == 1
     received = f"{'one that does' if one else f'{len(named):,} that do'} not decode: {'; '.join(named)}"
     return LabError(
-        f"Expected all pictures of '{layout.top}' to decode. Received {received}. Repair or remove "
+        f"Expected all pictures of '{layout.root}' to decode. Received {received}. Repair or remove "
         f"{'it' if one else 'them'}, or leave {'it' if one else 'them'} out with --skip-bad."
     )
 
 
 def folder_source(layout: FolderLayout) -> str:
-    """A name for the folder's content that survives moving it: a hash of its files' relative names and sizes."""
+    """Return a name for the folder's content that stays when it is moved: a hash of its files' paths and sizes."""
     listing = hashlib.sha256()
     for file, size in zip(layout.files, layout.stamps[:, 0], strict=True):
         listing.update(os.fsencode(f"{file}\0{size}\n"))

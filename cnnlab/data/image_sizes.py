@@ -1,6 +1,9 @@
-"""How large the pictures of a data set are, before they are read."""
+"""The size of the largest picture of a data set, read from the files' headers before any picture is decoded."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -8,27 +11,29 @@ from PIL import Image
 from cnnlab.data.builtin_sets import BUILTIN_SETS, DEFAULT_DATASET
 from cnnlab.data.folder_layout import FolderLayout
 
-LOOKED_AT = 1000  # files of a folder
+MOST_FILES = 1000  # of a folder whose sizes are read
 
 
-def largest_image_side(source, resize_mode="crop") -> int:
-    """The side, in pixels, of the square of the largest picture, as far as evenly spread files of a folder tell.
+def largest_image_side(source: str | FolderLayout | None, resize_mode: str | None = "crop") -> int:
+    """Return the side, in pixels, of the square that the largest picture becomes.
+
+    Of a folder with many files, the sizes of 1,000 evenly spread ones are read.
 
     Args:
-        source: what `data.locate_dataset` gives: a name, `None` or a `FolderLayout`.
-        resize_mode: as in `decode_image`; of a picture that is cut, the shorter side counts, else the longer one.
+        source: what `locate_dataset` returns: a built-in set's name, `None` or a `FolderLayout`.
+        resize_mode: as in `decode_image`. The shorter side of a cropped picture counts, else the longer one.
     """
     if not isinstance(source, FolderLayout):
         return BUILTIN_SETS[source or DEFAULT_DATASET].side
     files = source.files
-    spread = np.unique(np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)) if len(files) else ()
+    spread = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_FILES)).astype(int)) if len(files) else []
     shorter_or_longer = min if resize_mode == "crop" else max
-    return max((_side(os.path.join(source.top, files[i]), shorter_or_longer) for i in spread), default=0)
+    return max((_side(os.path.join(source.root, file), shorter_or_longer) for file in files[spread]), default=0)
 
 
-def _side(file, shorter_or_longer):
+def _side(file: str, shorter_or_longer: Callable[[tuple[int, int]], int]) -> int:
     try:
         with Image.open(file) as image:
             return shorter_or_longer(image.size)
-    except Exception:  # what does not decode is said when it is read
+    except Exception:  # a file that does not decode is reported when its pixels are read
         return 0

@@ -1,9 +1,10 @@
-"""Many picture files to uint8 pixels, on all cores.
+"""Decode many picture files on all cores, in worker processes that run this module again (`run_worker`).
 
-The workers are this module again (`work`) and import little.
 Threads would not do: for a small picture Pillow holds Python's lock for longer than it decodes. multiprocessing runs
-the user's script again in every worker, and joblib's workers take seconds to start.
+the user's script again in every worker, and joblib's workers take seconds to start. This module imports little.
 """
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -13,110 +14,114 @@ import queue
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import imagehash
-
-from cnnlab.data.decoding import UndecodableError, UnreadError, decode, read
+from cnnlab.data.decoding import UndecodableError, UnreadError, decode_bytes, read_file
+from cnnlab.data.perceptual_hash import difference_hash
 from cnnlab.errors import LabError
 
-CHUNK = 100  # images a task at most
-PATIENCE, WORTH = 0.1, 0.5  # seconds: decode here that long, then start workers if that much is left
-WORKER = "import sys; sys.path[:] = sys.argv[1:]; from cnnlab.data.parallel_decoding import work; work()"
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Files = Sequence[str] | npt.NDArray[np.object_]
+
+CHUNK = 100  # files a task at most
+PATIENCE, WORTH = 0.1, 0.5  # seconds: decode in this process that long, then start workers if that much is left
+WORKER = "import sys; sys.path[:] = sys.argv[1:]; from cnnlab.data.parallel_decoding import run_worker; run_worker()"
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is known of a file that was decoded, or was not.
+class FileFacts:
+    """Hold what is known of a file after it was decoded, or could not be.
 
     Attributes:
-        pixels: sha256 of its pixels as they are stored.
-        content: sha256 of the file.
-        look: its difference hash, 64 bits.
+        pixel_digest: sha256 of its pixels as they are stored.
+        file_digest: sha256 of the file.
+        difference_hash: of the picture, 64 bits.
         size: width and height before it became a square.
-        values: lowest and highest value of 16-bit grey.
+        grey_range: lowest and highest value of 16-bit grey.
         reason: why it does not decode; its pixels are 0 then.
         unread: whether that is because it cannot be read now.
     """
 
-    pixels: bytes
-    content: bytes = b""
-    look: int = 0
+    pixel_digest: bytes
+    file_digest: bytes = b""
+    difference_hash: int = 0
     size: tuple[int, int] = (0, 0)
-    values: tuple[float, float] | None = None
+    grey_range: tuple[float, float] | None = None
     reason: str | None = None
     unread: bool = False
 
 
-def decode_files(top, files, side, resize_mode, grey_range):
-    """Yield `(pixels, facts)` for a few files at a time, in order: bytes of `(n, side, side, 3) uint8`, and `Facts` of
-    each. The files' paths are relative to the folder `top`.
+Decoded = tuple[bytes, list[FileFacts]]  # pixels `(n, side, side, 3) uint8` of n files, and the facts on each
+
+
+def decode_files(
+    root: str, files: Files, side: int, resize_mode: str, grey_range: tuple[float, float]
+) -> Generator[Decoded]:
+    """Decode files in order, and yield pixels and facts for a few files at a time.
+
+    Args:
+        root: the folder that the paths are relative to.
+        files: paths.
+        side, resize_mode, grey_range: as in `decode_bytes`.
+
+    Raises:
+        LabError: a worker process ended early.
     """
     start = time.perf_counter()
     for done, file in enumerate(files):
         spent = time.perf_counter() - start
         if done and spent > PATIENCE and spent / done * (len(files) - done) > WORTH:
-            yield from _decode_in_workers(top, files[done:], (side, resize_mode, grey_range))
+            yield from _decode_in_workers(root, files[done:], (side, resize_mode, grey_range))
             return
-        pixels, facts = _decode_one(os.path.join(top, file), side, resize_mode, grey_range)
+        pixels, facts = _decode_one(os.path.join(root, file), side, resize_mode, grey_range)
         yield pixels, [facts]
 
 
-def _decode_one(file, side, resize_mode, grey_range):
+def _decode_one(file: str, side: int, resize_mode: str, grey_range: tuple[float, float]) -> tuple[bytes, FileFacts]:
     try:
-        content = read(file)
-        decoded = decode(content, file, side, resize_mode, grey_range)
+        content = read_file(file)
+        decoded = decode_bytes(content, file, side, resize_mode, grey_range)
     except UndecodableError as error:
-        pixels = bytes(3 * side * side)
-        return pixels, Facts(
-            hashlib.sha256(pixels).digest(), reason=str(error.reason), unread=isinstance(error, UnreadError)
-        )
+        pixels, unread = bytes(3 * side * side), isinstance(error, UnreadError)
+        return pixels, FileFacts(hashlib.sha256(pixels).digest(), reason=str(error.reason), unread=unread)
     pixels = decoded.image.tobytes()
     digests = hashlib.sha256(pixels).digest(), hashlib.sha256(content).digest()
-    return pixels, Facts(*digests, difference_hash(decoded.image), decoded.size, decoded.values)
+    return pixels, FileFacts(*digests, difference_hash(decoded.image), decoded.size, decoded.grey_range)
 
 
-def difference_hash(image) -> int:
-    """The difference hash of a Pillow image, 64 bits."""
-    return int(str(imagehash.dhash(image)), 16)
-
-
-def _decode_in_workers(top, files, how):
+def _decode_in_workers(root: str, files: Files, how: tuple[Any, ...]) -> Iterator[Decoded]:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = min(CHUNK, len(files) // (4 * count) + 1)  # a few photographs are shared out too
     starts = range(0, len(files), size)
-    workers, idle = [], queue.SimpleQueue()
+    workers: list[subprocess.Popen[bytes]] = []
+    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
 
-    def ask_worker(chunk):
+    def ask_worker(chunk: list[str]) -> Decoded:
         worker = idle.get()
         try:
-            pickle.dump((chunk, how), worker.stdin)
-            worker.stdin.flush()
-            reply = pickle.load(worker.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            raise LabError("Decoding failed: a worker process ended early. Is there enough memory?") from error
+            reply = _ask(worker, chunk, how)
         finally:
             idle.put(worker)
         if isinstance(reply, Exception):
             raise reply
         return reply
 
-    # Each thread only waits for a worker. In a session of their own, the workers don't get the terminal's Ctrl-C.
+    # Each thread only waits for a worker.
     threads = ThreadPoolExecutor(count)
     try:
         for _ in range(min(count, len(starts))):
-            command = [sys.executable, "-c", WORKER, *sys.path]
-            pipe = subprocess.PIPE
-            # libtiff writes what it thinks of a broken file to stderr; the reason is in what the worker answers.
-            workers.append(
-                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
-            )
+            workers.append(_start_worker())
             idle.put(workers[-1])
-        # A few chunks ahead only: the one who asks may be slower, and memory is bounded by them.
-        waiting = []
+        # A few chunks ahead only: who reads the pixels may be slower, and memory is bounded by them.
+        waiting: list[Future[Decoded]] = []
         for start in starts:
-            chunk = [os.path.join(top, file) for file in files[start : start + size]]
+            chunk = [os.path.join(root, file) for file in files[start : start + size]]
             waiting.append(threads.submit(ask_worker, chunk))
             if len(waiting) > 2 * count:
                 yield waiting.pop(0).result()
@@ -131,8 +136,28 @@ def _decode_in_workers(top, files, how):
             worker.communicate()
 
 
-def work():
-    """Answer requests on stdin with pixels and facts, or the error, on stdout, until the other end closes."""
+def _start_worker() -> subprocess.Popen[bytes]:
+    """Start a worker process, in a session of its own so that it does not get the terminal's Ctrl-C."""
+    command = [sys.executable, "-c", WORKER, *sys.path]
+    pipe = subprocess.PIPE
+    # libtiff writes its complaints about a broken file to stderr; the reason is in the worker's reply.
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def _ask(worker: subprocess.Popen[bytes], chunk: list[str], how: tuple[Any, ...]) -> Any:
+    """Send a worker files to decode, and wait for the pixels and facts, or the error."""
+    assert worker.stdin
+    assert worker.stdout
+    try:
+        pickle.dump((chunk, how), worker.stdin)
+        worker.stdin.flush()
+        return pickle.load(worker.stdout)
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise LabError("Decoding failed: a worker process ended early. Is there enough memory?") from error
+
+
+def run_worker() -> None:
+    """Answer requests on stdin with pixels and facts, or with the error, on stdout, until the other end closes."""
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             files, how = pickle.load(sys.stdin.buffer)

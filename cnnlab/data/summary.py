@@ -1,37 +1,44 @@
-"""What was found in a data set, in words: numbers, classes, sizes, what was left out, and what was taken for what."""
+"""Describe a data set for people: its size, classes and picture sizes, what was left out, and how it was understood."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from cnnlab.data.folder_scan import describe_left_out
 from cnnlab.utils.text import escape_control_characters
 
+if TYPE_CHECKING:
+    from cnnlab.data.duplicates import DuplicatePair
+
 RESIZE_WORDS = {"crop": "each cut to its middle square", "pad": "each padded to a square", "stretch": "each stretched"}
-NAMED = 10  # classes
-UNEVEN = 5  # times as many pictures of one class as of another
+MOST_CLASSES = 10  # that are named
+UNEVEN = 5  # times as many pictures of one class as of another are reported
 
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What is said of a data set before it is used.
+    """Hold what is reported about a data set when it is loaded, and what is stored with the runs on it.
 
     Attributes:
         lines: sentences for the screen.
-        left_out: reason to paths.
-        tables: texts by artifact path.
-        duplicates: `duplicates.DuplicatePair`s.
+        left_out: the paths that are not used, by reason.
+        tables: texts of CSV files, by artifact path.
+        duplicates: pairs of pictures that are the same or nearly so.
     """
 
     lines: tuple[str, ...] = ()
-    left_out: Mapping = field(default_factory=dict)
-    tables: Mapping = field(default_factory=dict)
-    duplicates: tuple = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    tables: Mapping[str, str] = field(default_factory=dict)
+    duplicates: tuple[DuplicatePair, ...] = ()
 
     @property
     def text(self) -> str:
-        """All of it, with every path that was left out."""
+        """Return the lines, and every path that was left out."""
         lists = [
             f"\n{reason} ({len(paths):,}):\n" + "\n".join(f"  {escape_control_characters(path)}" for path in paths)
             for reason, paths in self.left_out.items()
@@ -39,34 +46,42 @@ class DatasetSummary:
         return "\n".join([*self.lines, *lists]) + "\n"
 
 
-def describe(
-    name, class_names, counts, side, *, labels=None, sizes=None, resize_mode=None, notes=(), left_out=None
+def describe_dataset(
+    name: str,
+    class_names: Sequence[str],
+    counts: Mapping[str, int],
+    side: int,
+    *,
+    labels: npt.NDArray[np.int64] | None = None,
+    sizes: npt.NDArray[np.int32] | None = None,
+    resize_mode: str | None = None,
+    notes: Sequence[str] = (),
+    left_out: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[str, ...]:
-    """Sentences on a data set.
+    """Describe a data set in sentences.
 
     Args:
-        name: the data set's.
+        name: the data set's name.
         class_names: in label order.
-        counts: pictures of each part, "val" being absent where the test set is it.
-        side: pixels a side in memory.
-        labels: `(N,)` of the training pictures.
-        sizes: `(N, 2)` of the files, width and height.
-        resize_mode: how they became squares.
+        counts: pictures of each split; "val" is absent where the test set is the validation set too.
+        side: pixels a side of the images in memory.
+        labels: `(N,)` of the training images, to report uneven classes.
+        sizes: `(N, 2)`, width and height of the files.
+        resize_mode: how the pictures became squares.
         notes: further sentences.
-        left_out: reason to paths.
+        left_out: the paths that are not used, by reason.
     """
-    left_out = left_out or {}
-    parts = [f"{counts['train']:,} training", f"{counts['val']:,} validation"] if "val" in counts else []
-    parts = parts or [f"{counts['train']:,} training"]
-    line = f"{name}: {', '.join(parts)} and {counts['test']:,} test pictures"
+    splits = [f"{counts['train']:,} training"]
+    splits += [f"{counts['val']:,} validation"] if "val" in counts else []
+    line = f"{name}: {', '.join(splits)} and {counts['test']:,} test pictures"
     if sizes is not None and len(sizes):
-        line += f", {_sizes(sizes)} pixels"
+        line += f", {_describe_sizes(sizes)} pixels"
         line += f", {RESIZE_WORDS[resize_mode]}" if resize_mode and (sizes[:, 0] != sizes[:, 1]).any() else ""
     line += f", at {side} x {side}."
-    notes, more = list(notes), len(class_names) - NAMED
-    if labels is not None and len(labels) and (uneven := _uneven(class_names, labels)):
+    notes, more = list(notes), len(class_names) - MOST_CLASSES
+    if labels is not None and len(labels) and (uneven := _describe_uneven_classes(class_names, labels)):
         notes.append(uneven)
-    names = ", ".join(class_names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    names = ", ".join(class_names[:MOST_CLASSES]) + (f" and {more:,} more" if more > 0 else "")
     lines = [line, f"{len(class_names):,} classes: {names}."]
     if notes:
         lines.append(f"Note: {'; '.join(notes)}.")
@@ -75,7 +90,7 @@ def describe(
     return tuple(lines)
 
 
-def _uneven(class_names, labels):
+def _describe_uneven_classes(class_names: Sequence[str], labels: npt.NDArray[np.int64]) -> str:
     counts = np.bincount(labels, minlength=len(class_names))
     most, fewest = int(counts.argmax()), int(counts.argmin())
     if counts[most] < UNEVEN * counts[fewest]:
@@ -86,7 +101,7 @@ def _uneven(class_names, labels):
     )
 
 
-def _sizes(sizes):
+def _describe_sizes(sizes: npt.NDArray[np.int32]) -> str:
     smallest, largest = sizes[sizes.prod(axis=1).argmin()], sizes[sizes.prod(axis=1).argmax()]
     if (sizes == sizes[0]).all():
         return f"all {sizes[0][0]} x {sizes[0][1]}"

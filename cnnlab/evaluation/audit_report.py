@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnlab.data.class_folders import SPLIT_NAMES
+from cnnlab.data.class_folders import SPLITS
 from cnnlab.data.duplicates import DuplicatePair
 from cnnlab.evaluation import plots
 from cnnlab.evaluation.label_issues import FOLDS, LabelCheck
 from cnnlab.utils.text import csv_line
 
-SPLITS = tuple(SPLIT_NAMES)
+SPLITS = tuple(SPLITS)
 REPORT = "report.html"
 GENERATOR = "cnnlab audit"
 MARK = f'name="generator" content="{GENERATOR}"'  # by which an earlier report is recognized

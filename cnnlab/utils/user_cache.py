@@ -89,7 +89,7 @@ def clear() -> int:
     return freed
 
 
-def bound() -> float:
+def limit_bytes() -> float:
     """Bytes that may be stored.
 
     Raises:
@@ -104,7 +104,7 @@ def bound() -> float:
 
 def remove_oldest(keep) -> None:
     """Keep all that is stored below `$CNNLAB_CACHE_GB`, the longest unused going first, but not the file `keep`."""
-    limit, stored = bound(), entries()
+    limit, stored = limit_bytes(), entries()
     total = sum(entry["bytes"] for entry in stored)
     for entry in reversed(stored):
         if total <= limit:

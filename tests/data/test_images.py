@@ -11,7 +11,7 @@ from pictures import chunk, encoded, exif_block, picture, with_exif
 from PIL import Image
 
 from cnnlab.data import decoding
-from cnnlab.data.decoding import FORMATS, TURNS, UndecodableError, decode, decode_image
+from cnnlab.data.decoding import FORMATS, TURNS, UndecodableError, decode_bytes, decode_image
 
 TURNED = (0x0112, 3, 1, struct.pack("<H", 6))
 BEHIND = 8 + 2 + 2 * 12 + 4  # where the data of a block with two entries starts
@@ -181,7 +181,7 @@ def test_values_that_are_none_do_not_move_the_range():
     grey = np.full((4, 4), 0.5, np.float32)
     for mark in (np.inf, -np.inf, np.nan, -3.4e38):
         grey[0, 0] = mark
-        decoded = decode(encoded(Image.fromarray(grey), "TIFF"), "x", 4, grey_range=(0, 1))
+        decoded = decode_bytes(encoded(Image.fromarray(grey), "TIFF"), "x", 4, grey_range=(0, 1))
         assert decoded.values == (0.5, 0.5)
         assert np.asarray(decoded.image)[2, 2].tolist() == [127] * 3
 

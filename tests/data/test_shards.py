@@ -15,7 +15,7 @@ from pictures import fill, picture
 from PIL import Image
 
 import cnnlab
-from cnnlab.data import decoded_cache, image_folder, parallel_decoding
+from cnnlab.data import decoded_cache, parallel_decoding
 from cnnlab.data.decoding import UnreadError
 from cnnlab.data.disk_rows import MappedRows
 from cnnlab.data.folder_layout import find_layout
@@ -115,18 +115,18 @@ def test_a_folder_never_gets_the_pictures_of_another(workplace):
 
 
 def test_what_could_not_be_read_once_is_read_again(birds, monkeypatch):
-    original = parallel_decoding.read
+    original = parallel_decoding.read_file
 
     def refused(file):
         if file.endswith("wren/0003.png"):
             raise UnreadError(file, "Stale file handle")
         return original(file)
 
-    monkeypatch.setattr(parallel_decoding, "read", refused)
+    monkeypatch.setattr(parallel_decoding, "read_file", refused)
     with pytest.raises(cnnlab.LabError, match=r"wren/0003.png \(Stale file handle\)"):
         load()
     assert len(load(skip_bad=True).train) == 28
-    monkeypatch.setattr(parallel_decoding, "read", original)
+    monkeypatch.setattr(parallel_decoding, "read_file", original)
     assert len(load().train) == 29
 
 
@@ -162,16 +162,16 @@ def test_a_pass_that_was_killed_goes_on(birds, decoding, load_until_killed):
 
 
 def test_a_pass_that_could_not_read_a_file_and_was_killed_starts_again(birds, load_until_killed, monkeypatch):
-    whole, original = load().digest, parallel_decoding.read
+    whole, original = load().digest, parallel_decoding.read_file
 
     def refused(file):
         if file.endswith("robin/0003.png"):
             raise UnreadError(file, "Stale file handle")
         return original(file)
 
-    monkeypatch.setattr(parallel_decoding, "read", refused)
+    monkeypatch.setattr(parallel_decoding, "read_file", refused)
     load_until_killed()
-    monkeypatch.setattr(parallel_decoding, "read", original)
+    monkeypatch.setattr(parallel_decoding, "read_file", original)
     assert load().digest == whole
 
 
@@ -241,7 +241,7 @@ def test_rows_of_the_disk_train_as_those_in_memory_do(birds, monkeypatch, store)
     """Predictions, figures and digests come out of batches that are read one by one."""
     recipe = cnnlab.Recipe(dataset="birds", image_size=16, filters=(4,), dense_units=4, epochs=2, batch_size=64)
     in_memory = train_model(recipe)
-    monkeypatch.setattr(image_folder, "IN_MEMORY", 0)
+    monkeypatch.setattr("cnnlab.data.pictures.IN_MEMORY", 0)
     dataset = cnnlab.load_dataset("birds", image_size=16)
     assert isinstance(dataset.train.images, MappedRows)
     assert dataset.train.images.shape == (29, 16, 16, 3)

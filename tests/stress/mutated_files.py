@@ -256,12 +256,12 @@ def _made(write):
 
 
 def _shards(folder):
-    from cnnlab.data.decoded_cache import decoded
+    from cnnlab.data.decoded_cache import decode_folder
     from cnnlab.utils import user_cache
 
     with _cache(folder):
         with contextlib.redirect_stderr(io.StringIO()):
-            made = decoded(_shards.pictures, ["a.png", "b.png"], {"a.png": (1, 1), "b.png": (2, 2)}, 8, "crop")
+            made = decode_folder(_shards.pictures, ["a.png", "b.png"], {"a.png": (1, 1), "b.png": (2, 2)}, 8, "crop")
         assert made.pixels.shape == (2, 8, 8, 3)
         assert made.sizes.shape == (2, 2)
         user_cache.entries()
