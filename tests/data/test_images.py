@@ -182,7 +182,7 @@ def test_values_that_are_none_do_not_move_the_range():
     for mark in (np.inf, -np.inf, np.nan, -3.4e38):
         grey[0, 0] = mark
         decoded = decode_bytes(encoded(Image.fromarray(grey), "TIFF"), "x", 4, grey_range=(0, 1))
-        assert decoded.values == (0.5, 0.5)
+        assert decoded.grey_range == (0.5, 0.5)
         assert np.asarray(decoded.image)[2, 2].tolist() == [127] * 3
 
 
@@ -198,7 +198,7 @@ def test_what_is_no_file_or_too_large_is_not_read(workplace, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "1"])
 def test_a_large_picture_is_made_smaller_first(mode, monkeypatch):
-    monkeypatch.setattr(decoding, "REDUCED", 1000)
+    monkeypatch.setattr(decoding, "MOST_CONVERTED", 1000)
     for size in ((400, 400), (40, 4000), (4000, 40)):
         image = Image.new("I;16", size, 30_000) if mode == "I;16" else Image.new("L", size, 117).convert(mode)
         received = decode_image(encoded(image, "PNG"), 16)

@@ -34,14 +34,14 @@ def test_a_named_set_too_large_for_memory_is_read_from_the_disk_and_is_the_same(
 
 def test_it_is_resized_once(workplace, small_memory, monkeypatch):
     first = cnnlab.load_dataset("digits", image_size=20, limit=200)
-    monkeypatch.setattr(resizing, "resize_to_rgb", lambda images, side: pytest.fail("resize_images again"))
+    monkeypatch.setattr(resizing, "resize_to_rgb", lambda images, side: pytest.fail("resized again"))
     again = cnnlab.load_dataset("digits", image_size=20, limit=200, val_fraction=0.3)
     assert again.digest == first.digest
     assert len(again.val) == 60
 
 
 def test_a_pass_that_was_killed_goes_on(workplace, small_memory, monkeypatch):
-    monkeypatch.setattr(resizing, "AT_ONCE", 50 * 20 * 20 * 3)
+    monkeypatch.setattr(resizing, "BYTES_AT_ONCE", 50 * 20 * 20 * 3)
     as_it_is, passes = resizing.resize_to_rgb, []
 
     def killed(images, side):
