@@ -1,6 +1,10 @@
-"""Where checkpoints of trainings lie, whose runs can be gone on with, and which are swept away: `RUN_ID.npz` beside a
-local store, for a server in the user's cache. What is in them is `cnnlab.training.checkpointing`'s.
+"""Find the checkpoint files of trainings, the runs that can be resumed from them, and remove files of no use.
+
+A checkpoint is `RUN_ID.npz` beside a local store, for a server in the user's cache; `cnnlab.training.checkpointing`
+reads and writes it.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -11,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import mlflow
+from mlflow.entities import Run
 
 from cnnlab.errors import ArgumentError
 from cnnlab.tracking.store_location import local_folder
@@ -19,7 +24,7 @@ from cnnlab.utils.files import UNFINISHED
 from cnnlab.utils.log import log
 
 VARIABLE = "CNNLAB_CHECKPOINT"
-NONE = "none"  # the variable's value for no checkpoints
+NONE = "none"  # the value for no checkpoints
 SECONDS = 60  # between two checkpoints
 DAYS = 14  # that one is kept for
 
@@ -35,7 +40,7 @@ class Stored:
 
 
 def seconds_between() -> float | None:
-    """How many seconds pass between two checkpoints, `None` where there are to be none.
+    """Return how many seconds pass between two checkpoints, `None` where there are to be none.
 
     Raises:
         ArgumentError: `$CNNLAB_CHECKPOINT` says neither.
@@ -52,17 +57,17 @@ def seconds_between() -> float | None:
 
 
 def checkpoint_folder() -> Path:
-    """Where the open store's checkpoints are."""
+    """Return the folder of the open store's checkpoints."""
     return local_folder(mlflow.get_tracking_uri()) / "checkpoints"
 
 
-def checkpoint_file(run_id) -> Path:
-    """Where the checkpoint of a run of the open store is, if it has one."""
+def checkpoint_file(run_id: str) -> Path:
+    """Return the file of a run's checkpoint, whether or not it has one, for the open store."""
     return checkpoint_folder() / f"{run_id}.npz"
 
 
-def stored_checkpoints(folder=None) -> list[Stored]:
-    """The checkpoints in a folder, that of the open store by default, newest first."""
+def stored_checkpoints(folder: Path | None = None) -> list[Stored]:
+    """Return the checkpoints in a folder, that of the open store by default, newest first."""
     found = []
     for file in (folder or checkpoint_folder()).glob("*.npz"):
         if not re.fullmatch("[0-9a-f]{32}", file.stem):  # somebody else's
@@ -74,8 +79,9 @@ def stored_checkpoints(folder=None) -> list[Stored]:
 
 
 def sweep() -> None:
-    """Remove what nobody goes on from, and say so: checkpoints of runs that finished or were deleted, those that are
-    older than `DAYS`, and files that a kill left half-written.
+    """Remove checkpoints that nobody resumes, and say so: of finished and deleted runs, and those older than `DAYS`.
+
+    Files that a kill left half-written are removed too.
     """
     for one in stored_checkpoints():
         run = _run(one.run_id)
@@ -86,8 +92,8 @@ def sweep() -> None:
         file.unlink(missing_ok=True)
 
 
-def why_stray(stored, status) -> str:
-    """Why nobody goes on from a checkpoint, or nothing.
+def why_stray(stored: Stored, status: str | None) -> str:
+    """Return why nobody resumes from a checkpoint, or an empty text.
 
     Args:
         stored: the checkpoint.
@@ -102,8 +108,8 @@ def why_stray(stored, status) -> str:
     return ""
 
 
-def unfinished_checkpoints(folder) -> list[Path]:
-    """Files that a kill left half-written."""
+def unfinished_checkpoints(folder: Path) -> list[Path]:
+    """Return files of a folder that a kill left half-written."""
     found = []
     for file in folder.glob(f"*{UNFINISHED}"):
         with contextlib.suppress(OSError):
@@ -112,9 +118,10 @@ def unfinished_checkpoints(folder) -> list[Path]:
     return found
 
 
-def interrupted_runs(experiment_id, parent_run_id=None, **tags) -> list[str]:
-    """The ids of an experiment's runs, below a run or below none, that ended without finishing, have a checkpoint, and
-    carry these tags of ours; the one that was written last first.
+def interrupted_runs(experiment_id: str, parent_run_id: str | None = None, **tags: str | None) -> list[str]:
+    """Return the ids of an experiment's runs that can be resumed, the one whose checkpoint was written last first.
+
+    They are below this run, or below none; they ended without finishing, have a checkpoint, and carry these tags.
     """
     found = []
     for one in stored_checkpoints():
@@ -127,8 +134,8 @@ def interrupted_runs(experiment_id, parent_run_id=None, **tags) -> list[str]:
     return found
 
 
-def _run(run_id):
-    """The run, or `None` where there is none, or one in MLflow's bin."""
+def _run(run_id: str) -> Run | None:
+    """Return the run, or `None` where there is none, or a deleted one."""
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except mlflow.MlflowException as error:

@@ -1,4 +1,4 @@
-"""Where runs are kept: the local store in `./mlruns`, or what `MLFLOW_TRACKING_URI` or the user's own run names."""
+"""Open the store of runs: `./mlruns` on this machine, or what `MLFLOW_TRACKING_URI` or the user's own run names."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def opened_at(uri: str) -> Iterator[None]:
                 process.users -= 1
 
 
-def expect_usable_store(writes=True) -> None:
+def expect_usable_store(writes: bool = True) -> None:
     """Find out, within seconds and without writing anything, whether the store can be used.
 
     Args:
@@ -137,7 +137,7 @@ def expect_usable_store(writes=True) -> None:
         _expect_space(database.parent)
 
 
-def open_store(writes=True, elsewhere=None) -> str:
+def open_store(writes: bool = True, elsewhere: str | None = None) -> str:
     """Point MLflow at the store and return its address.
 
     A new sqlite store is migrated in a temporary file and renamed into place under a file lock, since MLflow migrates
@@ -156,7 +156,7 @@ def open_store(writes=True, elsewhere=None) -> str:
     try:
         if not writes and database and database.exists() and not _may_write(database):
             uri = sqlite_uri(copied(database))
-            database = None  # nobody else's runs are closed
+            database = None  # the runs of others stay as they are
             mlflow.set_tracking_uri(uri)
             mlflow.MlflowClient()
             return uri
@@ -170,38 +170,42 @@ def open_store(writes=True, elsewhere=None) -> str:
             _open_local_store(database)
         _point_at(uri)
         client = mlflow.MlflowClient()
-        with contextlib.suppress(mlflow.MlflowException if is_server(uri) else ()):  # who may only read closes nothing
+        # On a server who may only read closes nothing.
+        with contextlib.suppress(mlflow.MlflowException) if is_server(uri) else contextlib.nullcontext():
             _close_stale_runs(client)
-    except ModuleNotFoundError as error:
-        raise LabError(
-            f"Expected a driver for the store at {uri}. Received: {first_line(error)}. "
-            f"Install one: pip install '{DRIVERS.get(_kind(uri), error.name)}'."
-        ) from error
-    except (OSError, sqlite3.Error, SQLAlchemyError, mlflow.MlflowException) as error:
-        if found := re.search(r"found version (\w+)", str(error)):
-            cure = f"Copy its database, then bring it up to date: mlflow db upgrade '{uri}'."
-            raise _of_another_mlflow(uri, found[1], cure) from error
-        if database:
-            broken = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
-            raise _unwritable(
-                database.parent, error, *["Save what can be read with 'cnnlab doctor --fix'."] * broken
-            ) from error
-        hint = f" Did you mean http://{uri}?" if "://" not in uri and ":" in uri else ""
-        raise LabError(
-            f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {first_line(error)}.{hint} "
-            "Correct the address, or unset the variable to use ./mlruns."
-        ) from error
+    except (ModuleNotFoundError, OSError, sqlite3.Error, SQLAlchemyError, mlflow.MlflowException) as error:
+        raise _cannot_open(uri, database, error) from error
     return uri
 
 
+def _cannot_open(uri: str, database: Path | None, error: Exception) -> LabError:
+    """Return the error to raise for a store that does not open: expected, received, what to do."""
+    if isinstance(error, ModuleNotFoundError):
+        return LabError(
+            f"Expected a driver for the store at {uri}. Received: {first_line(error)}. "
+            f"Install one: pip install '{DRIVERS.get(_kind(uri), error.name)}'."
+        )
+    if found := re.search(r"found version (\w+)", str(error)):
+        cure = f"Copy its database, then bring it up to date: mlflow db upgrade '{uri}'."
+        return _of_another_mlflow(uri, found[1], cure)
+    if database:
+        is_broken = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+        return _unwritable(database.parent, error, *["Save what can be read with 'cnnlab doctor --fix'."] * is_broken)
+    hint = f" Did you mean http://{uri}?" if "://" not in uri and ":" in uri else ""
+    return LabError(
+        f"Expected an MLflow store at {uri} (MLFLOW_TRACKING_URI). Received: {first_line(error)}.{hint} "
+        "Correct the address, or unset the variable to use ./mlruns."
+    )
+
+
 def is_read_only() -> bool:
-    """Whether the store that is open is a copy of one that may not be written."""
+    """Return whether the store that is open is a copy of one that may not be written."""
     database = local_database(mlflow.get_tracking_uri())
     return database is not None and database.parent.name.startswith("cnnlab-read-")  # as `copied` makes it
 
 
 def address() -> str:
-    """The address of the store that a verb will open: that of the user's own active run, or `places.store_uri`.
+    """Return the address of the store that a verb will open: of the user's active run, or `store_location.store_uri`.
 
     Raises:
         LabError: it is in memory.
@@ -217,40 +221,41 @@ def address() -> str:
     return uri
 
 
-def _kind(uri):
-    """Of a database's address, the kind: postgresql, say."""
+def _kind(uri: str) -> str:
+    """Return the kind of a database from its address: postgresql, say."""
     return uri.partition("://")[0].partition("+")[0]
 
 
-def _point_at(uri):
+def _point_at(uri: str) -> None:
     named = TRACKING_VARIABLE in os.environ
     mlflow.set_tracking_uri(uri)
-    if not named:  # MLflow sets it too, and our own default must not pass for the user's word
+    if not named:  # MLflow sets it too, and our own default must not pass for the user's choice
         os.environ.pop(TRACKING_VARIABLE, None)
 
 
-def _may_write(database):
+def _may_write(database: Path) -> bool:
     folder = database.parent
     return os.access(database, os.W_OK) and os.access(folder, os.W_OK) and not _is_full(folder)
 
 
-def _is_full(folder):
-    """Whether not even a run's entries have room; there are file systems that do not say how large they are."""
+def _is_full(folder: Path) -> bool:
+    """Return whether not even a run's entries have room; there are file systems that do not say how large they are."""
     disk = shutil.disk_usage(folder)
     return disk.total > 0 and disk.free < LEAST_BYTES
 
 
-def _expect_space(folder):
-    if _is_full(next(there for there in (folder, *folder.parents) if there.exists())):
+def _expect_space(folder: Path) -> None:
+    if _is_full(next(existing for existing in (folder, *folder.parents) if existing.exists())):
         raise LabError(
             f"Expected space on the disk for the MLflow store in '{folder}'. Received: less than 1 MB. "
             "Free some, work in another folder, or set MLFLOW_TRACKING_URI."
         )
 
 
-def copied(database):
-    """A copy of a database that is not to be written, brought up to date, for as long as a store is open; its artifacts
-    stay where they are.
+def copied(database: Path) -> Path:
+    """Copy a database that may not be written, and bring the copy up to date; its artifacts stay where they are.
+
+    The copy is removed when the store is closed.
     """
     copy = process.resources.enter_context(private_folder("read")) / database.name
     with readable(database) as connection, contextlib.closing(sqlite3.connect(copy)) as fresh:
@@ -263,7 +268,7 @@ def copied(database):
     return copy
 
 
-def _of_another_mlflow(uri, revision, cure):
+def _of_another_mlflow(uri: str, revision: str, cure: str) -> LabError:
     older = is_known_schema(revision)
     return LabError(
         f"Expected a store of MLflow {mlflow.__version__} at {uri}. Received: one of "
@@ -271,19 +276,23 @@ def _of_another_mlflow(uri, revision, cure):
     )
 
 
-def _unwritable(folder, reason, cure="Make the folder writable, work in another one, or set MLFLOW_TRACKING_URI."):
+def _unwritable(
+    folder: Path,
+    reason: str | Exception,
+    cure: str = "Make the folder writable, work in another one, or set MLFLOW_TRACKING_URI.",
+) -> LabError:
     return LabError(f"Expected to write the MLflow store in '{folder}'. Received: {first_line(reason)}. {cure}")
 
 
-def copy_empty_store(database) -> None:
-    """Put a fresh store where none is. It is a copy, which takes a millisecond, of one that took seconds to make."""
+def copy_empty_store(database: Path) -> None:
+    """Make a new store by copying an empty one, which takes a millisecond instead of seconds."""
     empty = database.parents[1] / "empty" / f"{mlflow.__version__}.db"
     _open_local_store(empty)
     with replacing(database) as fresh:
         shutil.copyfile(empty, fresh)
 
 
-def _open_local_store(database):
+def _open_local_store(database: Path) -> None:
     artifacts_folder(database).mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
         if not database.exists():
@@ -297,8 +306,8 @@ def _open_local_store(database):
         put_beside(database)
 
 
-def _close_stale_runs(client):
-    """End as KILLED what a process that is gone left RUNNING (SIGKILL, power loss)."""
+def _close_stale_runs(client: mlflow.MlflowClient) -> None:
+    """End as KILLED the runs that an ended process left RUNNING (SIGKILL, power loss)."""
     folder = local_folder(mlflow.get_tracking_uri())
     for run in list(running_runs(client)):
         if is_gone(run.info.run_id, run.data.tags, folder):

@@ -1,4 +1,6 @@
-"""What a run has to say of itself to be judged and repeated later: data, versions, code, machine."""
+"""Make the tags by which a run can be judged and repeated later: its data, versions, code and machine."""
+
+from __future__ import annotations
 
 import functools
 import hashlib
@@ -8,13 +10,15 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.models import custom_model
+from cnnlab.recipe import Recipe
 
 PACKAGES = ("cnnlab", "keras", "tensorflow", "mlflow", "numpy")
 
 
-def data_tags(dataset) -> dict:
-    """What a run's tags say about its data."""
+def data_tags(dataset: ImageDataset) -> dict[str, str | None]:
+    """Return a run's tags about its data."""
     return {
         "dataset": dataset.name,
         "dataset_digest": dataset.digest,
@@ -24,8 +28,8 @@ def data_tags(dataset) -> dict:
     }
 
 
-def environment_tags() -> dict:
-    """Versions, the commit of a checkout, the machine, and what the code does otherwise than it did."""
+def environment_tags() -> dict[str, str | bool]:
+    """Return tags about versions, the commit of a checkout, the machine, and what the code once did otherwise."""
     return {
         "python": platform.python_version(),
         **{f"version.{name}": version(name) for name in PACKAGES},
@@ -35,8 +39,8 @@ def environment_tags() -> dict:
     }
 
 
-def file_tags(recipe) -> dict:
-    """The sha256 of the files of weights, backbone and model, which their paths alone do not pin down."""
+def file_tags(recipe: Recipe) -> dict[str, str]:
+    """Return the sha256 of the files of weights, backbone and model, which their paths alone do not pin down."""
     files = {"weights": recipe.weights, "backbone": recipe.backbone}
     tags = {}
     for name, path in files.items():
@@ -49,18 +53,18 @@ def file_tags(recipe) -> dict:
 
 
 @functools.lru_cache(maxsize=64)  # a training asks for it several times
-def _sha256(path, size, changed):
-    """sha256 of a file, read once a process as long as its size and time are these."""
+def _sha256(path: str, size: int, changed: int) -> str:
+    """Compute the sha256 of a file, once a process as long as its size and time are these."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache  # the code that runs is the code that was there at the start
-def _code_tags():
-    """The commit and whether the code differs from it; nothing where cnnlab does not run from a checkout."""
+def _code_tags() -> dict[str, str | bool]:
+    """Return the commit and whether the code differs from it; nothing where cnnlab does not run from a checkout."""
     package = Path(__file__).parent.parent
 
-    def git(*arguments):
+    def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
@@ -72,7 +76,7 @@ def _code_tags():
         return {}
 
 
-def _processor():
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,8 +1,11 @@
-"""Whether the process of a run still lives: a lock beside the store, and the process's number where there is none."""
+"""Find out whether the process of a run still lives: by a lock beside the store, else by the process's number."""
+
+from __future__ import annotations
 
 import contextlib
 import os
 import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlflow
@@ -15,29 +18,29 @@ from cnnlab.tracking.tag_names import TAG
 from cnnlab.utils.files import is_locked
 
 
-def process_tags() -> dict:
-    """Which process of which machine a run belongs to."""
+def process_tags() -> dict[str, str]:
+    """Return the tags that say which process of which machine a run belongs to."""
     # With the start time, since process ids are used again.
     process = f"{os.getpid()}-{psutil.Process().create_time():.0f}"
     return {"process": f"{socket.gethostname()}/{process}", "processes": _processes()}
 
 
-def _processes():
-    """What tells apart the numbers of processes: the start of the system, and the container."""
+def _processes() -> str:
+    """Identify what numbers of processes are of: this start of the system, and the container."""
     with contextlib.suppress(OSError):
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
     return f"{psutil.boot_time():.0f}"
 
 
-def _is_alive(process):
+def _is_alive(process: str) -> bool:
     pid, _, started = process.partition("-")
     with contextlib.suppress(psutil.Error, ValueError):
         return abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
     return False
 
 
-def is_gone(run_id, tags, folder) -> bool:
-    """Whether the process of a run has ended. Where that cannot be known from here, it has not.
+def is_gone(run_id: str, tags: Mapping[str, str], folder: Path) -> bool:
+    """Return whether the process of a run has ended; where this machine cannot know that, it has not.
 
     Args:
         tags: the run's.
@@ -52,7 +55,7 @@ def is_gone(run_id, tags, folder) -> bool:
     return host == socket.gethostname() and same and not _is_alive(process)
 
 
-def remove_lock(lock) -> None:
+def remove_lock(lock: Path) -> None:
     """Remove the file of a lock, if there is one, unless a process holds it by now."""
     if not lock.exists():
         return
@@ -61,8 +64,8 @@ def remove_lock(lock) -> None:
 
 
 @contextlib.contextmanager
-def alive(run_id):
-    """Around the work of a run: a lock beside the local store, which ends with its process wherever that runs.
+def alive(run_id: str) -> Iterator[None]:
+    """Hold a lock beside the local store inside the block; it ends with the process, wherever that runs.
 
     Raises:
         LabError: another process works on the run.
@@ -85,6 +88,6 @@ def alive(run_id):
                 file.unlink(missing_ok=True)
 
 
-def lock_file(folder, run_id) -> Path:
-    """Where the lock of a run is, below the store's folder."""
+def lock_file(folder: Path, run_id: str) -> Path:
+    """Return the file of a run's lock, below the store's folder."""
     return folder / "running" / f"{run_id}.lock"

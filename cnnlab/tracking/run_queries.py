@@ -1,16 +1,18 @@
-"""Runs of the store, read back as what they were when they ended."""
+"""Find runs of the store, and read back their recipes, curves, predictions and other artifacts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelStatus, Run
 
 from cnnlab.errors import ArgumentError, LabError, first_line, reading
-from cnnlab.evaluation.predictions import PREDICTIONS_FILE, load_predictions
+from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import Recipe
 from cnnlab.tracking.pagination import OURS, all_experiments, every
@@ -22,8 +24,8 @@ from cnnlab.utils.temporary_folders import private_folder
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
-def find_run(run_id):
-    """The MLflow run with this id, or with this beginning of an id, in the open store.
+def find_run(run_id: str) -> Run:
+    """Return the MLflow run with this id, or with this beginning of an id, in the open store.
 
     Raises:
         ArgumentError: no run has it, or several have.
@@ -57,8 +59,8 @@ def find_run(run_id):
     return runs[0]
 
 
-def find_finished_run(run_id):
-    """`find_run`, for a finished run of one model.
+def find_finished_run(run_id: str) -> Run:
+    """Return the run with this id as `find_run` does, if it is a finished run of one model.
 
     Raises:
         ArgumentError: also when the run failed, or is not the run of a model.
@@ -70,11 +72,11 @@ def find_finished_run(run_id):
     return run
 
 
-def find_interrupted_run(run_id):
-    """`find_run`, for a run of one model that ended without finishing.
+def find_interrupted_run(run_id: str) -> Run:
+    """Return the run with this id as `find_run` does, if it is a run of one model that ended without finishing.
 
     Raises:
-        ArgumentError: also when it is finished or still runs, is not the run of a model, or is a part of a search.
+        ArgumentError: also when it is finished or still runs, is not the run of a model, or belongs to a search.
     """
     run = find_run(run_id)
     _expect_one_model(run)
@@ -88,25 +90,25 @@ def find_interrupted_run(run_id):
     return run
 
 
-def _expect_one_model(run):
+def _expect_one_model(run: Run) -> None:
     kind = run.data.tags.get(TAG + "kind")
     if kind in ("compare", "search", "audit"):
         received = "an audit" if kind == "audit" else f"a {kind} run. Take one of the runs below it"
         raise ArgumentError(f"Expected the run of one model. Received: {run.info.run_id[:8]}, {received}.")
 
 
-def _state_of(run):
+def _state_of(run: Run) -> str:
     reason = run.data.tags.get(TAG + "reason")
     if rest := run.data.tags.get(UNDELIVERED):
         reason = f"the rest of it waits at {rest}: deliver it there with 'cnnlab sync'"
     return f"{run.info.run_id[:8]}, which is {run.info.status}{f' ({reason})' if reason else ''}"
 
 
-def best_run(experiment=None, by="accuracy"):
-    """The finished run with the best validation score of an experiment: by name, or the one that was used last.
+def best_run(experiment: str | None = None, by: str = "accuracy") -> Run:
+    """Return the finished run with the best validation score of an experiment.
 
     Args:
-        experiment: its name.
+        experiment: its name; by default the one that was used last.
         by: one of `SCORES`.
 
     Raises:
@@ -131,7 +133,7 @@ def best_run(experiment=None, by="accuracy"):
             "Expected a finished run with a model. Received: none in this store. Train one with 'cnnlab compare', "
             "in this folder."
         )
-    return _first(client, [newest.info.experiment_id], finished, f"metrics.final_val_{by} DESC")
+    return _first(client, [newest.info.experiment_id], finished, f"metrics.final_val_{by} DESC") or newest
 
 
 def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
@@ -142,7 +144,7 @@ def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
         id_to_show: as in `RunResult`.
 
     Raises:
-        LabError: the run has no test predictions (a trial of a search), or they are gone.
+        LabError: the run has no test predictions (a trial of a search), or they are missing.
     """
     metrics = run.data.metrics
     if not was_tested(run):
@@ -153,7 +155,7 @@ def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
     class_names, parts = read_predictions(run)
     return RunResult(
         recorded_id=run.info.run_id,
-        name=run.info.run_name,
+        name=run.info.run_name or "",
         recipe=read_recipe(run),
         dataset_name=run.data.tags[TAG + "dataset"],
         class_names=class_names,
@@ -170,55 +172,53 @@ def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
     )
 
 
-def _model_of(run):
-    """The id of a run's model; a kill may have left a half-written one beside it, before the run was gone on with."""
-    ids = [output.model_id for output in run.outputs.model_outputs]
+def _model_of(run: Run) -> str:
+    """Return the id of a run's model; a kill may have left a half-written one beside it, before the run was resumed."""
+    ids = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
     if len(ids) == 1:
         return ids[0]
     client = mlflow.MlflowClient()
     return next((one for one in ids if client.get_logged_model(one).status == LoggedModelStatus.READY), ids[0])
 
 
-def was_tested(run) -> bool:
-    """Whether a run has a test score and a model; a trial of a search has neither."""
+def was_tested(run: Run) -> bool:
+    """Return whether a run has a test score and a model; a trial of a search has neither."""
     return "test_accuracy" in run.data.metrics
 
 
-def read_predictions(run):
-    """`(class_names, parts)` of a run that was tested, as `load_predictions` gives them."""
+def read_predictions(run: Run) -> tuple[tuple[str, ...], dict[str, Predictions]]:
+    """Read `(class_names, predictions by split)` of a run that was tested, as `load_predictions` gives them."""
     return _artifact(run, PREDICTIONS_FILE, load_predictions)
 
 
-def read_recipe(run) -> Recipe:
-    """The recipe that a run logged."""
+def read_recipe(run: Run) -> Recipe:
+    """Read the recipe that a run logged."""
     return Recipe.from_json(read_text(run, "recipe.json"))
 
 
-def read_text(run, name) -> str:
-    """A text artifact of a run."""
+def read_text(run: Run, name: str) -> str:
+    """Read a text artifact of a run."""
     return _artifact(run, name, text_of)
 
 
-def text_of(path) -> str:
-    """A file of a run as text."""
+def text_of(path: str | Path) -> str:
+    """Read a file of a run as text."""
     with reading(f"'{Path(path).name}' to be a text", "Restore the store's artifacts, or train again."):
         return Path(path).read_text(encoding="utf-8")
 
 
-def read_history(run) -> dict:
-    """Per-epoch metrics of a run, `{"loss": [...], "val_accuracy": [...], ...}`."""
+def read_history(run: Run) -> dict[str, list[float]]:
+    """Read the per-epoch metrics of a run, `{"loss": [...], "val_accuracy": [...], ...}`."""
     client = mlflow.MlflowClient()
     history = {name: client.get_metric_history(run.info.run_id, name) for name in HISTORY}
     history = {name: [m.value for m in sorted(values, key=lambda m: m.step)] for name, values in history.items()}
     return {name: values for name, values in history.items() if values or name != "learning_rate"}  # of earlier runs
 
 
-def _artifact(run, name, read):
+def _artifact(run: Run, name: str, read: Callable[[str], Any]) -> Any:
     with private_folder("files") as folder:
         try:
-            return read(
-                mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=folder)
-            )
+            return read(download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=str(folder)))
         except (OSError, mlflow.MlflowException) as error:
             raise LabError(
                 f"Expected run {run.info.run_id[:8]} to have its {name}. Received: {first_line(error)}. "
@@ -231,13 +231,13 @@ def tags_of(run_id: str) -> dict[str, str]:
     return our_tags(mlflow.MlflowClient().get_run(run_id).data.tags)
 
 
-def _first(client, experiments, condition, order):
+def _first(client: mlflow.MlflowClient, experiments: list[str], condition: str, order: str) -> Run | None:
     runs = client.search_runs(experiments, condition, order_by=[order], max_results=1) if experiments else []
     return runs[0] if runs else None
 
 
-def children_of(parent_run_id, experiment_id) -> list[dict]:
-    """What the runs below a run say, oldest first: `run_id`, `status`, `seconds`, `metrics`, `params`, our `tags`."""
+def children_of(parent_run_id: str, experiment_id: str) -> list[dict[str, Any]]:
+    """Read the runs below a run, oldest first: `run_id`, `status`, `seconds`, `metrics`, `params`, our `tags`."""
     runs = every(
         mlflow.MlflowClient().search_runs,
         [experiment_id],
@@ -257,10 +257,11 @@ def children_of(parent_run_id, experiment_id) -> list[dict]:
     ]
 
 
-def newest_run(experiment_id, running=False, interrupted=False, **tags) -> str | None:
-    """The id of the newest run that carries these tags of ours, or `None`.
+def newest_run(experiment_id: str, running: bool = False, interrupted: bool = False, **tags: str) -> str | None:
+    """Return the id of the newest run that carries these tags of ours, or `None`.
 
     Args:
+        experiment_id: that it is in.
         running: leaves ended runs out.
         interrupted: `None` too where the newest is finished, or still runs.
     """

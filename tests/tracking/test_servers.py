@@ -20,7 +20,6 @@ from cnnlab.cli import main
 from cnnlab.errors import masked
 from cnnlab.tracking import mlflow_store as stores
 from cnnlab.tracking import pagination, run_queries, ui_server
-from cnnlab.tracking.offline import spool
 from cnnlab.tracking.recorder import MlflowRecorder
 from tests.tracking.faulty import served
 
@@ -91,7 +90,7 @@ def test_certificates_of_both_sides(workplace, monkeypatch):
 
 def test_who_asks_is_said_to_the_server(monkeypatch):
     basic = "Basic YW5uOnNlY3JldA=="  # ann:secret
-    monkeypatch.setattr(spool, "reached_before", lambda server: False)  # or it is not asked a second time
+    monkeypatch.setattr(stores, "reached_before", lambda server: False)  # or it is not asked a second time
     with noting() as (port, asked):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{port}")
         stores.expect_usable_store()

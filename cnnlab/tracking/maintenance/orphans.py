@@ -217,9 +217,9 @@ def undelivered() -> list[Finding]:
         f"{run['run_id'][:8]} {run['name']}, for {entry.server}" for entry in readable for run in spool.runs_of(entry)
     ]
     if runs:
-        what = f"{counted(len(runs), 'run')} in '{spool.outbox_folder()}', not yet delivered"
+        what = f"{counted(len(runs), 'run')} in '{spool.spool_folder()}', not yet delivered"
         found.append(Finding(what, "deliver with 'cnnlab sync'", lines(runs)))
-    folders = [path for path in listed(spool.outbox_folder()) if (path / "mlflow.db").exists()]
+    folders = [path for path in listed(spool.spool_folder()) if (path / "mlflow.db").exists()]
     unknown = [path for path in folders if not (path / spool.DESCRIPTION).exists() and not _is_recorded(path)]
     if unknown:
         what = counted(len(unknown), "folder") + " of the outbox that does not say for which server it is"
