@@ -1,4 +1,4 @@
-"""Which room may import which, imports inside functions included: pytest tests/test_arrows.py"""
+"""Test which package may import which, imports inside functions included: pytest tests/test_arrows.py"""
 
 import ast
 import graphlib

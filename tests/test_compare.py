@@ -1,4 +1,4 @@
-"""pytest tests/test_compare.py"""
+"""Test comparisons of models: pytest tests/test_compare.py"""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""pytest tests/test_export.py"""
+"""Test exporting runs and registered models: pytest tests/test_export.py"""
 
 import dataclasses
 from pathlib import Path

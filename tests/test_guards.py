@@ -1,4 +1,4 @@
-"""What earlier versions gave and wrote still holds: pytest tests/test_guards.py
+"""Test that seeded trainings and stored files of earlier versions still hold: pytest tests/test_guards.py
 
 `fixtures/` says how both files were made. A change that means to change numbers records them anew and says so.
 

@@ -1,4 +1,4 @@
-"""The whole way on PostgreSQL and MLflow's server, with users and TLS: pytest -m server -n 0 tests/test_on_server.py"""
+"""Test the whole way on PostgreSQL, with users and TLS: pytest -m server -n 0 tests/test_on_server.py"""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from cnnlab.cli.main import cli
 from cnnlab.tracking import mlflow_store, run_queries
 from cnnlab.utils.ports import choose_port
-from tests.tracking.equal import contents
+from tests.helpers.store_contents import contents
 
 pytestmark = pytest.mark.server
 pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'cnnlab[server]'")

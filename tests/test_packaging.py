@@ -1,4 +1,4 @@
-"""What an installation holds: pytest tests/test_packaging.py"""
+"""Test what an installation holds: pytest tests/test_packaging.py"""
 
 import configparser
 from pathlib import Path

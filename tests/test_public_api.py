@@ -1,4 +1,4 @@
-"""The public functions and classes: pytest tests/test_public_api.py"""
+"""Test the public functions and classes: pytest tests/test_public_api.py"""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""On real CIFAR-10: CNNLAB_REAL_DATA=/path/to/cifar10 pytest -m real"""
+"""Test trainings on real CIFAR-10: CNNLAB_REAL_DATA=/path/to/cifar10 pytest -m real"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""pytest tests/test_recipe.py"""
+"""Test recipes: their fields, their defaults and their stored form: pytest tests/test_recipe.py"""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A store that an earlier version wrote, with every kind of run, still works: pytest tests/test_stored_stores.py
+"""Test that a store of an earlier version still works: pytest tests/test_stored_stores.py
 
 `fixtures/make_stored_runs_v2.py` made it once, on commit 2dac9c2. Do not make it anew: later versions must read it too.
 """

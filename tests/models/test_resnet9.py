@@ -1,4 +1,4 @@
-"""pytest tests/models/test_resnet9.py"""
+"""Test the ResNet-9 and its ensembles: pytest tests/models/test_resnet9.py"""
 
 import dataclasses
 

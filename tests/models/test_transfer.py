@@ -1,4 +1,4 @@
-"""pytest tests/models/test_transfer.py"""
+"""Test transfer learning from built-in and saved backbones: pytest tests/models/test_transfer.py"""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""What the server of a model answers, without a socket: pytest tests/serving/test_app.py"""
+"""Test the answers of a model's server, without a socket: pytest tests/serving/test_app.py"""
 
 import asyncio
 import io

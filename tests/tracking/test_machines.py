@@ -1,4 +1,4 @@
-"""Containers, users, disks and servers as they are, made by the test: CNNLAB_MACHINES=1 pytest -n 0 -m machines
+"""Test real containers, users, disks and servers, made here: CNNLAB_MACHINES=1 pytest -n 0 -m machines
 
 Most need root, for namespaces and mounts of their own that end with the test.
 """
@@ -24,7 +24,7 @@ from cnnlab.tracking import mlflow_store as stores
 from cnnlab.tracking import run_logging
 from cnnlab.tracking.recorder import MlflowRecorder
 from cnnlab.tracking.tag_names import TAG
-from tests.data.pictures import fill
+from tests.helpers.pictures import fill
 
 recorder = MlflowRecorder()
 

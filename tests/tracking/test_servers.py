@@ -1,4 +1,4 @@
-"""Servers, and disks, as they answer: pytest tests/tracking/test_servers.py"""
+"""Test servers, and disks, that answer in unusual ways: pytest tests/tracking/test_servers.py"""
 
 import contextlib
 import http.server
@@ -21,7 +21,7 @@ from cnnlab.errors import masked
 from cnnlab.tracking import mlflow_store as stores
 from cnnlab.tracking import pagination, run_queries, ui_server
 from cnnlab.tracking.recorder import MlflowRecorder
-from tests.tracking.faulty import served
+from tests.helpers.faulty_proxy import served
 
 recorder = MlflowRecorder()
 

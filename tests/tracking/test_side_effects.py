@@ -1,4 +1,4 @@
-"""Importing and installing cnnlab changes nothing for other programs: pytest tests/tracking/test_side_effects.py"""
+"""Test that importing and installing cnnlab changes nothing for other programs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""pytest tests/training/test_stages.py"""
+"""Test training in two stages: the head, then the fine-tuned layers: pytest tests/training/test_stages.py"""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""pytest tests/tuning/test_search.py"""
+"""Test searches for hyperparameters: pytest tests/tuning/test_search.py"""
 
 import csv
 import gc
@@ -8,30 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlflow
 import pytest
 
 import cnnlab
 from cnnlab.models.model_table import Range
 from cnnlab.training.runtime import freed_models
 from cnnlab.tuning.search import run_search
-from cnnlab.tuning.search_settings import Search
-
-SPACE = {"learning_rate": Range(1e-3, 1e-2, log=True), "dense_units": (8, 16)}
-
-
-def small_search(**changes):
-    recipe = cnnlab.Recipe(dataset="digits", limit=150, filters=(4,), epochs=1)
-    options = {"space": SPACE, "tuner": "random", "trials": 3, "finalists": 1, "final_seeds": 1, **changes}
-    return Search(options.pop("recipe", recipe), **options)
-
-
-def runs_by_kind(store, view=mlflow.entities.ViewType.ACTIVE_ONLY):
-    experiments = [e.experiment_id for e in store.search_experiments()]
-    kinds = {}
-    for run in store.search_runs(experiments, run_view_type=view):
-        kinds.setdefault(run.data.tags["cnnlab.kind"], []).append(run)
-    return kinds
+from tests.helpers.small_searches import SPACE, runs_by_kind, small_search
 
 
 def artifact(store, run_id, path):
@@ -102,8 +85,8 @@ def test_a_trials_recipe_repeats_it(store):
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
-from test_search import small_search
+sys.path.insert(0, {checkout!r})
+from tests.helpers.small_searches import small_search
 from cnnlab.tuning import search, trials
 fit, calls = trials.fit_and_evaluate, []
 def fit_twice(*args, **kwargs):
@@ -122,7 +105,7 @@ with job():
 
 @pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_a_killed_search_goes_on_where_it_was(store, name):
-    program = KILLED.format(tests=str(Path(__file__).parent), signal=name)
+    program = KILLED.format(checkout=str(Path(__file__).parents[2]), signal=name)
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert killed.returncode == (-signal.SIGKILL if name == "SIGKILL" else 128 + signal.SIGTERM), killed.stderr
     before = {run.info.run_id: run.info.status for run in runs_by_kind(store)["trial"]}

@@ -1,4 +1,4 @@
-"""pytest tests/tuning/test_spaces.py"""
+"""Test the spaces that a search draws from: pytest tests/tuning/test_spaces.py"""
 
 import dataclasses
 
