@@ -1,11 +1,17 @@
-"""Models of the store and its registry, by their URIs."""
+"""Load models of the store and its registry, by their `models:/...` URIs."""
+
+from __future__ import annotations
 
 import atexit
 import contextlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow.artifacts import download_artifacts
+from mlflow.models import get_model_info
+from mlflow.models.model import ModelInfo
 
 from cnnlab.errors import LabError, first_line
 from cnnlab.models import custom_model
@@ -14,21 +20,27 @@ from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import MODEL_SOURCE
 from cnnlab.utils.temporary_folders import private_folder
 
+if TYPE_CHECKING:
+    import keras
+
 CARD_FILE = "model_card.md"  # beside the model
 
-_until_exit = contextlib.ExitStack()
+_until_exit = contextlib.ExitStack()  # holds the folders of loaded models, which Keras may read from again
 atexit.register(_until_exit.close)
 
 
 @opened_store(writes=False)
-def fetch(uri) -> tuple[str, str]:
-    """A registered or logged model's URI with its version in place of an alias, and the file of its Keras model.
+def fetch(uri: str) -> tuple[str, str]:
+    """Fetch a registered or logged model.
+
+    Returns:
+        The URI with the version in place of an alias, and the file of the Keras model.
 
     Raises:
         LabError: there is no such model, or it is of another kind.
     """
     try:
-        info = mlflow.models.get_model_info(uri)
+        info = get_model_info(uri)
         folder = _local(uri)
     except (mlflow.MlflowException, OSError) as error:
         raise _not_of_this_store(uri, error) from error
@@ -38,8 +50,8 @@ def fetch(uri) -> tuple[str, str]:
     return pinned(uri), str(file)
 
 
-def pinned(uri) -> str:
-    """A model's URI with its version in place of an alias, which may be moved at any time.
+def pinned(uri: str) -> str:
+    """Return a model's URI with its version in place of an alias, which may be moved at any time.
 
     Raises:
         LabError: nothing has that alias.
@@ -51,8 +63,8 @@ def pinned(uri) -> str:
         raise _not_of_this_store(uri, error) from error
 
 
-def about(uri) -> dict:
-    """What a model is called: its "name", its "version", or `None` of one that is not registered, and its "card".
+def about(uri: str) -> dict[str, Any]:
+    """Describe a model: its "name", its "version", or `None` of one that is not registered, and its "card".
 
     Args:
         uri: with a version in place of an alias.
@@ -63,28 +75,28 @@ def about(uri) -> dict:
 
 
 @opened_store(writes=False)
-def _card(uri):
+def _card(uri: str) -> str | None:
     with private_folder("files") as folder:
         try:
-            file = mlflow.artifacts.download_artifacts(f"{uri}/{CARD_FILE}", dst_path=folder)
+            file = download_artifacts(f"{uri}/{CARD_FILE}", dst_path=str(folder))
         except (OSError, mlflow.MlflowException):  # a model that is not registered has none
             return None
         return Path(file).read_text(encoding="utf-8")
 
 
-def origin(uri) -> tuple[str, str | None]:
-    """A model's URI with its version in place of an alias, and the id of the run that logged it, in the open store."""
-    return pinned(uri), mlflow.models.get_model_info(uri).run_id
+def origin(uri: str) -> tuple[str, str | None]:
+    """Return a model's URI with its version in place of an alias, and the id of the run that logged it."""
+    return pinned(uri), get_model_info(uri).run_id
 
 
-def load(uri):
-    """A model that cnnlab logged: `(keras.Model, metadata)`, with its "class_names", "fit" and "grey_range".
+def load(uri: str) -> tuple[keras.Model, dict[str, Any]]:
+    """Load a model that cnnlab logged, and its metadata, with "class_names", "fit" and "grey_range".
 
     Raises:
         LabError: there is no such model, it does not load, or it does not carry its class names.
     """
     try:
-        info = mlflow.models.get_model_info(uri)
+        info = get_model_info(uri)
         model = _load_keras(uri, info) if "keras" in info.flavors else None
     except (mlflow.MlflowException, OSError) as error:
         raise _not_of_this_store(uri, error) from error
@@ -94,16 +106,16 @@ def load(uri):
     return model, metadata
 
 
-def _local(uri):
-    """The folder of a model: in the store, where MLflow adds a file of its own, or a copy where it may not."""
+def _local(uri: str) -> str:
+    """Return the folder of a model: in the store, where MLflow adds a file of its own, or a copy where it may not."""
     if not mlflow_store.is_read_only():
-        return mlflow.artifacts.download_artifacts(uri)
+        return download_artifacts(uri)
     folder = _until_exit.enter_context(private_folder("model"))
-    return mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+    return download_artifacts(uri, dst_path=str(folder))
 
 
-def _load_keras(uri, info):
-    """The model; one with layers of the user's own after the file that registers them with Keras, as the run has it."""
+def _load_keras(uri: str, info: ModelInfo) -> keras.Model | None:
+    """Load the model; one with custom layers after the file that registers them with Keras, as the run has it."""
     from cnnlab.models import safe_loading  # in here, as what only reads the store takes no Keras
 
     # By its place, not by what its description says of it: that names loaders, code and other kinds of files.
@@ -132,7 +144,7 @@ def _load_keras(uri, info):
     ) from reason
 
 
-def _not_of_this_store(uri, error):
+def _not_of_this_store(uri: str, error: Exception) -> LabError:
     return LabError(
         f"Expected '{uri}' to be a model of this store. Received: {first_line(error)}. "
         "'cnnlab models' lists what is registered."

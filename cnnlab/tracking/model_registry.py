@@ -1,7 +1,9 @@
-"""The registry: one name a data set, a version for each registered run.
+"""Register runs in MLflow's model registry, one name a data set, and list versions.
 
 A version's tags say what it is; its model card and the evidence of its promotion lie beside the model.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -9,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation.model_card import model_card
@@ -35,14 +38,16 @@ class Version:
     number: int
     run_id: str
     aliases: tuple[str, ...]
-    tags: dict
+    tags: dict[str, str]
 
     def __str__(self):
         return f"{self.name} version {self.number}"
 
 
 @opened_store()
-def register_run(run_id=None, *, experiment=None, name=None, by="accuracy") -> tuple[Version, list[str]]:
+def register_run(
+    run_id: str | None = None, *, experiment: str | None = None, name: str | None = None, by: str = "accuracy"
+) -> tuple[Version, list[str]]:
     """Register a run's model, or find the version that it already is.
 
     Args:
@@ -71,15 +76,16 @@ def register_run(run_id=None, *, experiment=None, name=None, by="accuracy") -> t
     for version in list_versions(name):
         if version.run_id == run.info.run_id:
             return version, [*said, f"It is {version} already."]
+    assert result.model_uri  # as of every run that was tested
     stored_models.load(result.model_uri)  # one that does not load again must not become the champion
     with contextlib.suppress(mlflow.MlflowException):  # it is there already
         client.create_registered_model(
             name, description=f"Classifiers of {markdown(result.dataset_name)} images, by cnnlab."
         )
-    return _new_version(client, name, run, result), said
+    return _new_version(client, name, run, result, result.model_uri), said
 
 
-def _new_version(client: mlflow.MlflowClient, name: str, run: Run, result: RunResult) -> Version:
+def _new_version(client: mlflow.MlflowClient, name: str, run: Run, result: RunResult, model_uri: str) -> Version:
     """Put the model card and the predictions beside a run's model, and make a version of it."""
     params = renamed_fields(run.data.params)
     tags = {
@@ -95,20 +101,20 @@ def _new_version(client: mlflow.MlflowClient, name: str, run: Run, result: RunRe
             path, result.class_names, val=result.validation, test=result.test
         )
     }
-    run_logging.log_model_texts(result.model_uri, {stored_models.CARD_FILE: card}, predictions)
+    run_logging.log_model_texts(model_uri, {stored_models.CARD_FILE: card}, predictions)
     made = client.create_model_version(
         name,
-        source=result.model_uri,
+        source=model_uri,
         run_id=run.info.run_id,
         tags=tags,
         description=card.split("\n## ")[0],
-        model_id=result.model_uri.removeprefix("models:/"),
+        model_id=model_uri.removeprefix("models:/"),
     )
     return _version(client.get_model_version(name, made.version), aliases={})
 
 
-def champion_uri(name=None) -> str:
-    """`models:/NAME@champion` of a registered model, or of the only one there is.
+def champion_uri(name: str | None = None) -> str:
+    """Return `models:/NAME@champion` of a registered model, or of the only one there is.
 
     Raises:
         LabError: there is none, or none with a champion.
@@ -122,8 +128,8 @@ def champion_uri(name=None) -> str:
     return f"models:/{name}@{CHAMPION}"
 
 
-def list_versions(name=None) -> list[Version]:
-    """All versions, of one registered model or of all of ours, newest first."""
+def list_versions(name: str | None = None) -> list[Version]:
+    """Return all versions, of one registered model or of all of ours, newest first."""
     client = mlflow.MlflowClient()
     found = every(client.search_model_versions, matches("name", name) if name else None)
     found = [v for v in found if f"{TAG}classes" in v.tags and name in (None, v.name)]
@@ -133,40 +139,40 @@ def list_versions(name=None) -> list[Version]:
     return sorted(versions, key=lambda version: (version.name, -version.number))
 
 
-def find_champion(name) -> Version | None:
-    """The version that holds the alias `champion`, or `None`."""
+def find_champion(name: str) -> Version | None:
+    """Return the version that holds the alias `champion`, or `None`."""
     return next((version for version in list_versions(name) if CHAMPION in version.aliases), None)
 
 
 def names() -> list[str]:
-    """Of the registered models of ours, sorted."""
+    """Return the names of our registered models, sorted."""
     return sorted({version.name for version in list_versions()})
 
 
-def the_name(name=None) -> str:
-    """A registered model's name: the one given, or the only one there is.
+def the_name(name: str | None = None) -> str:
+    """Return a registered model's name: the one given, or the only one there is.
 
     Raises:
         LabError: there is none, or several and none was named, or not that one.
     """
-    names_here = names()
-    if not names_here:
+    known = names()
+    if not known:
         raise LabError(
             "Expected a registered model. Received: an empty registry. Use 'cnnlab register' after training."
         )
-    if name is None and len(names_here) == 1:
-        return names_here[0]
-    if name not in names_here:
+    if name is None and len(known) == 1:
+        return known[0]
+    if name not in known:
         received = f"'{name}'" if name else "no name, and there are several: give one"
-        raise ArgumentError(f"Expected the name of a registered model ({', '.join(names_here)}). Received: {received}.")
+        raise ArgumentError(f"Expected the name of a registered model ({', '.join(known)}). Received: {received}.")
     return name
 
 
-def legal_name(name) -> str:
-    """A name for a registered model, without what MLflow forbids (`/` and `:`) or takes for parts of an address."""
+def legal_name(name: str) -> str:
+    """Return a name for a registered model, without what MLflow forbids (`/`, `:`) or reads as a part of an address."""
     return re.sub(r"[/:?#@]", "-", escape_control_characters(name)).strip() or "model"
 
 
-def _version(version, aliases):
+def _version(version: ModelVersion, aliases: dict[str, str]) -> Version:
     held = tuple(alias for alias, number in aliases.items() if int(number) == int(version.version))
-    return Version(version.name, int(version.version), version.run_id, held, our_tags(version.tags))
+    return Version(version.name, int(version.version), version.run_id or "", held, our_tags(version.tags))

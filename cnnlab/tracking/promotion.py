@@ -1,9 +1,13 @@
-"""Which version is `@champion`: moved on evidence only, and back."""
+"""Promote a version to `@champion` on the evidence of held-out images, and undo a promotion."""
+
+from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import mlflow
+from mlflow.artifacts import download_artifacts
 
 from cnnlab.errors import LabError, first_line
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
@@ -20,7 +24,7 @@ REPLACED = TAG + "replaced"  # on a champion: the version that it took the alias
 
 @dataclass(frozen=True)
 class Decision:
-    """Of a promotion: whether the alias was moved, why, in words, and whether the version held it before."""
+    """What a promotion did: whether the alias was moved, why, in words, and whether the version held it before."""
 
     promoted: bool
     reason: str
@@ -38,7 +42,7 @@ class Stored:
 
 
 @opened_store()
-def promote(version, *, by="accuracy", margin=0.0, force=False) -> Decision:
+def promote(version: Version, *, by: str = "accuracy", margin: float = 0.0, force: bool = False) -> Decision:
     """Make a version the champion if it beats the present one on the same held-out images.
 
     On the validation images where both held out the same ones, so that the test set is not used to choose; else on the
@@ -91,7 +95,7 @@ def promote(version, *, by="accuracy", margin=0.0, force=False) -> Decision:
 
 
 @opened_store()
-def rollback(name) -> tuple[Version, Version]:
+def rollback(name: str) -> tuple[Version, Version]:
     """Undo the last promotion: the champion's predecessor gets the alias back.
 
     Returns:
@@ -111,8 +115,8 @@ def rollback(name) -> tuple[Version, Version]:
     if int(before) not in versions:
         raise LabError(f"Expected version {before} of {name}, the champion before. Received: it was deleted.")
     old = versions[int(before)]
-    client.set_registered_model_alias(name, CHAMPION, old.number)
-    client.delete_model_version_tag(name, champion.number, REPLACED)
+    client.set_registered_model_alias(name, CHAMPION, str(old.number))
+    client.delete_model_version_tag(name, str(champion.number), REPLACED)
     if older := old.tags.get("replaced"):
         client.set_registered_model_alias(name, PREVIOUS, older)
     else:
@@ -120,16 +124,16 @@ def rollback(name) -> tuple[Version, Version]:
     return champion, old
 
 
-def _stored(version):
-    """What a version was trained and tested on: beside the model, or of its run, which may be gone.
+def _stored(version: Version) -> Stored:
+    """Read what a version was trained and tested on: beside the model, or of its run, which may be deleted.
 
     Raises:
         LabError: neither has its predictions.
     """
     with private_folder("files") as folder:
         try:
-            file = mlflow.artifacts.download_artifacts(
-                f"models:/{version.name}/{version.number}/{PREDICTIONS_FILE}", dst_path=folder
+            file = download_artifacts(
+                f"models:/{version.name}/{version.number}/{PREDICTIONS_FILE}", dst_path=str(folder)
             )
             class_names, parts = load_predictions(file)
         except (OSError, mlflow.MlflowException):  # registered by an earlier version
@@ -143,8 +147,8 @@ def _stored(version):
     return Stored(version.tags.get("dataset", "its data set"), class_names, parts["val"], parts["test"])
 
 
-def _common_part(version, champion, challenger, defender):
-    """`(part, remark)`: the images both were kept from; `(None, why)` where there are none."""
+def _common_part(version: Version, champion: Version, challenger: Stored, defender: Stored) -> tuple[str | None, str]:
+    """Return the split of images that both were kept from, and a remark; `None` and the reason where there is none."""
     if challenger.class_names != defender.class_names:
         return None, (
             f"{champion}, the champion, is not comparable: it names the classes {_some(defender.class_names)}, and "
@@ -162,21 +166,21 @@ def _common_part(version, champion, challenger, defender):
     )
 
 
-def _some(names):
+def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _decide(version, champion, decision, facts):
-    """Write down what was decided, then move the aliases: `previous` first, so that a kill between keeps a champion."""
-    client = mlflow.MlflowClient()
+def _decide(version: Version, champion: Version | None, decision: Decision, facts: dict[str, Any]) -> Decision:
+    """Write the decision down, then move the aliases: `previous` first, so that a kill between keeps a champion."""
+    client, number = mlflow.MlflowClient(), str(version.number)
     against = f"v{champion.number}" if champion else "none"
     text = json.dumps({"promoted": decision.promoted, "reason": decision.reason, **facts}, indent=2)
-    source = client.get_model_version(version.name, version.number).source
-    run_logging.log_model_texts(source, {f"evidence/v{version.number}_against_{against}.json": text})
-    client.set_model_version_tag(version.name, version.number, TAG + "promotion", decision.reason[:5000])
+    source = client.get_model_version(version.name, number).source
+    run_logging.log_model_texts(source or "", {f"evidence/v{version.number}_against_{against}.json": text})
+    client.set_model_version_tag(version.name, number, TAG + "promotion", decision.reason[:5000])
     if decision.promoted:
         if champion:
-            client.set_model_version_tag(version.name, version.number, REPLACED, str(champion.number))
-            client.set_registered_model_alias(version.name, PREVIOUS, champion.number)
-        client.set_registered_model_alias(version.name, CHAMPION, version.number)
+            client.set_model_version_tag(version.name, number, REPLACED, str(champion.number))
+            client.set_registered_model_alias(version.name, PREVIOUS, str(champion.number))
+        client.set_registered_model_alias(version.name, CHAMPION, number)
     return decision

@@ -104,7 +104,9 @@ def log_metric_of(run_id: str, name: str, value: float) -> None:
 
 def describe_run(text: str) -> None:
     """Add Markdown to what the UI shows first of the active run, its description."""
-    before = mlflow.get_run(mlflow.active_run().info.run_id).data.tags.get(DESCRIPTION, "")
+    run = mlflow.active_run()
+    assert run, "only an active run is described"
+    before = mlflow.get_run(run.info.run_id).data.tags.get(DESCRIPTION, "")
     mlflow.set_tag(DESCRIPTION, f"{before}\n\n{text}")
 
 
@@ -131,7 +133,9 @@ def log_model(model: keras.Model, dataset: ImageDataset) -> str:
 
     Requirements are given, not inferred: inferring imports TensorFlow in a subprocess, for 7 to 9 seconds.
     """
-    from cnnlab.models import safe_loading  # in here, as what only reads the store takes no Keras
+    from mlflow.keras import log_model as log_keras_model  # in here, as what only reads the store takes no Keras
+
+    from cnnlab.models import safe_loading
 
     # Unnamed: named specs break pyfunc for models with one unnamed input.
     signature = ModelSignature(
@@ -139,7 +143,7 @@ def log_model(model: keras.Model, dataset: ImageDataset) -> str:
         Schema([TensorSpec(np.dtype("float32"), (-1, len(dataset.class_names)))]),
     )
     with safe_loading.uncompiled(model):
-        logged = mlflow.keras.log_model(
+        logged = log_keras_model(
             model,
             name="model",
             signature=signature,

@@ -169,7 +169,7 @@ def test_lost_answers_double_nothing(server, digits):
     server.fault = fault
     with a_run(digits):
         model = run_logging.log_model(
-            compare.build_model(cnnlab.Recipe(model="cnn", dataset="digits", filters=(4,)), digits), digits
+            cnnlab.build_model(cnnlab.Recipe(model="cnn", dataset="digits", filters=(4,)), digits), digits
         )
     assert model.startswith("models:/m-")
     for _ in range(20):  # each stops at the first answer that does not come
