@@ -15,7 +15,7 @@ import numpy as np
 import cnnlab
 from cnnlab.resolve import build_model, prepare
 from cnnlab.training import frozen_features
-from cnnlab.training.frozen_layers import split_at_frozen_front
+from cnnlab.training.frozen_layers import separate_frozen_layers
 from cnnlab.utils.ray_workers import ray_workers
 from cnnlab.utils.startup import job, load_tensorflow
 from cnnlab.utils.worker_pool import helped_by
@@ -63,7 +63,7 @@ def main():
     recipe = cnnlab.Recipe(model=given.model, dataset=given.dataset, weights=given.weights, limit=given.limit)
     with job():
         dataset, [prepared] = prepare([recipe])
-        front = split_at_frozen_front(build_model(prepared.recipe, dataset)).front
+        front = separate_frozen_layers(build_model(prepared.recipe, dataset)).frozen
         images = dataset.train.images[:]
         rows = np.arange(len(images))
 

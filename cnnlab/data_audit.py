@@ -23,7 +23,7 @@ from cnnlab.tracking import mlflow_store, run_logging
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.session import Session
-from cnnlab.training.frozen_layers import Split, features_of
+from cnnlab.training.frozen_layers import compute_features
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.text import escape_control_characters, markdown
@@ -107,7 +107,7 @@ def _features(dataset: ImageDataset, recipe: Recipe, used: npt.NDArray[np.intp])
         return np.empty((0, 1), "float32")
     model = build_model(recipe, dataset)
     front = keras.Model(model.inputs[0], model.get_layer("probabilities").input)
-    features = features_of(Split(front, None, False), dataset.pictures.images(used), dtype=recipe.feature_dtype)
+    features = compute_features(front, dataset.pictures.images(used), dtype=recipe.feature_dtype)
     if features is None:
         raise LabError(
             "Expected room for the features of all pictures. Received: too little, on the disk and in memory. Make "

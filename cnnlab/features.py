@@ -11,7 +11,7 @@ from cnnlab.errors import ArgumentError
 from cnnlab.recipe import Recipe
 from cnnlab.resolve import build_model, prepare
 from cnnlab.tracking.session import Session, opened_store
-from cnnlab.training.trainer import features_by_part
+from cnnlab.training.trained_part import features_by_split
 from cnnlab.utils import user_cache
 
 
@@ -43,7 +43,7 @@ def store_features(recipe: Recipe, parts: Sequence[str] = ("train", "val", "test
     images = {part: getattr(dataset, part).images for part in parts}
     before = {entry["key"] for entry in user_cache.entries()}
     started = time.perf_counter()
-    if features_by_part(model, images, prepared.recipe) is None:
+    if features_by_split(model, images, prepared.recipe) is None:
         raise ArgumentError(
             f"Expected a model whose first layers are frozen and have no randomness. Received: {recipe.label}, with "
             "none that are worth storing. Use another backbone, or leave --augment and --train-blocks out."

@@ -85,7 +85,7 @@ def prepare(recipes, for_audit=False, quiet=False) -> tuple[ImageDataset, list[P
     for size, number in shared.items():
         if number:
             say(f"Batches of {size} pictures are shared by {number} devices.")
-        elif multi_device.wanted() == "auto" and (gpus := runtime.gpus()) > 1:
+        elif multi_device.wanted() == "auto" and (gpus := runtime.gpu_count()) > 1:
             say(f"Batches of {size} pictures cannot be shared equally by {gpus} GPUs; training on one.")
     for label, features in dict.fromkeys((one.recipe.label, one.tags.get("features")) for one in prepared):
         if features:
@@ -224,11 +224,11 @@ def _precise(recipe):
     """The recipe with the precisions that "auto" means on this machine, for this model."""
     frozen = recipe.frozen_precision
     if frozen == "auto":
-        slow = not runtime.has_gpu() and pretrained.has_depthwise_convolutions(recipe.backbone or recipe.model)
-        frozen = "float32" if slow and recipe.precision == "float32" else runtime.resolve("auto")
+        slow = not runtime.gpu_count() and pretrained.has_depthwise_convolutions(recipe.backbone or recipe.model)
+        frozen = "float32" if slow and recipe.precision == "float32" else runtime.resolve_precision("auto")
     elif frozen:
-        frozen = runtime.resolve(frozen)
-    precision, stored = runtime.resolve(recipe.precision), recipe.feature_dtype
+        frozen = runtime.resolve_precision(frozen)
+    precision, stored = runtime.resolve_precision(recipe.precision), recipe.feature_dtype
     if stored == "auto":
         stored = "float16" if (frozen or precision) == "mixed_bfloat16" else "float32"
     return dataclasses.replace(recipe, precision=precision, frozen_precision=frozen, feature_dtype=stored)

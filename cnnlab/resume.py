@@ -15,7 +15,7 @@ from cnnlab.tracking import checkpoint_files, run_queries
 from cnnlab.tracking.provenance import environment_tags, file_tags
 from cnnlab.tracking.tag_names import TRAINING
 from cnnlab.training import checkpointing
-from cnnlab.training.checkpointing import Checkpoint, Found
+from cnnlab.training.checkpointing import Checkpoint, StoredCheckpoint
 from cnnlab.utils.log import log
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def training_facts(recipe: Recipe, dataset: ImageDataset) -> dict[str, Any]:
     }
 
 
-def checkpoint_for(run_id: str, about: dict[str, Any], found: Found | None) -> Checkpoint | None:
+def checkpoint_for(run_id: str, about: dict[str, Any], stored: StoredCheckpoint | None) -> Checkpoint | None:
     """Return the `Checkpoint` that a run's training is kept in; `None` where there is to be none."""
     seconds = checkpoint_files.seconds_between()
-    if seconds is None and found is None:
+    if seconds is None and stored is None:
         return None
-    return Checkpoint(checkpoint_files.checkpoint_file(run_id), about, math.inf if seconds is None else seconds, found)
+    return Checkpoint(checkpoint_files.checkpoint_file(run_id), about, math.inf if seconds is None else seconds, stored)
 
 
 def interrupted_run(
@@ -77,7 +77,7 @@ def interrupted_run(
     return None
 
 
-def read_checkpoint(run_id: str) -> Found:
+def read_checkpoint(run_id: str) -> StoredCheckpoint:
     """Read the checkpoint of a run.
 
     Raises:
@@ -92,18 +92,18 @@ def read_checkpoint(run_id: str) -> Found:
     return checkpointing.read(file)
 
 
-def checkpoint_to_resume(run_id: str, recipe: Recipe, dataset: ImageDataset) -> Found:
+def checkpoint_to_resume(run_id: str, recipe: Recipe, dataset: ImageDataset) -> StoredCheckpoint:
     """Read the checkpoint of a run, for a training with this recipe on these images.
 
     Raises:
         ArgumentError: it is of another recipe, other images, or other files.
     """
-    found = read_checkpoint(run_id)
-    if found.about["training"] == training_key(recipe, dataset):
-        return found
-    then, now = renamed_fields(json.loads(found.about["recipe"])), json.loads(recipe.to_json())
+    stored = read_checkpoint(run_id)
+    if stored.about["training"] == training_key(recipe, dataset):
+        return stored
+    then, now = renamed_fields(json.loads(stored.about["recipe"])), json.loads(recipe.to_json())
     differences = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
-    differences += ["other images"] * (found.about["dataset_digest"] != dataset.digest)
+    differences += ["other images"] * (stored.about["dataset_digest"] != dataset.digest)
     raise ArgumentError(
         f"Expected what run {run_id[:8]} trained, to go on with it. Received: "
         f"{'; '.join(differences) or 'another file of its weights or its model'}. Put it back, or train from the "
@@ -112,11 +112,15 @@ def checkpoint_to_resume(run_id: str, recipe: Recipe, dataset: ImageDataset) -> 
 
 
 def resumption_told(
-    run_id: str, found: Found, recipe: Recipe, callbacks: Sequence[keras.callbacks.Callback], tags: Mapping[str, Any]
+    run_id: str,
+    stored: StoredCheckpoint,
+    recipe: Recipe,
+    callbacks: Sequence[keras.callbacks.Callback],
+    tags: Mapping[str, Any],
 ) -> str:
     """Log that a run is resumed, and what may make a difference; return the text of the run's tag about that."""
-    epochs = f"after epoch {found.epochs} of {recipe.epochs + (recipe.fine_tune or 0)}"
-    log.info(f"{found.about['run_name']}: going on with run {run_id[:8]} {epochs}.")
+    epochs = f"after epoch {stored.epochs} of {recipe.epochs + (recipe.fine_tune or 0)}"
+    log.info(f"{stored.about['run_name']}: going on with run {run_id[:8]} {epochs}.")
     before, now = run_queries.tags_of(run_id), {**environment_tags(), "devices": tags["devices"]}
     changes = [
         f"{name.removeprefix('version.')} was {before[name]}, is {now[name]}"

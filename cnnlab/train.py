@@ -24,7 +24,8 @@ from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.session import Session
 from cnnlab.tracking.tag_names import MODEL_SOURCE, TRAINING
 from cnnlab.training import multi_device, runtime
-from cnnlab.training.trainer import Trained, stages_in_words, train
+from cnnlab.training.stages import describe_stages
+from cnnlab.training.trainer import TrainingResult, train
 from cnnlab.utils.log import log
 from cnnlab.utils.text import escape_control_characters
 
@@ -131,18 +132,18 @@ def fit_and_evaluate(
     with Session([recipe.model]) as session:
         recorder = session.recorder()
         started = time.perf_counter()
-        found = resume.checkpoint_to_resume(resume_run_id, recipe, dataset) if resume_run_id else None
+        stored = resume.checkpoint_to_resume(resume_run_id, recipe, dataset) if resume_run_id else None
         about = resume.training_facts(recipe, dataset)
         recipe = _as_recorded(recipe, dataset, model)
         run = _run(model, dataset, recipe, run_name, {TRAINING: about["training"], **(tags or {})})
-        if found:
-            run["run_name"], started = found.about["run_name"], started - found.progress["seconds"]
-            run["tags"]["resumed"] = resume.resumption_told(resume_run_id, found, recipe, callbacks, run["tags"])
+        if stored:
+            run["run_name"], started = stored.about["run_name"], started - stored.progress["seconds"]
+            run["tags"]["resumed"] = resume.resumption_told(resume_run_id, stored, recipe, callbacks, run["tags"])
         place = {"parent_run_id": parent_run_id, "resumed_run_id": resume_run_id, "dataset": dataset}
         with recorder.start(recorder.experiment_for(dataset), **run, **place) as run_id:
-            checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, found)
-            logged = epoch_metrics.logged_history(run_id, found.progress["history"]) if found else None
-            how = {"callbacks": callbacks, "parts": parts, "quiet": "test" not in parts, "checkpoint": checkpoint}
+            checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, stored)
+            logged = epoch_metrics.logged_history(run_id, stored.progress["history"]) if stored else None
+            how = {"callbacks": callbacks, "splits": parts, "quiet": "test" not in parts, "checkpoint": checkpoint}
             trained = train(model, dataset, recipe, around_fit=epoch_metrics.fits_of_a_run(logged), **how)
             if logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
                 run_logging.tag_run(resumed=f"{run['tags']['resumed']}{resume.difference_told(difference)}")
@@ -171,7 +172,7 @@ def _run(
     model: keras.Model, dataset: ImageDataset, recipe: Recipe, run_name: str | None, tags: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the name, parameters, tags and description of a training's run, as arguments of `Recorder.start`."""
-    circumstances = {"kind": "train", "threads": runtime.threads(), "devices": multi_device.count(model)}
+    circumstances = {"kind": "train", "threads": runtime.threads(), "devices": multi_device.device_count(model)}
     return {
         "run_name": escape_control_characters(run_name or f"{recipe.label} on {dataset.name}"),
         "params": recipe.params(),
@@ -186,7 +187,7 @@ def _result(
     recipe: Recipe,
     run_id: str,
     run_name: str,
-    trained: Trained,
+    trained: TrainingResult,
     recorder: Recorder,
 ) -> RunResult:
     """Return what a training gave, without the address of its model and the total time, which are not known yet."""
@@ -210,12 +211,17 @@ def _result(
 
 
 def _log_results(
-    recorder: Recorder, model: keras.Model, dataset: ImageDataset, result: RunResult, trained: Trained, started: float
+    recorder: Recorder,
+    model: keras.Model,
+    dataset: ImageDataset,
+    result: RunResult,
+    trained: TrainingResult,
+    started: float,
 ) -> RunResult:
     """Log a training's scores, figures, files and, where it was tested, the model; see `Recorder.log_results`."""
     metrics = _metrics(result, trained)
     if trained.stages:
-        run_logging.tag_run(stages=stages_in_words(trained.stages, dataset))
+        run_logging.tag_run(stages=describe_stages(trained.stages, dataset))
     recipe, predictions = result.recipe, trained.predictions
     files = run_figures.run_files(model, dataset, recipe, trained.history, result.stage_borders, predictions)
     if custom_model.is_custom(recipe.model):
@@ -225,7 +231,7 @@ def _log_results(
     return recorder.log_results(result, metrics, files, (model, dataset) if result.test else None, started)
 
 
-def _metrics(result: RunResult, trained: Trained) -> dict[str, float]:
+def _metrics(result: RunResult, trained: TrainingResult) -> dict[str, float]:
     """Return what a training gave in numbers, besides its curves."""
     metrics: dict[str, float] = {"params": result.params, "trainable_params": result.trainable_params}
     metrics["train_seconds"] = round(trained.seconds, 1)  # the UI shows every digit

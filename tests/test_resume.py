@@ -20,12 +20,12 @@ from cnnlab.tracking import checkpoint_files, provenance, run_queries
 from cnnlab.tracking.mlflow_store import opened
 from cnnlab.tracking.recorder import MlflowRecorder
 from cnnlab.tracking.run_locks import alive
-from cnnlab.training import checkpointing, trainer
+from cnnlab.training import checkpointing, fitting
 from cnnlab.tuning.trials import SCORE, Place
 
 recorder = MlflowRecorder()
 
-RATE = trainer.LearningRate
+RATE = fitting.LearningRate
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def interrupt(monkeypatch):
                         then()
                         raise KeyboardInterrupt
 
-        monkeypatch.setattr(trainer, "LearningRate", Interrupting)
+        monkeypatch.setattr(fitting, "LearningRate", Interrupting)
 
     return at
 
@@ -88,7 +88,7 @@ def test_the_same_command_goes_on_in_the_same_run(store, recipe, interrupt, caps
     [file] = kept.glob("*.npz")
     run_id = file.stem
     assert steps(store, run_id) == [0, 1, 2]
-    monkeypatch.setattr(trainer, "LearningRate", RATE)
+    monkeypatch.setattr(fitting, "LearningRate", RATE)
     resumed = train.train_model(recipe)
     assert resumed.run_id == run_id
     assert f"going on with run {run_id[:8]} after epoch 1 of 4" in capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_a_run_is_gone_on_with_by_its_id(store, recipe, interrupt, monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         train.train_model(recipe)
     [one] = checkpoint_files.stored_checkpoints()
-    monkeypatch.setattr(trainer, "LearningRate", RATE)
+    monkeypatch.setattr(fitting, "LearningRate", RATE)
     with alive(one.run_id), pytest.raises(cnnlab.LabError, match="another process works on it"):
         train.resume_run(one.run_id[:8])
     assert store.get_run(one.run_id).info.status == "KILLED"
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_and_restart_begin_anew(store, recipe, interrupt, m
     first, second = checkpoint_files.stored_checkpoints()
     for one in (first, second):
         one.file.write_bytes(one.file.read_bytes()[:-100])
-    monkeypatch.setattr(trainer, "LearningRate", RATE)
+    monkeypatch.setattr(fitting, "LearningRate", RATE)
     result = train.train_model(short)
     assert result.run_id not in (first.run_id, second.run_id)
     assert capsys.readouterr().err.count("Received a damaged file") == 2
@@ -190,7 +190,7 @@ def test_a_comparison_goes_on_with_what_is_left(store, recipe, interrupt, monkey
     with pytest.raises(KeyboardInterrupt):
         compare.compare_models(recipes)
     before = {run.info.run_id: run for run in store.search_runs(["1"])}
-    monkeypatch.setattr(trainer, "LearningRate", RATE)
+    monkeypatch.setattr(fitting, "LearningRate", RATE)
     comparison = compare.compare_models(recipes)
     said = capsys.readouterr().out
     assert f"Going on with comparison {comparison.run_id[:8]}" in said
@@ -217,7 +217,7 @@ def test_a_trial_goes_on(store, recipe, digits, interrupt, monkeypatch, capsys):
         with pytest.raises(KeyboardInterrupt):
             place.scored_run(search, recipe, "trial", "1", "trial 1")
         [before] = place.children(kind="trial")
-        monkeypatch.setattr(trainer, "LearningRate", RATE)
+        monkeypatch.setattr(fitting, "LearningRate", RATE)
         with pytest.raises(cnnlab.ArgumentError, match="which a search made"):
             run_queries.find_interrupted_run(before["run_id"])
         score = place.scored_run(search, recipe, "trial", "1", "trial 1")

@@ -1,1 +1,1 @@
-"""Training of a compiled model; knows nothing of MLflow."""
+"""Build and train the compiled model of a recipe, without knowing where its run is recorded."""

@@ -1,36 +1,46 @@
-"""What a training does between its steps and epochs, where Keras has no callback for it."""
+"""Keras callbacks that every training may use: `Lookahead`, and `LearningRate`, which adds it to an epoch's metrics."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import keras
 
 from cnnlab.training.optimizers import LOOKAHEAD_STEPS
+from cnnlab.training.runtime import to_numpy
 
 
 class Lookahead(keras.callbacks.Callback):
-    """Takes the weights back, every 5 steps, to a mean of where they are and where they were left the time before
-    (arXiv:1907.08610), in the course of the training by more and more, as airbench does (arXiv:2404.00498).
+    """Average the weights every 5 steps with those of the time before (arXiv:1907.08610), the later the more.
 
-    Keras's own average with `ema_overwrite_frequency` has one decay from start to end: a prototype of resnet9 named
-    88.2 % of the validation images with it, 89.5 % with this.
+    airbench does the same (arXiv:2404.00498). Keras's own average with `ema_overwrite_frequency` has one decay from
+    start to end: a prototype of resnet9 named 88.2 % of the validation images with it, 89.5 % with this.
 
     Args:
         decay: share of the earlier weights at the training's end; it rises with the third power of the steps done.
-        steps: of the whole training.
+        steps: number of optimizer steps of the whole training.
+
+    Attributes:
+        slow: the weights after the last averaging ("slow weights"), tensors in the order of the averaged variables.
     """
 
-    def __init__(self, decay, steps):
+    model: keras.Model
+    params: dict[str, Any]
+
+    def __init__(self, decay: float, steps: int) -> None:
         super().__init__()
         self.decay, self.steps = decay, steps
 
-    def on_train_begin(self, logs=None):
-        # With the statistics of BatchNormalization, which are of these weights; whole numbers count something.
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        # The statistics of BatchNormalization belong to these weights; integers are counters.
         self.averaged = [w for w in self.model.weights if keras.backend.is_float_dtype(w.dtype)]
         self.slow = [keras.ops.copy(w) for w in self.averaged]
 
-    def on_train_batch_end(self, batch, logs=None):
-        # Keras gives control after so many steps, but for a training on several devices, where it does after each.
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        # Keras calls this after every 5 steps, but after each one in a training on several devices.
         if (batch + 1) % LOOKAHEAD_STEPS and batch + 1 < self.params["steps"]:
             return
-        done = float(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) / self.steps
+        done = float(to_numpy(self.model.optimizer.iterations)) / self.steps
         decay = self.decay * done**3
         self.slow = [decay * slow + (1 - decay) * w for slow, w in zip(self.slow, self.averaged, strict=True)]
         for weights, slow in zip(self.averaged, self.slow, strict=True):
@@ -38,9 +48,11 @@ class Lookahead(keras.callbacks.Callback):
 
 
 class LearningRate(keras.callbacks.Callback):
-    """Adds the learning rate at an epoch's end to its logs, that of the head where layers have several."""
+    """Add the learning rate at the end of an epoch to its logs; where layers have several, that of the head."""
 
-    def on_epoch_end(self, epoch, logs=None):
+    model: keras.Model
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         optimizer = self.model.optimizer
         rate = getattr(optimizer, "optimizers", [optimizer])[-1].learning_rate
-        logs["learning_rate"] = float(keras.ops.convert_to_numpy(rate))
+        logs["learning_rate"] = float(to_numpy(rate))

@@ -1,200 +1,280 @@
-"""What an interrupted training goes on from: all that its next epoch depends on, in one file, whole or not there.
+"""Checkpoints: one file with all that the next epoch depends on, from which an interrupted training is resumed.
 
-Keras's own BackupAndRestore writes in place, and neither the state of random layers nor that of callbacks.
+`Progress` is how far a training is, `CheckpointCallback` writes it to a `Checkpoint` and restores it, `read` gives the
+`StoredCheckpoint` in a file. Keras's own BackupAndRestore writes in place, so that a kill can leave half a file, and
+saves neither the state of random layers nor that of callbacks.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from cnnlab.errors import LabError, first_line, reading
 from cnnlab.training.callbacks import Lookahead
+from cnnlab.training.runtime import to_numpy
+from cnnlab.training.stages import StageResult
 from cnnlab.utils.files import atomic_write
 from cnnlab.utils.log import log
 
-FORMAT = 1  # another one cannot be gone on from
-# What our own callbacks know of the epochs before; of SwapEMAWeights see `Keeper`.
-KNOWN = {
+FORMAT = 1  # of the file; no other one is read
+# The attributes of callbacks that depend on earlier epochs; `CheckpointCallback` restores SwapEMAWeights by a call.
+CALLBACK_STATE: Mapping[type[keras.callbacks.Callback], tuple[str, ...]] = {
     keras.callbacks.EarlyStopping: ("best", "best_epoch", "best_weights", "stopped_epoch", "wait"),
     keras.callbacks.ReduceLROnPlateau: ("best", "cooldown_counter", "wait"),
     Lookahead: ("slow",),
 }
-ARRAYS = ("best_weights", "slow")
+ARRAY_ATTRIBUTES = ("best_weights", "slow")  # those of them that are lists of arrays
+WEIGHTS_BEFORE_STAGE = "before"  # their name in the file
+
+Arrays = list[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a file held.
+class StoredCheckpoint:
+    """What the file of a checkpoint holds.
 
     Attributes:
-        about: what `Checkpoint.about` was.
-        progress: `history` by metric of all epochs that were done, `stages` that had ended, whether the present one was
-            `stopped` by its callbacks, `seconds` of the training and `stage_seconds` of the stage, `callbacks`.
-        arrays: lists by name: the `variables` of what is fitted, random layers' too, those of the `optimizer`, the
-            weights `before` a second stage, and what callbacks keep.
+        about: `Checkpoint.about` of the training that wrote it.
+        progress: `history`, the metrics of all finished epochs by name; `stages`, the results of finished stages;
+            `stopped`, whether callbacks have ended the present stage; `seconds` of the training and `stage_seconds` of
+            the present stage so far; `callbacks`, their attributes.
+        arrays: lists of arrays by name: `variables` of the trained model (those of random layers too) and of its
+            `optimizer`, the weights `before` the second stage, and the arrays of callbacks.
     """
 
-    about: dict
-    progress: dict
-    arrays: dict[str, list[np.ndarray]]
+    about: dict[str, Any]
+    progress: dict[str, Any]
+    arrays: dict[str, Arrays]
 
     @property
     def epochs(self) -> int:
-        """How many were done."""
+        """The number of finished epochs."""
         return len(self.progress["history"]["loss"])
 
 
 @dataclass
-class Checkpoint:
-    """The file that a training is kept in.
+class Progress:
+    """How far a training is.
 
     Attributes:
-        file: where it is; its folder is made when it is first written.
-        about: what is to be known of the training by whoever finds the file, as JSON has it.
-        every: seconds; at the end of an epoch it is written if as many have passed since the last time, or the start.
-        found: what the training goes on from, `None` for one that begins.
+        history: metrics of the finished epochs by name.
+        stages: results of the finished stages.
+        stopped: whether callbacks have ended the present stage before its last epoch.
+        weights_before_stage: weights of the trained model before the second stage; empty in the first one.
+        started: when the training began, on the clock of `time.perf_counter`.
+        stage_started: when its present stage began.
+    """
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    stages: list[StageResult] = field(default_factory=list)
+    stopped: bool = False
+    weights_before_stage: Arrays = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    stage_started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def of(cls, stored: StoredCheckpoint | None) -> Progress:
+        """Return the progress of a stored checkpoint, or that of a new training where there is none."""
+        if stored is None:
+            return cls()
+        facts, now = stored.progress, time.perf_counter()
+        return cls(
+            facts["history"],
+            [StageResult(**result) for result in facts["stages"]],
+            facts["stopped"],
+            stored.arrays.get(WEIGHTS_BEFORE_STAGE, []),
+            started=now - facts["seconds"],
+            stage_started=now - facts["stage_seconds"],
+        )
+
+    @property
+    def epochs(self) -> int:
+        """The number of finished epochs."""
+        return len(self.history.get("loss", ()))
+
+    @property
+    def epochs_before_stage(self) -> int:
+        """The number of epochs of the finished stages."""
+        return sum(result.epochs for result in self.stages)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss of each finished epoch is a finite number."""
+        return bool(np.isfinite(self.history["loss"]).all())
+
+    def add_history(self, history: Mapping[str, list[float]]) -> None:
+        """Append the metrics of further epochs."""
+        for name, values in history.items():
+            self.history[name] = self.history.get(name, []) + values
+
+    def end_stage(self, result: StageResult) -> None:
+        """Add the result of the stage that has ended, and start the clock of the next one."""
+        self.stages.append(result)
+        self.stopped, self.stage_started = False, time.perf_counter()
+
+
+@dataclass
+class Checkpoint:
+    """Where and how often the checkpoint of a training is written.
+
+    Attributes:
+        file: its path; the folder is made when it is first written.
+        about: JSON values that identify the training for whoever reads the file.
+        every: seconds; it is written at the end of an epoch if as many have passed since the last time, or the start.
+        stored: the checkpoint that the training resumes from; `None` for one that begins.
+        last_written: when it was last written, or else made, on the clock of `time.monotonic`.
+        warned: whether the user knows that it cannot be written.
     """
 
     file: Path
-    about: dict
+    about: dict[str, Any]
     every: float
-    found: Found | None = None
-    last: float = field(default_factory=time.monotonic)
-    refused: bool = False
+    stored: StoredCheckpoint | None = None
+    last_written: float = field(default_factory=time.monotonic)
+    warned: bool = False
 
     def is_due(self) -> bool:
-        return time.monotonic() - self.last >= self.every
+        """Return whether `every` seconds have passed since it was last written."""
+        return time.monotonic() - self.last_written >= self.every
 
-    def write(self, progress, arrays) -> None:
-        """Write the file whole, or leave the one before; where the disk refuses, say so once, and go on."""
+    def write(self, progress: dict[str, Any], arrays: Mapping[str, Arrays]) -> None:
+        """Replace the file; where the disk refuses, leave the one before and warn once.
+
+        Args:
+            progress, arrays: as in `StoredCheckpoint`.
+        """
         try:
             _write(self.file, {"format": FORMAT, "about": self.about, "progress": progress}, arrays)
         except OSError as error:
-            if not self.refused:
+            if not self.warned:
                 log.warning(
                     f"no checkpoint in '{self.file.parent}': {first_line(error)}. The training goes on, and "
                     "an interrupted one would begin anew, or where the last checkpoint was."
                 )
-            self.refused = True
-        self.last = time.monotonic()
+            self.warned = True
+        self.last_written = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file: nothing is left to go on with."""
+        """Remove the file, so that no training resumes from it."""
         with contextlib.suppress(OSError):
             self.file.unlink(missing_ok=True)
 
 
-def _write(file, facts, arrays):
+def _write(file: Path, facts: dict[str, Any], arrays: Mapping[str, Arrays]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    flat = {f"{name}.{i}": _plain(array) for name, some in arrays.items() for i, array in enumerate(some)}
-    with atomic_write(file) as part:
-        np.savez(part, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **flat)
+    flat: dict[str, Any] = {
+        f"{name}.{i}": _without_bfloat16(array) for name, some in arrays.items() for i, array in enumerate(some)
+    }
+    with atomic_write(file) as opened:
+        np.savez(opened, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **flat)
 
 
-def _plain(array):
-    """The array as NumPy can write it without pickles: it has no bfloat16 of its own."""
+def _without_bfloat16(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return bfloat16 as integers with the same bits: NumPy has no such type, and would pickle the array."""
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
-def read(file) -> Found:
-    """What a file holds; nothing in it is run.
+def read(file: Path) -> StoredCheckpoint:
+    """Read the file of a checkpoint; no code in it is run.
 
     Raises:
-        LabError: it is damaged, or of another version.
-        OSError: it cannot be read.
+        LabError: the file is damaged, or of another version.
+        OSError: the file cannot be read.
     """
     with reading(f"'{file}' to be a checkpoint", "Remove it, and train from the beginning."):
-        with np.load(file, allow_pickle=False) as stored:
-            flat = {name: stored[name] for name in stored.files}  # compared with their checksums
+        with np.load(file, allow_pickle=False) as opened:
+            flat = {name: opened[name] for name in opened.files}  # compares them with their checksums
         facts = json.loads(flat.pop("facts").tobytes())
         if facts["format"] != FORMAT:
             raise ValueError(f"format {facts['format']}, not {FORMAT}")
-        arrays = {}
+        arrays: dict[str, Arrays] = {}
         for name, array in flat.items():
             arrays.setdefault(name.rpartition(".")[0], []).append(array)
-        found = Found(facts["about"], facts["progress"], arrays)
-        found.epochs  # noqa: B018  that it is there
-    return found
+        stored = StoredCheckpoint(facts["about"], facts["progress"], arrays)
+        stored.epochs  # noqa: B018  fails here where the history is missing
+    return stored
 
 
-class Keeper(keras.callbacks.Callback):
-    """Writes the checkpoint of a `fit` at the end of its epochs, and puts back what it was at its begin.
+class CheckpointCallback(keras.callbacks.Callback):
+    """Restore a training from its stored checkpoint when a `fit` begins, and write the checkpoint after epochs.
 
-    It comes behind all callbacks that it keeps.
+    It has to stand behind the callbacks whose state it stores.
 
     Args:
-        checkpoint: a `Checkpoint`.
-        history: metrics of the epochs before this `fit`.
-        stages: of those that have ended, dicts.
-        before: weights before a second stage, arrays.
-        begins: of the training and of the stage, on the clock of `time.perf_counter`.
-
-    Attributes:
-        kept: the training's own callbacks, in an order that is the same when it goes on.
+        checkpoint: where to write, and the stored checkpoint to restore, if any.
+        progress: how far the training is before this `fit`.
+        callbacks: the callbacks of types in `CALLBACK_STATE` and SwapEMAWeights, always in the same order.
     """
 
-    kept = ()
+    model: keras.Model
 
-    def __init__(self, checkpoint, history, stages, before, begins):
+    def __init__(
+        self, checkpoint: Checkpoint, progress: Progress, callbacks: Sequence[keras.callbacks.Callback] = ()
+    ) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
-        self.history = {name: list(values) for name, values in history.items()}
-        self.stages, self.before, self.begins = stages, before, begins
+        self.checkpoint, self.progress, self.callbacks = checkpoint, progress, callbacks
+        self.history = {name: list(values) for name, values in progress.history.items()}
 
-    def on_train_begin(self, logs=None):
-        if found := self.checkpoint.found:
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if stored := self.checkpoint.stored:
             self.model.optimizer.build(self.model.trainable_variables)
-            for callback in self.kept:
+            for callback in self.callbacks:
                 if isinstance(callback, keras.callbacks.SwapEMAWeights):
-                    callback.on_epoch_end(-1)  # the averages are in the model at an epoch's end, and it knows that
-            self._put_back(found)
-            self.checkpoint.found = None
-            found.arrays.clear()  # as large as the model and its optimizer
+                    callback.on_epoch_end(-1)  # tells it that the model holds the averages, as at any epoch's end
+            self._restore(stored)
+            self.checkpoint.stored = None
+            stored.arrays.clear()  # frees as much memory as the model and its optimizer take
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
         if self.checkpoint.is_due() and math.isfinite(logs["loss"]):
-            seconds, stage_seconds = (time.perf_counter() - began for began in self.begins)
+            now = time.perf_counter()
             arrays = {
-                "variables": [keras.ops.convert_to_numpy(v) for v in self.model.variables],
-                "optimizer": [keras.ops.convert_to_numpy(v) for v in self.model.optimizer.variables],
-                "before": self.before,
+                "variables": [to_numpy(v) for v in self.model.variables],
+                "optimizer": [to_numpy(v) for v in self.model.optimizer.variables],
+                WEIGHTS_BEFORE_STAGE: self.progress.weights_before_stage,
             }
-            states = [self._state(i, callback, arrays) for i, callback in enumerate(self.kept)]
+            states = [self._state_of(i, callback, arrays) for i, callback in enumerate(self.callbacks)]
             progress = {
-                **{"history": self.history, "stages": self.stages, "stopped": bool(self.model.stop_training)},
-                **{"seconds": seconds, "stage_seconds": stage_seconds, "callbacks": states},
+                **{"history": self.history, "stages": [asdict(result) for result in self.progress.stages]},
+                **{"stopped": bool(self.model.stop_training), "callbacks": states},
+                **{"seconds": now - self.progress.started, "stage_seconds": now - self.progress.stage_started},
             }
             self.checkpoint.write(progress, arrays)
 
-    def _state(self, i, callback, arrays):
-        """What a callback knows, without its arrays, which join the others."""
-        state = {name: getattr(callback, name) for name in KNOWN.get(type(callback), ())}
-        for name in ARRAYS:
+    def _state_of(self, i: int, callback: keras.callbacks.Callback, arrays: dict[str, Arrays]) -> dict[str, Any]:
+        """Return the attributes of the i-th callback; those that are arrays join `arrays`, and are `True` here."""
+        state = {name: getattr(callback, name) for name in CALLBACK_STATE.get(type(callback), ())}
+        for name in ARRAY_ATTRIBUTES:
             if state.get(name) is not None:
-                arrays[f"callback{i}.{name}"] = [keras.ops.convert_to_numpy(value) for value in state[name]]
+                arrays[f"callback{i}.{name}"] = [to_numpy(value) for value in state[name]]
                 state[name] = True
         return state
 
-    def _put_back(self, found):
-        for name, of in (("variables", self.model), ("optimizer", self.model.optimizer)):
-            variables = of.variables
-            arrays = found.arrays.get(name, [])
+    def _restore(self, stored: StoredCheckpoint) -> None:
+        """Give the model, its optimizer and the callbacks what they had when the checkpoint was written."""
+        for name, owner in (("variables", self.model), ("optimizer", self.model.optimizer)):
+            variables, arrays = owner.variables, stored.arrays.get(name, [])
             if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
                 raise LabError(
                     f"Expected '{self.checkpoint.file}' to be a checkpoint of this model. Received: one with other "
                     f"{name}. Train from the beginning, with --restart."
                 )
             for variable, array in zip(variables, arrays, strict=True):
-                variable.assign(array.view(keras.ops.convert_to_numpy(variable).dtype))
-        for i, (callback, state) in enumerate(zip(self.kept, found.progress["callbacks"], strict=True)):
+                variable.assign(array.view(to_numpy(variable).dtype))
+        for i, (callback, state) in enumerate(zip(self.callbacks, stored.progress["callbacks"], strict=True)):
             for name, value in state.items():
-                arrays = found.arrays.get(f"callback{i}.{name}", [])
-                setattr(callback, name, arrays if name in ARRAYS and value else value)
+                arrays = stored.arrays.get(f"callback{i}.{name}", [])
+                setattr(callback, name, arrays if name in ARRAY_ATTRIBUTES and value else value)

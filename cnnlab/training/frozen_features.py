@@ -1,4 +1,9 @@
-"""The stored features of frozen layers, and the pass that makes them."""
+"""The cache of features that frozen layers give: load them, or run the layers over the images and store them.
+
+`load_or_compute` is the way in; the pass is spread over workers, where there are any.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -7,51 +12,70 @@ import os
 import pickle
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress
 
+from cnnlab.data.disk_rows import MappedRows
 from cnnlab.utils import user_cache
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.worker_pool import Here, Job, helpers, spread
 
+if TYPE_CHECKING:
+    import keras
+
 JOB_BYTES = 2**23  # of images that a worker gets at a time, about
-BATCH, BATCH_BYTES = 256, 2**28  # images a forward pass at most, and bytes of its largest layer's output
+BATCH = 256  # images of a forward pass at most
+BATCH_BYTES = 2**28  # of the largest layer's output in a forward pass at most
+
+FeatureType = Literal["float16", "float32"]
+Images = npt.NDArray[np.uint8] | MappedRows
+Features = npt.NDArray[np.floating[Any]]
 
 
-def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float32"):
-    """The features of images, memory-mapped, from the cache where they are there, else computed and stored.
+def load_or_compute(
+    frozen: keras.Model,
+    images: Sequence[Images],
+    positions: npt.NDArray[np.integer[Any]],
+    digests: npt.NDArray[np.bytes_],
+    *,
+    mirrored: bool = False,
+    dtype: FeatureType = "float32",
+) -> Features | None:
+    """Load the features of images from the cache, memory-mapped, or compute and store them.
 
     Args:
-        front: `keras.Model` from images to features.
-        parts: arrays of images.
-        first: `(M,)` positions of the distinct images in the concatenated parts.
-        unique: `(M,)` their digests, sorted.
-        mirrored: of the mirror images.
-        dtype: to store them in.
+        frozen: the frozen layers, from images to features.
+        images: arrays `(N, H, W, 3)`.
+        positions: `(M,)` positions of the distinct images in the concatenated arrays.
+        digests: `(M,)` digests of these images, sorted.
+        mirrored: whether to mirror the images first.
+        dtype: the type to store features in; float32 is used where their values are too large for float16.
 
     Returns:
-        `(M, ...)` of that dtype, in the order of `unique`; where they cannot be stored, in memory, and `None` where
-        there is no room for them in memory either.
+        `(M, ...)`, in the order of `digests`; in memory where they cannot be stored, and `None` where there is no room
+        in memory either.
     """
-    key = _cache_key(front, unique, mirrored, dtype)
-    path = user_cache.cache_folder("features") / f"{key}.npy"
+    path = user_cache.cache_folder("features") / f"{_cache_key(frozen, digests, mirrored, dtype)}.npy"
+    shape = (len(positions), *frozen.output_shape[1:])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Of two processes that need it, one computes and the other waits.
+        # Of two processes that need the same features, one computes them and the other waits.
         with FileLock(path.with_suffix(".lock")):
-            stored = _load(path, (len(first), *front.output_shape[1:]))
+            stored = _load(path, shape)
             if stored is None:
-                stored = _compute(front, parts, first, mirrored, dtype, path)
+                stored = _compute(frozen, images, positions, mirrored, dtype, path)
                 user_cache.remove_oldest(keep=path)
             return stored
     except OSError as error:
-        shape = (len(first), *front.output_shape[1:])
         size = math.prod(shape) * np.dtype(dtype).itemsize
         fits = size < psutil.virtual_memory().available / 2
         log.warning(
@@ -60,40 +84,40 @@ def load_or_compute(front, parts, first, unique, *, mirrored=False, dtype="float
         )
         if not fits:
             return None
-        filled = _fill(np.empty(shape, dtype), front, parts, first, mirrored)
-        return filled if len(filled) else _fill(np.empty(shape, filled.dtype), front, parts, first, mirrored)
+        filled = _fill(np.empty(shape, dtype), frozen, images, positions, mirrored)
+        return filled if len(filled) else _fill(np.empty(shape, filled.dtype), frozen, images, positions, mirrored)
 
 
-def _cache_key(front, unique, mirrored, dtype):
-    """sha256 of the images, the frozen weights, and the layers' configuration (with their precision) and versions."""
+def _cache_key(frozen: keras.Model, digests: npt.NDArray[np.bytes_], mirrored: bool, dtype: FeatureType) -> str:
+    """Return a hash of the images, the frozen weights, the layers' configuration with their precision, and versions."""
     import keras  # here, so that `cnnlab cache` answers without it
 
-    key = hashlib.sha256(unique.tobytes())
-    for weight in front.get_weights():
-        key.update(np.ascontiguousarray(weight))
-    key.update(_canonical_config(front).encode())
+    key = hashlib.sha256(digests.tobytes())
+    for weight in frozen.get_weights():
+        key.update(np.ascontiguousarray(weight))  # pyright: ignore[reportArgumentType]  an array is a buffer
+    key.update(_canonical_config(frozen).encode())
     key.update(f"{keras.__version__} {keras.backend.backend()} {mirrored} {dtype}".encode())
     return key.hexdigest()[:40]
 
 
-def _canonical_config(front):
-    """The front's configuration as JSON, without the running numbers that Keras puts into names (`get_item_3`)."""
-    config = json.loads(front.to_json())
+def _canonical_config(model: keras.Model) -> str:
+    """Return a model's configuration as JSON, without the numbers that Keras puts into names (`get_item_3`)."""
+    config = json.loads(model.to_json())
     names = {layer["name"]: f"operation{i}" for i, layer in enumerate(config["config"]["layers"])}
-    names[front.name] = "front"
+    names[model.name] = "front"  # a part of the key of every stored file
 
-    def renamed(node):
+    def rename(node: Any) -> Any:
         if isinstance(node, dict):
-            return {key: renamed(value) for key, value in node.items()}
+            return {key: rename(value) for key, value in node.items()}
         if isinstance(node, list):
-            return [renamed(value) for value in node]
+            return [rename(value) for value in node]
         return names.get(node, node) if isinstance(node, str) else node
 
-    return json.dumps(renamed(config), sort_keys=True)
+    return json.dumps(rename(config), sort_keys=True)
 
 
-def _load(path, shape):
-    """The stored features memory-mapped, or `None` where there are none or they are damaged."""
+def _load(path: Path, shape: tuple[int, ...]) -> Features | None:
+    """Load stored features memory-mapped; return `None` where there are none or they are damaged."""
     about = path.with_suffix(".json")
     if not path.exists() or not about.exists():
         return None
@@ -106,65 +130,73 @@ def _load(path, shape):
         stored = np.load(path, mmap_mode="r")
         if stored.shape != shape or stored.dtype.kind != "f":
             raise ValueError(f"{stored.dtype} of shape {stored.shape}")
-        os.utime(path)  # the oldest out first goes by the last use
+        os.utime(path)  # the cache removes what was not used for longest
         return stored
-    except Exception as error:  # of whatever is in the two files
+    except Exception as error:  # damaged files make their readers raise anything
         log.warning(f"the cached features '{path}' are damaged ({error}); computing them again.")
         return None
 
 
-def _compute(front, parts, first, mirrored, dtype, path):
-    """The features, written to `path` atomically."""
+def _compute(
+    frozen: keras.Model,
+    images: Sequence[Images],
+    positions: npt.NDArray[np.integer[Any]],
+    mirrored: bool,
+    dtype: str,
+    path: Path,
+) -> Features:
+    """Compute features and write them to `path` atomically; return them memory-mapped."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=user_cache.UNFINISHED) as folder:
-        fresh = Path(folder, path.name)
-        stored = np.lib.format.open_memmap(fresh, "w+", dtype, (len(first), *front.output_shape[1:]))
-        user_cache.reserve(fresh)
-        stored = _fill(stored, front, parts, first, mirrored)
-        if stored.dtype != dtype:
-            return _compute(front, parts, first, mirrored, str(stored.dtype), path)
+        unfinished = Path(folder, path.name)
+        stored = np.lib.format.open_memmap(unfinished, "w+", dtype, (len(positions), *frozen.output_shape[1:]))
+        user_cache.reserve(unfinished)
+        filled = _fill(stored, frozen, images, positions, mirrored)
+        if filled.dtype != dtype:
+            return _compute(frozen, images, positions, mirrored, str(filled.dtype), path)
         stored.flush()
-        with fresh.open("rb") as file:
+        with unfinished.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        about = {"sha256": sha256, "shape": list(stored.shape), "what": f"up to layer {front.layers[-1].name}"}
+        about = {"sha256": sha256, "shape": list(stored.shape), "what": f"up to layer {frozen.layers[-1].name}"}
         Path(folder, "about.json").write_text(json.dumps(about))
         os.replace(Path(folder, "about.json"), path.with_suffix(".json"))
-        os.replace(fresh, path)
+        os.replace(unfinished, path)
     return stored
 
 
-def _fill(stored, front, parts, first, mirrored):
-    """One pass over the images at positions `first` of the concatenated parts, into `stored`; where its type is too
-    small for the features, an empty array of one that is not.
+def _fill(
+    stored: Features,
+    frozen: keras.Model,
+    images: Sequence[Images],
+    positions: npt.NDArray[np.integer[Any]],
+    mirrored: bool,
+) -> Features:
+    """Run the frozen layers over the images at these positions, and put the features into `stored`.
 
-    The pass is spread over whatever workers help (`spread.helpers`); each of its jobs is some batches.
+    The pass is spread over the workers of `worker_pool.helpers`; each job is some batches of images.
+
+    Returns:
+        `stored`; an empty float32 array where its type is too small for the features.
     """
     workers = helpers()
-    batch = _batch_size(front)
-    image_bytes = math.prod(parts[0].shape[1:]) * parts[0].dtype.itemsize
-    rows = batch * max(1, int(JOB_BYTES // (batch * image_bytes)))
-    # The last jobs are to end together, even where there are few rows.
-    rows = min(rows, batch * max(1, len(first) // (4 * workers.room() * batch)))
-    shared = workers.share(front if isinstance(workers, Here) else np.frombuffer(pickle.dumps(front), np.uint8))
-    bounds = np.cumsum([0, *map(len, parts)])
-    key = f"{id(stored)}-{time.monotonic_ns()}"
-    starts = iter(range(0, len(first), rows))
+    batch_size = _batch_size(frozen)
+    rows = _rows_of_a_job(images[0], batch_size, len(positions), workers.room())
+    shared = workers.share(frozen if isinstance(workers, Here) else np.frombuffer(pickle.dumps(frozen), np.uint8))
+    pass_id = f"{id(stored)}-{time.monotonic_ns()}"
+    starts = iter(range(0, len(positions), rows))
 
-    def ask():
+    def next_job() -> Job | None:
         if (start := next(starts, None)) is None:
             return None
-        positions = first[start : start + rows]
-        owner = np.searchsorted(bounds, positions, side="right") - 1
-        images = np.stack([parts[o][p - bounds[o]] for o, p in zip(owner, positions, strict=True)])
-        if mirrored:
-            images = images[:, :, ::-1]
-        return Job(f"the pass from row {start:,}", _features_of, (shared, key, images, batch, stored.dtype.name, start))
+        batches = _images_at(images, positions[start : start + rows], mirrored)
+        arguments = (shared, pass_id, batches, batch_size, stored.dtype.name, start)
+        return Job(f"the pass from row {start:,}", _features_of_job, arguments)
 
     console = Console(stderr=True)
-    title = f"Frozen layers over {len(first):,} {'mirrored ' if mirrored else ''}images"
+    title = f"Frozen layers over {len(positions):,} {'mirrored ' if mirrored else ''}images"
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=len(first))
-        for ended in spread(ask, workers, ahead=2):
-            start, features = ended.result()
+        task = progress.add_task(title, total=len(positions))
+        for ended in spread(next_job, workers, ahead=2):
+            start, features = cast("tuple[int, Features | None]", ended.result())
             if features is None:
                 log.warning(f"frozen layers' features are too large for {stored.dtype}; storing them in float32.")
                 return np.empty(0, np.float32)
@@ -173,28 +205,62 @@ def _fill(stored, front, parts, first, mirrored):
     return stored
 
 
-_fronts = {}  # of this process as a worker, the last one, by the pass that it is for
+def _rows_of_a_job(images: Images, batch_size: int, total: int, workers: int) -> int:
+    """Return how many images a worker gets at a time: whole batches of about 8 MB, fewer where the pass is short."""
+    image_bytes = math.prod(images.shape[1:]) * images.dtype.itemsize
+    rows = batch_size * max(1, int(JOB_BYTES // (batch_size * image_bytes)))
+    return min(rows, batch_size * max(1, total // (4 * workers * batch_size)))  # so that all workers end together
 
 
-def _features_of(front, key, images, batch, dtype, start):
-    """`(start, features)` of some batches of images, or `(start, None)` where the type is too small for them."""
-    if isinstance(front, np.ndarray):  # pickled, for a worker elsewhere
-        if key not in _fronts:
-            _fronts.clear()
-            _fronts[key] = pickle.loads(front)
-        front = _fronts[key]
-    stored = np.empty((len(images), *front.output_shape[1:]), dtype)
-    for i in range(0, len(images), batch):
+def _images_at(images: Sequence[Images], positions: npt.NDArray[np.integer[Any]], mirrored: bool) -> npt.NDArray[Any]:
+    """Read the images at these positions of the concatenated arrays: `(len(positions), H, W, 3)`."""
+    bounds = np.cumsum([0, *map(len, images)])
+    arrays = np.searchsorted(bounds, positions, side="right") - 1
+    read = np.stack([images[i][position - bounds[i]] for i, position in zip(arrays, positions, strict=True)])
+    return read[:, :, ::-1] if mirrored else read
+
+
+_unpickled: dict[str, keras.Model] = {}  # in a worker, the frozen layers of the latest pass, by `pass_id`
+
+
+def _features_of_job(
+    frozen: keras.Model | npt.NDArray[np.uint8],
+    pass_id: str,
+    images: npt.NDArray[Any],
+    batch_size: int,
+    dtype: str,
+    start: int,
+) -> tuple[int, Features | None]:
+    """Compute the features of one job's images.
+
+    Args:
+        frozen: the frozen layers; pickled as bytes, for a worker in another process.
+        pass_id: identifies the pass, so that a worker unpickles the layers once.
+        images: `(n, H, W, 3)`.
+        batch_size: images of a forward pass.
+        dtype: the type of the features.
+        start: the row of the first image.
+
+    Returns:
+        `start`, and features `(n, ...)`, or `None` where the type is too small for them.
+    """
+    if isinstance(frozen, np.ndarray):
+        if pass_id not in _unpickled:
+            _unpickled.clear()
+            _unpickled[pass_id] = pickle.loads(frozen)
+        frozen = _unpickled[pass_id]
+    stored = np.empty((len(images), *frozen.output_shape[1:]), dtype)
+    for i in range(0, len(images), batch_size):
         with signals_held():
-            features = front.predict_on_batch(images[i : i + batch])
+            features = frozen.predict_on_batch(images[i : i + batch_size])
         if np.abs(features).max(initial=0) > np.finfo(stored.dtype).max:
             return start, None
-        stored[i : i + batch] = features
+        stored[i : i + batch_size] = features
     return start, stored
 
 
-def _batch_size(front):
-    """As many images as a pass has memory for: at 224 pixels a side there are fifty times as many values as at 32."""
-    shapes = [shape for layer in front.layers if len(shape := getattr(layer.output, "shape", ())) == 4]
+def _batch_size(frozen: keras.Model) -> int:
+    """Return how many images fit in a forward pass: at 224 pixels a side, layers give fifty times the values of 32."""
+    shapes = [shape for layer in frozen.layers if len(shape := getattr(layer.output, "shape", ())) == 4]
     largest = max((math.prod(side or 1 for side in shape[1:]) for shape in shapes), default=1)
     return max(8, min(BATCH, BATCH_BYTES // (4 * largest)))

@@ -1,136 +1,152 @@
-"""The frozen front of a model, run once over the images.
+"""Separate a model's frozen first layers from its head, and compute their features once for all images.
 
-A frozen layer gives the same output for the same image in every epoch, run and search trial. The longest front of a
-model that is frozen and has no randomness is found, its outputs ("features") are computed in large batches and stored,
-and only the rest (the "head") is trained on them. The head's layers are the full model's own, so the full model is
-trained when the head is.
+A frozen layer gives the same output for the same image in every epoch, run and trial of a search. So the longest chain
+of first layers that are frozen and draw no random numbers is run once over the images, its outputs ("features") are
+stored, and only the rest of the model (the "head") is trained on them. The head has the model's own layers: training
+the head trains the model.
 """
+
+from __future__ import annotations
 
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from cnnlab.data.disk_rows import MappedRows
 from cnnlab.training import frozen_features
+from cnnlab.training.frozen_features import FeatureType
 from cnnlab.training.optimizers import compile_like
 
-WORTH = 0.02  # share of the model's work that a front must do for its features to be stored
+LEAST_WORK = 0.02  # share of the model's work that frozen layers must do for their features to be stored
 IN_MEMORY = 2**30  # bytes; larger features are read from the disk batch by batch
+
+Rows = npt.NDArray[Any] | MappedRows
 
 
 @dataclass(frozen=True)
-class Split:
-    """A model cut in two: `front` from images to features, `head` from features to probabilities.
+class ModelParts:
+    """A model in two parts.
 
-    With `flips`, the model starts with a random horizontal flip: the head takes `(N, 2, ...)`, the features of an image
-    and of its mirror image, and picks one of the two at random while training, the first one otherwise.
+    Attributes:
+        frozen: the frozen layers, from images `(N, H, W, 3)` to features `(N, ...)`; not compiled.
+        head: the rest, from features to probabilities; compiled as the model.
+        flips: whether the model starts with a random horizontal flip. Then the head takes `(N, 2, ...)`, the features
+            of an image and of its mirror image, and picks one of the two at random while training, else the first.
     """
 
-    front: object
-    head: object
+    frozen: keras.Model
+    head: keras.Model
     flips: bool
 
 
-def split_at_frozen_front(model) -> Split | None:
-    """Cut a compiled functional model behind its frozen, deterministic front.
+def separate_frozen_layers(model: keras.Model) -> ModelParts | None:
+    """Separate a compiled functional model at its first layer that is trained or random.
 
     Returns:
-        `None` where nothing is gained: no frozen weights before the first trained or random layer, or a graph that
-        cannot be cut at one tensor. The head is compiled like the model, with the model's own optimizer.
+        The two parts; `None` where nothing is gained: no weights before that layer, or so few that storing features
+        saves no time, or a graph that cannot be cut at one tensor.
     """
     if not isinstance(model, keras.Model) or not getattr(model, "operations", None):
         return None
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-    first = layers[0]
-    flips = isinstance(first, keras.layers.RandomFlip) and first.mode == "horizontal"
-    start = first.output if flips else model.inputs[0]
-    live = next((layer for layer in layers[flips:] if layer.trainable_weights or _is_random(layer)), None)
-    if live is None or len(model.inputs) > 1 or isinstance(live.input, list):
+    flips = isinstance(layers[0], keras.layers.RandomFlip) and layers[0].mode == "horizontal"
+    start = layers[0].output if flips else model.inputs[0]
+    first = next((layer for layer in layers[flips:] if layer.trainable_weights or _is_random(layer)), None)
+    if first is None or len(model.inputs) > 1 or isinstance(first.input, list):
         return None
     try:
-        front = keras.Model(start, live.input)
-        head = keras.Model(live.input, model.outputs[0], name=model.name)
-    except ValueError:  # something after the cut also needs something before it
+        frozen = keras.Model(start, first.input)
+        head = keras.Model(first.input, model.outputs[0], name=model.name)
+    except ValueError:  # a later layer also needs what an earlier one gives
         return None
-    if not front.weights or _work(front) < WORTH * _work(model):
+    if not frozen.weights or _work(frozen) < LEAST_WORK * _work(model):
         return None
     if flips:
-        both = keras.Input((None, *live.input.shape[1:]), name="features_and_mirrored")
+        both = keras.Input((None, *frozen.output_shape[1:]), name="features_and_mirrored")
         head = keras.Model(both, head(PickOneOfTwo()(both)), name=model.name)
     compile_like(head, model)
-    return Split(front, head, flips)
+    return ModelParts(frozen, head, flips)
 
 
-def features_of(split, *parts, dtype="float32"):
-    """The head's inputs for the training images and any further parts, computed once and stored.
+def compute_features(
+    frozen: keras.Model, *images: Rows, flips: bool = False, dtype: FeatureType = "float32"
+) -> list[Rows] | None:
+    """Compute the features of several arrays of images, or read them from the cache.
 
-    All images go through the front in one pass, in an order of their own, so that another split of the same images
-    finds the same file.
+    All images go through the frozen layers in one pass, sorted by their digests: another split of the same images finds
+    the same file.
 
     Args:
-        split: a `Split`.
-        parts: arrays of images, the training images first.
-        dtype: that the features are stored in, "float16" or "float32".
+        frozen: the frozen layers of a model.
+        images: arrays `(N, H, W, 3) uint8`, the training images first.
+        flips: whether to compute the features of the mirrored training images too.
+        dtype: the type to store features in.
 
     Returns:
-        Arrays `(N, ...)`, with flips `(N, 2, ...)` for training and `(N, 1, ...)` for the rest; each a `MappedRows`
-        instead where it is too large for memory. `None` where there is no room for them.
+        For each array, features `(N, ...)`; with `flips`, `(N, 2, ...)` for the training images and `(N, 1, ...)` for
+        others; a `MappedRows` where they are too large for memory. `None` where there is no room for them.
     """
-    hashes = [_image_hashes(part) for part in parts]
-    unique, first = np.unique(np.concatenate(hashes), return_index=True)
-    stored = frozen_features.load_or_compute(split.front, parts, first, unique, dtype=dtype)
+    digests = [_image_digests(array) for array in images]
+    unique, first = np.unique(np.concatenate(digests), return_index=True)
+    stored = frozen_features.load_or_compute(frozen, images, first, unique, dtype=dtype)
     if stored is None:
         return None
-    sources = [[(stored, np.searchsorted(unique, part))] for part in hashes]
-    if split.flips:
-        unique, first = np.unique(hashes[0], return_index=True)
-        stored = frozen_features.load_or_compute(split.front, parts[:1], first, unique, mirrored=True, dtype=dtype)
+    sources = [[(stored, np.searchsorted(unique, array))] for array in digests]
+    if flips:
+        unique, first = np.unique(digests[0], return_index=True)
+        stored = frozen_features.load_or_compute(frozen, images[:1], first, unique, mirrored=True, dtype=dtype)
         if stored is None:
             return None
-        sources[0].append((stored, np.searchsorted(unique, hashes[0])))
-    rows = [MappedRows(source, split.flips) for source in sources]
-    return [part[:] if part.nbytes <= IN_MEMORY else part for part in rows]
+        sources[0].append((stored, np.searchsorted(unique, digests[0])))
+    rows = [MappedRows(source, flips) for source in sources]
+    return [array[:] if array.nbytes <= IN_MEMORY else array for array in rows]
 
 
 class PickOneOfTwo(keras.layers.Layer):
-    """`(N, 2, ...)`, the features of images and of their mirror images, to `(N, ...)`: one of the two at random."""
+    """Pick the features of each image or, at random while training, those of its mirror image.
 
-    def __init__(self):
+    The input is `(N, 2, ...)` while training, `(N, 1, ...)` or more else; the output is `(N, ...)`.
+    """
+
+    def __init__(self) -> None:
         super().__init__(name="pick_one_of_two")
         self.seed_generator = keras.random.SeedGenerator()
 
-    def call(self, both, training=False):
+    def call(self, both: Any, training: bool = False) -> Any:
         if not training:
             return both[:, 0]
-        shape = (keras.ops.shape(both)[0],) + (1,) * (len(both.shape) - 2)
+        count = cast("tuple[Any, ...]", keras.ops.shape(both))[0]
+        shape = (count,) + (1,) * (len(both.shape) - 2)
         mirrored = keras.random.uniform(shape, seed=self.seed_generator) < 0.5
         return keras.ops.where(mirrored, both[:, 1], both[:, 0])
 
-    def compute_output_shape(self, shape):
-        return (shape[0], *shape[2:])
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (input_shape[0], *input_shape[2:])
 
 
-def _work(model):
-    """Multiplications of an image's way through a model, about: each weight at each place of its layer's output."""
+def _work(model: keras.Model) -> int:
+    """Estimate a model's multiplications for one image: each weight once at each place of its layer's output."""
     work = 0
     for layer in model.layers:
-        output = getattr(layer, "output", None)
-        shape = getattr(output, "shape", ())
+        shape = getattr(getattr(layer, "output", None), "shape", ())
         places = math.prod(side or 1 for side in shape[1:-1]) if len(shape) == 4 else 1
         work += places * layer.count_params()
     return work
 
 
-def _is_random(layer):
-    """Whether a layer draws random numbers: its seed state is among its variables, but is no weight."""
+def _is_random(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer draws random numbers: the state of its generator is a variable, but no weight."""
     return len(layer.variables) > len(layer.weights)
 
 
-def _image_hashes(images):
-    """`(N,)` of 32-byte sha256 digests, one an image."""
-    if isinstance(images, MappedRows):  # known since they were decoded
-        return images.digests
-    return np.array([hashlib.sha256(image).digest() for image in images], dtype="S32")
+def _image_digests(images: Rows) -> npt.NDArray[np.bytes_]:
+    """Return `(N,)` sha256 digests of 32 bytes, one for each image."""
+    known = images.digests if isinstance(images, MappedRows) else None  # computed when the images were decoded
+    if known is not None:
+        return known
+    return np.array([hashlib.sha256(image.tobytes()).digest() for image in images], dtype="S32")

@@ -1,30 +1,38 @@
-"""One training over several devices of one machine: which, and batches of which each device gets an equal share.
+"""Train on several devices of one machine, so that the numbers are those of one device.
 
-`tf.distribute.MirroredStrategy` with the recipe's batch shared out. Keras takes the mean of the devices' means, which
-is that of the batch only where the shares are equal, and a device without pictures ends in an error: a batch that does
-not divide is given to every device as a whole.
+`tf.distribute.MirroredStrategy` gives each device a share of the recipe's batch. Keras takes the mean of the devices'
+means, which is that of the batch only where the shares are equal, and a device without images ends in an error: a batch
+that does not divide is given to every device as a whole.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
+from cnnlab.data.batching import Batches
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models.layers import member_networks
 from cnnlab.training.optimizers import compile_like
+from cnnlab.training.runtime import to_numpy
 
 VARIABLE = "CNNLAB_DEVICES"
-CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
+CLIP_ARGUMENTS = ("clipnorm", "global_clipnorm", "clipvalue")  # of Keras's optimizers
 
 
 def wanted() -> int | str:
-    """What `$CNNLAB_DEVICES` says: "auto" or a number from 1 upwards, 1 by default.
+    """Read `$CNNLAB_DEVICES`: "auto" or a number from 1 upwards, 1 by default.
 
     Raises:
-        ArgumentError: it says neither.
+        ArgumentError: it is neither.
     """
     text = os.environ.get(VARIABLE) or "1"
     if text == "auto":
@@ -34,51 +42,59 @@ def wanted() -> int | str:
     return int(text)
 
 
-def devices_for(batch_size) -> list[str]:
-    """TensorFlow's names of several devices that a training is to run on; none for the usual single one.
+def devices_for(batch_size: int) -> list[str]:
+    """Choose the devices of a training.
 
     Args:
-        batch_size: pictures a step, on all devices together. "auto" is one device where all GPUs cannot share it
+        batch_size: images of a step, on all devices together. "auto" is one device where all GPUs cannot share it
             equally.
 
+    Returns:
+        TensorFlow's names of several devices; none for the usual single one.
+
     Raises:
-        ArgumentError: there are not as many as are wanted, or they cannot share a batch equally.
+        ArgumentError: there are fewer devices than asked for, or they cannot share a batch equally.
     """
     number = wanted()
     if number == 1:
         return []
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
-    if number == "auto":
+    if not isinstance(number, int):  # "auto"
         return gpus if len(gpus) > 1 and batch_size % len(gpus) == 0 else []
-    # Several CPUs there are only where a program has asked TensorFlow for logical ones, as tests do.
-    found = gpus or [device.name for device in tf.config.list_logical_devices("CPU")]
-    if number > len(found):
-        seen = f"{number}, and TensorFlow sees {len(gpus) or 'none'}"
+    # There are several CPUs only where a program has asked TensorFlow for logical ones, as tests do.
+    devices = gpus or [device.name for device in tf.config.list_logical_devices("CPU")]
+    if number > len(devices):
+        received = f"{number}, and TensorFlow sees {len(gpus) or 'none'}"
         raise ArgumentError(
-            f"Expected devices to be auto, 1, or at most the number of this machine's GPUs. Received: {seen}. Use auto."
+            "Expected devices to be auto, 1, or at most the number of this machine's GPUs. "
+            f"Received: {received}. Use auto."
         )
     if batch_size % number:
         raise ArgumentError(
             f"Expected a batch_size that {number} devices can share equally. Received: {batch_size}. Use another "
             "batch_size, or fewer devices."
         )
-    return found[:number]
+    return devices[:number]
 
 
-def built_for(batch_size):
-    """Around what builds a model, so that it can be trained on the devices for such a batch."""
+def scope_for(batch_size: int) -> AbstractContextManager[Any]:
+    """Return the context to build a model in, so that it can be trained on the devices for such batches."""
     names = devices_for(batch_size)
-    return _strategy(names).scope() if names else contextlib.nullcontext()
+    return _strategy(tuple(names)).scope() if names else contextlib.nullcontext()
 
 
-_strategies = {}  # by devices
+_strategies: dict[tuple[str, ...], tf.distribute.MirroredStrategy] = {}  # the one of this process, by its devices
 
 
-def _strategy(names):
-    """One for all trainings of the process: a second one numbers its sums over devices from the start again, and takes
-    the first's for its own, "Shape mismatch in the collective instance" (TensorFlow 2.21).
+def _strategy(names: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    """Return the strategy for these devices, the same one for all trainings of the process.
+
+    A second strategy would number its sums over devices from the start again, and take the first one's for its own:
+    "Shape mismatch in the collective instance" (TensorFlow 2.21).
+
+    Raises:
+        LabError: an earlier training of the process was on other devices.
     """
-    names = tuple(names)
     if names not in _strategies:
         if _strategies:
             first = len(next(iter(_strategies)))
@@ -90,9 +106,9 @@ def _strategy(names):
     return _strategies[names]
 
 
-def expect_shareable(model) -> None:
-    """Raise `ArgumentError` where a model was built for several devices and `share` cannot make one of it."""
-    if count(model) == 1:
+def expect_replicable(model: keras.Model) -> None:
+    """Raise `ArgumentError` where a model was built for several devices and `replicate` cannot train it on them."""
+    if device_count(model) == 1:
         return
     if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
         received = "one without them, as a subclass with a call() of its own is"
@@ -103,143 +119,159 @@ def expect_shareable(model) -> None:
     else:
         return
     raise ArgumentError(
-        f"Expected a model of layers between inputs and outputs, to train it on {count(model)} devices. Received: "
-        f"{received}. Leave devices out."
+        f"Expected a model of layers between inputs and outputs, to train it on {device_count(model)} devices. "
+        f"Received: {received}. Leave devices out."
     )
 
 
-def count(model) -> int:
-    """How many devices a model was built for."""
+def device_count(model: keras.Model) -> int:
+    """Return how many devices a model was built for."""
     return model.distribute_strategy.num_replicas_in_sync
 
 
-def scope(model):
-    """Around what makes a model's variables, or those of its optimizer and metrics."""
-    return model.distribute_strategy.scope() if count(model) > 1 else contextlib.nullcontext()
+def scope(model: keras.Model) -> AbstractContextManager[Any]:
+    """Return the context to make variables in that belong to a model, its optimizer or its metrics."""
+    return model.distribute_strategy.scope() if device_count(model) > 1 else contextlib.nullcontext()
 
 
-def share(part, model):
-    """A part of a model, or the whole, with the same layers, compiled as it is, to be fitted on the model's devices."""
+def replicate(part: keras.Model, model: keras.Model) -> ReplicatedModel:
+    """Make a compiled model of a part's layers that is fitted on several devices.
+
+    Args:
+        part: a compiled part of the model, or the model.
+        model: a model that was built for several devices.
+    """
     with scope(model):
-        shared = Shared(part.inputs, part.outputs, name=part.name)
+        replicated = ReplicatedModel(part.inputs, part.outputs, name=part.name)
         # Several steps are a loop of the graph, in which TensorFlow 2.21 gives the sums over devices no numbers: "You
         # must feed a value for placeholder tensor".
-        compile_like(shared, part, steps_per_execution=1)
-    return shared
+        compile_like(replicated, part, steps_per_execution=1)
+    return replicated
 
 
-def on_one(model):
-    """The same layers as a model that answers on one device: a strategy would give each device its share."""
+def on_one_device(model: keras.Model) -> keras.Model:
+    """Make a model of the same layers that predicts on one device; within a strategy each would get a share."""
     return keras.Model(model.inputs, model.outputs, name=model.name)
 
 
 @contextlib.contextmanager
-def as_on_one(model):
-    """Around the fit of a `Shared`: BatchNormalization goes by the pictures of all devices, and gradients are clipped
-    by the norm of their sum. Neither is in what is saved. For other models nothing is done.
+def single_device_semantics(model: keras.Model) -> Iterator[None]:
+    """Make the `fit` inside compute on several devices what it would on one; do nothing for other models.
+
+    BatchNormalization takes the statistics of all devices' images, and gradients are clipped by the norm of their sum.
+    The settings that this takes are undone at the end, so that no saved model has them.
     """
-    several = count(model)
-    changed = [(layer, "synchronized", True) for layer in _batch_normalisations(model)] if several > 1 else []
-    for optimizer in _optimizers(model) if several > 1 else ():
-        # Keras clips a device's gradients before they are summed; `Shared` gives each a share of the sum.
-        clips = {name: getattr(optimizer, name) for name in CLIPS}
-        changed += [(optimizer, name, clip / several) for name, clip in clips.items() if clip]
-    before = [(thing, name, getattr(thing, name)) for thing, name, _ in changed]
+    devices = device_count(model)
+    settings: list[tuple[Any, str, Any]] = []
+    if devices > 1:
+        settings += [(layer, "synchronized", True) for layer in _batch_normalizations(model)]
+        for optimizer in _optimizers(model):
+            # Keras clips a device's gradients before they are summed; `ReplicatedModel` gives each a share of the sum.
+            clips = {name: getattr(optimizer, name) for name in CLIP_ARGUMENTS}
+            settings += [(optimizer, name, clip / devices) for name, clip in clips.items() if clip]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     try:
-        for thing, name, value in changed:
-            setattr(thing, name, value)
+        for owner, name, value in settings:
+            setattr(owner, name, value)
         yield
     finally:
-        for thing, name, value in before:
-            setattr(thing, name, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
-def _optimizers(model):
+def _optimizers(model: keras.Model) -> Sequence[keras.optimizers.Optimizer]:
     return getattr(model.optimizer, "optimizers", [model.optimizer])
 
 
-def _batch_normalisations(model):
+def _batch_normalizations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             yield layer
         elif isinstance(layer, keras.Model):
-            yield from _batch_normalisations(layer)
+            yield from _batch_normalizations(layer)
 
 
-class Shared(keras.Model):
-    """A model in a strategy's scope, whose steps give what one device gives.
+class ReplicatedModel(keras.Model):
+    """A model on several devices whose steps give the loss, gradients and metrics of one device.
 
-    Batches are `EvenBatches`.
+    Its data are `ReplicaBatches`.
     """
 
-    def train_step(self, data):
+    def train_step(self, data: tuple[Any, Any, Any]) -> dict[str, Any]:
         x, y, weights = data
         with tf.GradientTape() as tape:
-            answers = self(x, training=True)
-            loss = self.compute_loss(x, y, answers, tf.abs(weights), training=True)  # a share of the mean
+            predictions = self(x, training=True)
+            loss = self.compute_loss(x, y, predictions, weights[:, 0], training=True)  # a share of the mean
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self.trainable_weights)
-        if any(getattr(optimizer, name) for optimizer in _optimizers(self) for name in CLIPS):
+        if any(getattr(optimizer, name) for optimizer in _optimizers(self) for name in CLIP_ARGUMENTS):
             replica = tf.distribute.get_replica_context()
-            several = replica.num_replicas_in_sync
-            gradients = [gradient / several for gradient in replica.all_reduce("sum", gradients)]
+            devices = replica.num_replicas_in_sync
+            gradients = [gradient / devices for gradient in replica.all_reduce("sum", gradients)]
         self.optimizer.apply(gradients, self.trainable_weights)
-        return self._figures(loss, x, y, answers, weights)
+        return self._metrics_of_step(loss, x, y, predictions, weights)
 
-    def test_step(self, data):
+    def test_step(self, data: tuple[Any, Any, Any]) -> dict[str, Any]:
         x, y, weights = data
-        answers = self(x, training=False)
-        return self._figures(self.compute_loss(x, y, answers, tf.abs(weights), training=False), x, y, answers, weights)
+        predictions = self(x, training=False)
+        loss = self.compute_loss(x, y, predictions, weights[:, 0], training=False)
+        return self._metrics_of_step(loss, x, y, predictions, weights)
 
-    def _figures(self, loss, x, y, answers, weights):
-        copied = tf.reduce_any(tf.bitcast(weights, tf.int32) < 0)  # the sign's bit, which -0.0 has too
-        rows = tf.where(copied, 0, tf.shape(y)[0])
+    def _metrics_of_step(self, loss: Any, x: Any, y: Any, predictions: Any, weights: Any) -> dict[str, Any]:
+        """Update the metrics by this device's rows, unless they are copies of another device's."""
+        rows = tf.where(tf.reduce_any(weights[:, 1] == 0), 0, tf.shape(y)[0])
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
         mean = loss * tf.distribute.get_replica_context().num_replicas_in_sync
         tracker.update_state(mean, sample_weight=tf.cast(rows, "float32"))
-        return self.compute_metrics(x, y[:rows], answers[:rows], weights[:rows])
+        return self.compute_metrics(x, y[:rows], predictions[:rows], weights[:rows, 0])
 
 
-class DrawApart(keras.callbacks.Callback):
-    """Random layers draw other numbers on each device, the first the ones of a single device: Keras starts all with the
-    same, so that the first picture of each would be mirrored, or not, together.
+class PerReplicaSeeds(keras.callbacks.Callback):
+    """Let random layers draw other numbers on each device, and on the first those of a single device.
 
-    It comes behind what puts states back.
+    Keras starts all devices with one state, so that the first image of each would be mirrored, or not, together. This
+    callback has to stand behind `CheckpointCallback`, which restores the state.
     """
 
-    def on_train_begin(self, logs=None):
+    model: keras.Model
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         for state in (v for v in self.model.variables if v.name == "seed_generator_state"):
-            first = keras.ops.convert_to_numpy(state)  # the first device's
-            for device, own in enumerate(self.model.distribute_strategy.experimental_local_results(state.value)):
-                own.assign(first + np.array([device, 0], first.dtype))
+            first = to_numpy(state)  # the first device's
+            for i, replica in enumerate(self.model.distribute_strategy.experimental_local_results(state.value)):
+                replica.assign(first + np.array([i, 0], first.dtype))
 
 
-class EvenBatches(keras.utils.PyDataset):
-    """Batches of which several devices get equal shares, as `(x, y, weights)`.
+class ReplicaBatches(keras.utils.PyDataset):
+    """Batches `(x, y, weights)` of which several devices get equal shares.
 
-    One that does not divide comes as many times as there are devices: each sees all of it, so that its mean and the
-    statistics of BatchNormalization are the batch's. Weights of copies are negative: they do not count in the figures.
+    A batch that does not divide is repeated for each device: each sees all of it, so that its mean and the statistics
+    of BatchNormalization are the batch's. `weights` are `(N, 2) float32`: a row's weight in the loss, and 1, or 0 for
+    a copy, which does not count in the metrics.
 
     Args:
-        batches: a `Batches`.
-        devices: their number.
+        batches: the batches of the training.
+        devices: the number of devices.
     """
 
-    def __init__(self, batches, devices):
+    def __init__(self, batches: Batches, devices: int) -> None:
         super().__init__()
         self.batches, self.devices = batches, devices
-        self.batch_size = batches.batch_size  # which autologging asks for, and without it logs none of the epochs
+        self.batch_size = batches.batch_size  # MLflow's autologging asks for it, and logs no epoch without it
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batches)
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.batches.on_epoch_end()
 
-    def __getitem__(self, i):
-        x, y, *weights = self.batches[i]
-        weights = weights[0] if weights else np.ones(len(x), "float32")
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]]:
+        x, y, *given = self.batches[index]
+        weights = np.ones((len(x), 2), "float32")
+        if given:
+            weights[:, 0] = given[0]
         if len(x) % self.devices == 0:
             return x, y, weights
         x, y = (np.concatenate([rows] * self.devices) for rows in (x, y))
-        return x, y, np.concatenate([weights, *[-weights] * (self.devices - 1)])
+        copies = weights * np.array([1, 0], "float32")
+        return x, y, np.concatenate([weights, *[copies] * (self.devices - 1)])

@@ -1,156 +1,192 @@
-"""A model's optimizer with its schedule, its loss, and what they ask of the labels."""
+"""Compile a model: its optimizer, learning rate schedule, loss and accuracy, as a recipe or keyword arguments say."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import keras
 
 from cnnlab.models.augmentation import mixing_strengths
 from cnnlab.models.model_table import TRAINING
+from cnnlab.recipe import Recipe
 
 ONE_CYCLE_START = 25  # how many times lower one-cycle starts, as in fastai and PyTorch
 LOOKAHEAD_STEPS = 5  # as in the paper and airbench
-LOOKAHEAD_END = 0.07  # share of its peak that the rate falls to with lookahead, which does the rest, as in airbench
+LOOKAHEAD_END = 0.07  # share of its peak that the rate falls to with Lookahead, which does the rest, as in airbench
 STEPS_PER_EXECUTION = 16  # steps between returns to Python: a dense head trains 1.8 times as fast, results are equal
 
+Optimizer = Literal["adam", "adamw", "sgd", "muon"]
+Schedule = Literal["constant", "plateau", "cosine", "one-cycle"]
+LearningRateOrSchedule = Any  # Keras takes a float or a LearningRateSchedule, though its annotations say float
 
-def compile_for(model, recipe, images, epochs, learning_rate=None, slower=None) -> None:
-    """Compile a model as its recipe says, for a training on so many images for so many epochs.
+
+def compile_for(
+    model: keras.Model,
+    recipe: Recipe,
+    num_images: int,
+    epochs: int,
+    learning_rate: float | None = None,
+    lr_scales: Mapping[str, float] | None = None,
+) -> None:
+    """Compile a model as its recipe says.
 
     Args:
-        learning_rate: in place of the recipe's.
-        slower: as in `compile_model`.
+        model: the model to compile.
+        recipe: names the optimizer, its hyperparameters, and the augmentation.
+        num_images: number of training images.
+        epochs: how many epochs the learning rate schedule is spread over.
+        learning_rate: replaces the recipe's.
+        lr_scales: as in `compile_model`.
     """
     given = {name: TRAINING[name] if getattr(recipe, name) is None else getattr(recipe, name) for name in TRAINING}
     compile_model(
         model,
         **{**given, "learning_rate": learning_rate or given["learning_rate"]},
-        steps=math.ceil(images / recipe.batch_size) * epochs,
+        steps=math.ceil(num_images / recipe.batch_size) * epochs,
         one_hot=bool(mixing_strengths(recipe.augment)),
-        slower=slower,
+        lr_scales=lr_scales,
     )
 
 
 def compile_model(
-    model,
-    learning_rate,
-    weight_decay=0.0,
-    schedule="constant",
-    steps=None,
+    model: keras.Model,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    schedule: Schedule = "constant",
+    steps: int = 0,
     *,
-    optimizer="adam",
-    momentum=None,
-    warmup=None,
-    label_smoothing=0.0,
-    ema=0.0,
-    lookahead=0.0,
-    clip_norm=None,
-    bias_lr_scale=1.0,
-    one_hot=False,
-    slower=None,
+    optimizer: Optimizer = "adam",
+    momentum: float | None = None,
+    warmup: float | None = None,
+    label_smoothing: float = 0.0,
+    ema: float = 0.0,
+    lookahead: float = 0.0,
+    clip_norm: float | None = None,
+    bias_lr_scale: float = 1.0,
+    one_hot: bool = False,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> None:
-    """An optimizer with its schedule, crossentropy, and accuracy.
+    """Compile a model with an optimizer and its learning rate schedule, crossentropy, and accuracy.
 
     Args:
-        learning_rate: the optimizer's, at its highest.
-        weight_decay: decoupled (AdamW, arXiv:1711.05101); other optimizers than adam spare biases and normalisations.
-        schedule: "constant" and "plateau" (a callback's work), or "cosine" for a fall to 0 (arXiv:1608.03983, without
-            restarts), or "one-cycle" for a rise from a 25th and then the same (arXiv:1708.07120, of the rate alone).
-        steps: of the whole training, for the schedule.
-        optimizer: "adam", "adamw", "sgd" or "muon".
-        momentum: Nesterov's, of sgd and muon.
-        warmup: share of the steps in which the rate rises.
-        label_smoothing: share of each label that is spread over all classes; it is part of the loss, `val_loss` too.
-        ema: decay of the average of the weights that is kept, 0 for none.
-        lookahead: above 0, Python gets control every 5 steps, for the `Lookahead` of the training loop, and cosine and
-            one-cycle end at 0.07 of their peak.
+        model: the model to compile.
+        learning_rate: the highest learning rate.
+        weight_decay: decoupled (AdamW, arXiv:1711.05101); only adam applies it to biases and normalizations too.
+        schedule: "constant" and "plateau" (which a callback lowers), "cosine" for a fall to 0 (arXiv:1608.03983,
+            without restarts), "one-cycle" for a rise from a 25th, then a fall (arXiv:1708.07120, the rate alone).
+        steps: number of optimizer steps of the whole training, for schedules and warmup.
+        optimizer: the optimizer's name.
+        momentum: Nesterov momentum of sgd and muon.
+        warmup: share of the steps in which the learning rate rises.
+        label_smoothing: share of each label that is spread over all classes; it is part of `loss` and `val_loss`.
+        ema: decay of the exponential moving average of the weights, 0 for none.
+        lookahead: decay of the callback `Lookahead`, 0 for none; above it, Keras returns to Python every 5 steps, and
+            cosine and one-cycle end at 0.07 of their peak.
         clip_norm: highest norm of all gradients together.
-        bias_lr_scale: factor of the learning rate of BatchNormalization's offsets; where it is not 1, they decay
-            too, as much as other weights.
-        one_hot: whether labels are `(N, C)`, as mixed ones are; with label smoothing they are in any case.
-        slower: patterns of the paths of weights to factors of their learning rate.
+        bias_lr_scale: factor of the learning rate of BatchNormalization's offsets; unless it is 1, weight decay applies
+            to them as to other weights.
+        one_hot: whether labels are `(N, C)` shares; label smoothing makes them so in any case.
+        lr_scales: patterns of weight paths to factors of their learning rate.
     """
 
-    def made(factor, decay=weight_decay, spared=("bias", "beta", "gamma")):
-        common = {
-            **{"weight_decay": decay or None, "global_clipnorm": clip_norm},
-            **{"use_ema": bool(ema), "ema_momentum": ema or 0.99},
-        }
-        rate = _schedule(float(learning_rate) * factor, schedule, warmup or 0.0, steps, LOOKAHEAD_END * bool(lookahead))
-        # Named, or Keras numbers it within the process and autologging shows equal runs as different.
-        match optimizer:
-            case "adam":
-                return keras.optimizers.Adam(rate, name="adam", **common)
-            case "adamw":
-                one = keras.optimizers.AdamW(rate, name="adamw", **{**common, "weight_decay": decay})
-            case "sgd":
-                one = keras.optimizers.SGD(rate, momentum or 0.0, nesterov=bool(momentum), name="sgd", **common)
-            case "muon":
-                # For Keras convolutions are AdamW's, so that its decay must be theirs.
-                head = {"exclude_layers": ["probabilities", "scores"], "adam_weight_decay": decay or None}
-                one = keras.optimizers.Muon(rate, name="muon", momentum=float(momentum or 0), **head, **common)
-                _orthogonalise_convolutions(one)
-        one.exclude_from_weight_decay(var_names=spared)
-        return one
+    def make(scale: float, decay: float = weight_decay, undecayed: tuple[str, ...] = ("bias", "beta", "gamma")):
+        end = LOOKAHEAD_END if lookahead else 0.0
+        rate = _learning_rate(float(learning_rate) * scale, schedule, warmup or 0.0, steps, end)
+        return _optimizer(optimizer, rate, decay, undecayed, momentum, clip_norm, ema)
 
-    chosen = made(1.0)
-    by_path = {pattern: made(factor) for pattern, factor in (slower or {}).items()}
+    default, by_path = make(1.0), {pattern: make(scale) for pattern, scale in (lr_scales or {}).items()}
     if bias_lr_scale != 1:
-        # What is taken off a weight is its optimizer's decay times its rate.
-        by_path[".*/beta"] = made(bias_lr_scale, weight_decay / bias_lr_scale, spared=())
+        # A step takes decay times learning rate off a weight: the division makes that the same as for other weights.
+        by_path[".*/beta"] = make(bias_lr_scale, weight_decay / bias_lr_scale, undecayed=())
     if by_path:
-        chosen = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(chosen, by_path), name="by_layer")
-    sparse = not (label_smoothing or one_hot)
+        default = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(default, by_path), name="by_layer")
+    smoothed = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
     model.compile(
-        optimizer=chosen,
-        loss="sparse_categorical_crossentropy"
-        if sparse
-        else keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        optimizer=default,
+        loss=smoothed if label_smoothing or one_hot else "sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=LOOKAHEAD_STEPS if lookahead else STEPS_PER_EXECUTION,
     )
 
 
-def _orthogonalise_convolutions(muon):
-    """Let Keras's Muon treat a convolution's kernel as the matrix of what goes into each filter, as its author does
-    (https://kellerjordan.github.io/posts/muon); Keras leaves it to AdamW.
+def _optimizer(
+    name: Optimizer,
+    rate: LearningRateOrSchedule,
+    weight_decay: float,
+    undecayed: tuple[str, ...],
+    momentum: float | None,
+    clip_norm: float | None,
+    ema: float,
+) -> keras.optimizers.Optimizer:
+    """Make a Keras optimizer, which is named: else Keras numbers it, and equal runs would be logged as different."""
+    common: dict[str, Any] = {"name": name, "weight_decay": weight_decay or None, "global_clipnorm": clip_norm}
+    common |= {"use_ema": bool(ema), "ema_momentum": ema or 0.99}
+    match name:
+        case "adam":
+            return keras.optimizers.Adam(rate, **common)
+        case "adamw":
+            optimizer = keras.optimizers.AdamW(rate, **{**common, "weight_decay": weight_decay})
+        case "sgd":
+            optimizer = keras.optimizers.SGD(rate, momentum or 0.0, nesterov=bool(momentum), **common)
+        case "muon":
+            # Keras's Muon hands convolutions to AdamW, whose weight decay therefore has to be the same.
+            adamw = {"exclude_layers": ["probabilities", "scores"], "adam_weight_decay": weight_decay or None}
+            optimizer = keras.optimizers.Muon(rate, momentum=float(momentum or 0), **adamw, **common)
+            _orthogonalize_convolutions(optimizer)
+    optimizer.exclude_from_weight_decay(var_names=undecayed)
+    return optimizer
 
-    Done to the object, since a saved model names the class of its optimizer, which Keras alone must find.
+
+def _orthogonalize_convolutions(muon: keras.optimizers.Muon) -> None:
+    """Make Keras's Muon orthogonalize the updates of convolution kernels too, which it leaves to AdamW.
+
+    A kernel counts as the matrix of what goes into each filter, as Muon's author does
+    (https://kellerjordan.github.io/posts/muon). The method of the object is replaced, not the class: a saved model
+    names the class of its optimizer, and Keras alone must find it.
     """
-    of_keras = muon.update_step
+    keras_update_step = muon.update_step
 
     def update_step(gradient, variable, learning_rate):
-        if len(variable.shape) != 4 or variable.shape[-1] == 1:  # a depthwise one has no matrix
-            return of_keras(gradient, variable, learning_rate)
-        past = muon.momentums[muon._get_variable_index(variable)]
-        muon.assign_add(past, gradient + past * (muon.momentum - 1))
-        ahead = keras.ops.reshape(gradient + past * muon.momentum, (-1, variable.shape[-1]))
-        step = muon.lr_adjust(learning_rate * muon.zeropower_via_newtonschulz5(ahead, muon.ns_steps))
+        if len(variable.shape) != 4 or variable.shape[-1] == 1:  # a depthwise kernel has no such matrix
+            return keras_update_step(gradient, variable, learning_rate)
+        momentum = muon.momentums[muon._get_variable_index(variable)]
+        muon.assign_add(momentum, gradient + momentum * (muon.momentum - 1))
+        update = keras.ops.reshape(gradient + momentum * muon.momentum, (-1, variable.shape[-1]))
+        step = muon.lr_adjust(learning_rate * muon.zeropower_via_newtonschulz5(update, muon.ns_steps))
         muon.assign_sub(variable, keras.ops.reshape(step, variable.shape))
 
     muon.update_step = update_step
 
 
-def _schedule(peak, name, warmup, steps, end):
-    schedules, rising = keras.optimizers.schedules, round(warmup * steps) if steps else 0
-    if name in ("cosine", "one-cycle"):
+def _learning_rate(peak: float, schedule: Schedule, warmup: float, steps: int, end: float) -> LearningRateOrSchedule:
+    """Return a schedule that rises to `peak` in the share `warmup` of the steps, and ends at `end` times the peak."""
+    schedules, rising = keras.optimizers.schedules, round(warmup * steps)
+    if schedule in ("cosine", "one-cycle"):
         if not rising:
             return schedules.CosineDecay(peak, steps, alpha=end)
-        first = peak / ONE_CYCLE_START if name == "one-cycle" else 0.0
-        return schedules.CosineDecay(first, max(1, steps - rising), end, warmup_target=peak, warmup_steps=rising)
+        start = peak / ONE_CYCLE_START if schedule == "one-cycle" else 0.0
+        return schedules.CosineDecay(start, max(1, steps - rising), end, warmup_target=peak, warmup_steps=rising)
     return schedules.PolynomialDecay(0.0, rising, end_learning_rate=peak) if rising else peak
 
 
-def compile_like(part, model, **changed) -> None:
-    """Compile a part of a model, which has its layers, as the model is, with the model's own optimizer, but for what
-    is `changed`.
+def compile_like(part: keras.Model, model: keras.Model, **changed: Any) -> None:
+    """Compile a part of a model as the model is compiled, with the model's own optimizer object.
+
+    Args:
+        part: a model of some of the model's layers.
+        model: a compiled model.
+        changed: arguments of `compile` that are to differ.
     """
-    given = {
-        **{"optimizer": model.optimizer, "loss": model.loss, "metrics": model.get_compile_config()["metrics"]},
+    config = cast("dict[str, Any]", model.get_compile_config())
+    arguments = {
+        **{"optimizer": model.optimizer, "loss": model.loss, "metrics": config["metrics"]},
         "steps_per_execution": model.steps_per_execution,
     }
-    part.compile(**{**given, **changed})
+    part.compile(**{**arguments, **changed})
 
 
-def wants_one_hot(model) -> bool:
-    """Whether a compiled model's loss takes labels `(N, C)` instead of `(N,)`."""
+def takes_one_hot_labels(model: keras.Model) -> bool:
+    """Return whether a compiled model's loss takes labels `(N, C)` instead of `(N,)`."""
     return isinstance(model.loss, keras.losses.CategoricalCrossentropy)

@@ -1,17 +1,23 @@
-"""What TensorFlow and the processor compute with: precision, determinism, threads, and the memory of ended trainings.
+"""What TensorFlow and the processor compute with: precision, determinism, threads, and memory of finished trainings.
 
-TensorFlow's private parts are reached here only.
+TensorFlow's private modules are imported here only.
 """
+
+from __future__ import annotations
 
 import gc
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import joblib
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
@@ -23,8 +29,11 @@ from cnnlab.utils.signals import signals_held
 CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def resolve(precision) -> str:
-    """ "auto" as the policy for this machine, anything else as it is, with a warning where it is emulated."""
+def resolve_precision(precision: str) -> str:
+    """Return the Keras dtype policy that "auto" means on this machine, or the policy that was given.
+
+    A warning says where mixed_bfloat16 was asked for and this processor has to emulate it.
+    """
     if precision == "float32":
         return precision
     supported = has_bfloat16()
@@ -35,21 +44,16 @@ def resolve(precision) -> str:
     return precision
 
 
-def gpus() -> int:
-    """How many GPUs TensorFlow sees."""
+def gpu_count() -> int:
+    """Return how many GPUs TensorFlow sees."""
     return len(tf.config.list_physical_devices("GPU"))
 
 
-def has_gpu() -> bool:
-    """Whether TensorFlow sees a GPU."""
-    return gpus() > 0
-
-
 def has_bfloat16() -> bool:
-    """Whether bfloat16 is multiplied in hardware: by every GPU TensorFlow sees, or without one by the processor."""
-    found = tf.config.list_physical_devices("GPU")
-    if found:
-        capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in found]
+    """Return whether bfloat16 is multiplied in hardware: by every GPU, or where there is none by the processor."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
         return all(capability and capability >= (8, 0) for capability in capabilities)
     if platform.system() == "Darwin":
         query = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
@@ -58,61 +62,64 @@ def has_bfloat16() -> bool:
     return cpuinfo.exists() and not CPU_FLAGS.isdisjoint(cpuinfo.read_text().split())
 
 
+def to_numpy(value: Any) -> npt.NDArray[Any]:
+    """Return a Keras variable or tensor as a NumPy array of its shape and dtype."""
+    return np.asarray(keras.ops.convert_to_numpy(value))
+
+
 @contextmanager
-def policy(precision):
-    """Layers made inside compute in this Keras dtype policy; the one before is restored."""
+def dtype_policy(name: str) -> Iterator[None]:
+    """Make layers inside with this Keras dtype policy, and restore the global one at the end."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
 
 
-def expect_keras() -> None:
-    """Raise `LabError` where a keras.json or the caller gave Keras settings that the models are not made for."""
-    import keras
-
-    settings = (keras.backend.backend(), keras.config.image_data_format(), keras.config.floatx())
-    if settings != (expected := ("tensorflow", "channels_last", "float32")):
+def expect_keras_settings() -> None:
+    """Raise `LabError` where keras.json or the caller set Keras to what the models are not made for."""
+    received = (keras.backend.backend(), keras.config.image_data_format(), keras.config.floatx())
+    if received != (expected := ("tensorflow", "channels_last", "float32")):
         raise LabError(
-            f"Expected Keras with {', '.join(expected)}. Received: {', '.join(settings)}. Set KERAS_BACKEND and "
+            f"Expected Keras with {', '.join(expected)}. Received: {', '.join(received)}. Set KERAS_BACKEND and "
             "keras.config, or correct keras.json."
         )
 
 
-def expect_determinism() -> None:
-    """Only operations that repeat bit for bit, for the rest of the process; there is no way back."""
+def enable_determinism() -> None:
+    """Use only operations that repeat bit for bit for the rest of the process, as TensorFlow cannot undo this."""
     tf.config.experimental.enable_op_determinism()
 
 
 def threads() -> int:
-    """Threads that TensorFlow splits an operation over; how a sum is split decides its last bits."""
+    """Return the number of threads that share an operation; it decides the last bits of a sum."""
     set_by_code = tf.config.threading.get_intra_op_parallelism_threads()
     return set_by_code or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or joblib.cpu_count())
 
 
 @contextmanager
-def untuned_datasets():
-    """Data sets that Keras iterates over inside are not tuned by TensorFlow while they run.
+def untuned_datasets() -> Iterator[None]:
+    """Switch TensorFlow's autotuning off for the data sets that Keras iterates over inside.
 
-    The end of an epoch waits for the tuning thread, which misses that it is told to end now and then, most often where
-    all cores are busy: it sleeps on for as long as the epoch took, a minute at most (TensorFlow 2.21).
+    The end of an epoch waits for the tuning thread, which now and then misses that it is told to end, most often where
+    all cores are busy: it sleeps for as long as the epoch took, a minute at most (TensorFlow 2.21).
     """
-    plain = tf.data.Dataset.__iter__
+    iterate = tf.data.Dataset.__iter__
     options = tf.data.Options()
     options.autotune.enabled = False
-    tf.data.Dataset.__iter__ = lambda dataset: plain(dataset.with_options(options))
+    setattr(tf.data.Dataset, "__iter__", lambda self: iterate(self.with_options(options)))  # noqa: B010
     try:
         yield
     finally:
-        tf.data.Dataset.__iter__ = plain
+        setattr(tf.data.Dataset, "__iter__", iterate)  # noqa: B010
 
 
 @contextmanager
-def freed_models():
-    """Free what Keras and TensorFlow keep of the models made inside; without it each training leaves 10 MB behind."""
-    # Every traced training step registers gradients of its own here, and they hold on to its graphs (TensorFlow 2.21).
+def freed_models() -> Iterator[None]:
+    """Free at the end what Keras and TensorFlow hold of models made inside, about 10 MB for each training."""
+    # Every traced training step registers gradients of its own here, which hold its graphs (TensorFlow 2.21).
     registry = ops.gradient_registry._registry
     before = set(registry)
     try:

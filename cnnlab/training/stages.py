@@ -1,11 +1,16 @@
-"""The stages of a training: the head first, then upper layers of the backbone too; or small pictures first."""
+"""The stages of a training, one `fit` each: crops before whole images, or the head before the backbone."""
+
+from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 
+from cnnlab.data.dataset import ImageDataset
 from cnnlab.models.transfer import fine_tuned_layers
+from cnnlab.recipe import Recipe
 from cnnlab.training.optimizers import compile_for
 
 
@@ -14,29 +19,50 @@ class Stage:
     """One `fit` of a training.
 
     Attributes:
-        name: for people.
-        epochs: of it.
-        scheduled: epochs that its schedules of the learning rate and the lookahead are over.
-        learning_rate: at its highest.
-        start: the recipe's `fine_tune_from`, or `None` where nothing is unfrozen.
-        small: whether it is on crops.
+        name: what the user reads.
+        epochs: how many epochs it trains.
+        schedule_epochs: how many epochs the learning rate schedule and Lookahead are spread over.
+        learning_rate: the highest learning rate; `None` for the optimizer's default.
+        fine_tune_from: where in the backbone fine-tuning starts, as in the recipe; `None` where nothing is unfrozen.
+        on_crops: whether it trains on small crops of the images.
     """
 
     name: str
     epochs: int
-    scheduled: int
+    schedule_epochs: int
     learning_rate: float | None
-    start: str | None = None
-    small: bool = False
+    fine_tune_from: str | None = None
+    on_crops: bool = False
 
 
-def stages_of(recipe) -> list[Stage]:
-    """One stage for an ordinary training, two where a backbone is fine-tuned or the pictures are small at first."""
+@dataclass(frozen=True)
+class StageResult:
+    """What one of several stages gave.
+
+    Attributes:
+        name: the stage's name.
+        epochs: how many epochs it trained.
+        seconds: how long it took.
+        val_accuracy: accuracy on the validation images with the weights that it ended with.
+        val_loss: crossentropy on the validation images with these weights.
+        kept: whether the finished model has these weights.
+    """
+
+    name: str
+    epochs: int
+    seconds: float
+    val_accuracy: float
+    val_loss: float
+    kept: bool = True
+
+
+def plan_stages(recipe: Recipe) -> list[Stage]:
+    """Return one stage for an ordinary training, two where it starts with crops or fine-tunes a backbone."""
     epochs, rate = recipe.epochs, recipe.learning_rate
     if recipe.progressive_resizing:
         small = min(max(1, round(recipe.progressive_resizing * epochs)), epochs - 1)
         return [
-            Stage("small pictures", small, epochs, rate, small=True),
+            Stage("small pictures", small, epochs, rate, on_crops=True),
             Stage("whole pictures", epochs - small, epochs, rate),
         ]
     if not recipe.fine_tune:
@@ -48,45 +74,64 @@ def stages_of(recipe) -> list[Stage]:
     ]
 
 
-def for_crops(model):
-    """The same layers, but for the augmentation's own crop, behind an input of pictures of any size, `(N, H, W, 3)
-    uint8`; not compiled.
+def clone_for_crops(model: keras.Model) -> keras.Model:
+    """Rebuild a model from its own layers for images of any size, without the random crop of its augmentation.
+
+    Returns:
+        A model that is not compiled: `(N, H, W, 3) uint8` to what `model` gives.
     """
     images = keras.Input((None, None, model.input_shape[-1]), dtype="uint8", name="images")
 
-    def same(layer):
+    def reuse(layer: keras.layers.Layer) -> keras.layers.Layer:
         return keras.layers.Identity(name="random_crop") if layer.name == "random_crop" else layer
 
-    return keras.models.clone_model(model, input_tensors=images, clone_function=same)
+    return keras.models.clone_model(model, input_tensors=images, clone_function=reuse)
 
 
-def begin_fine_tuning(model, stage, recipe, images) -> None:
-    """Unfreeze what a stage trains too, and compile the model for it.
+def begin_fine_tuning(model: keras.Model, stage: Stage, recipe: Recipe, num_images: int) -> None:
+    """Unfreeze the layers of the backbone that a stage trains, and compile the model for that stage.
 
     BatchNormalization keeps its stored statistics and stays frozen, as Keras's guide to fine-tuning advises
-    (https://keras.io/guides/transfer_learning): those of a few batches would spoil what it was trained with.
+    (https://keras.io/guides/transfer_learning): statistics of a few batches would spoil the pre-trained weights.
 
     Args:
-        model: as it was built by the recipe.
-        stage: the second of `stages_of`.
-        images: number of training images.
+        model: a model that was built from the recipe.
+        stage: the second one of `plan_stages`.
+        recipe: the model's recipe.
+        num_images: number of training images.
     """
     groups = fine_tuned_layers(
-        recipe.backbone or recipe.model, recipe.weights, stage.start, recipe.image_size or min(model.input_shape[1:3])
+        recipe.backbone or recipe.model,
+        recipe.weights,
+        stage.fine_tune_from,
+        recipe.image_size or min(model.input_shape[1:3]),
     )
     for name in (name for group in groups for name in group):
         _unfreeze(model.get_layer(name))
-    slower = {}
+    lr_scales = {}
     if recipe.layer_decay not in (None, 1):
-        slower = {
+        lr_scales = {
             f"({'|'.join(map(re.escape, group))})/.*": recipe.layer_decay**depth
             for depth, group in enumerate(groups, start=1)
         }
-    compile_for(model, recipe, images, stage.epochs, stage.learning_rate, slower)
+    compile_for(model, recipe, num_images, stage.epochs, stage.learning_rate, lr_scales)
 
 
-def _unfreeze(layer):
+def _unfreeze(layer: keras.layers.Layer) -> None:
     layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
-    if isinstance(layer, keras.Model):  # which has unfrozen all that is in it
-        for part in layer.layers:
-            _unfreeze(part)
+    if isinstance(layer, keras.Model):  # has set the same on every layer inside
+        for inner in layer.layers:
+            _unfreeze(inner)
+
+
+def describe_stages(results: list[StageResult] | tuple[StageResult, ...], dataset: ImageDataset) -> str:
+    """Say what each stage scored, and which weights are kept because of that."""
+    split = "test" if dataset.val_is_test else "validation"
+    sentences = [f"{r.name}: {split} accuracy {r.val_accuracy:.4f} after {r.epochs} epochs" for r in results]
+    last = results[-1]
+    if not last.kept:
+        reason = "made it worse" if np.isfinite(last.val_loss) else "diverged"
+        sentences.append(f"{last.name} {reason}, so the weights before it are kept")
+    elif dataset.val_is_test:
+        sentences.append("nothing is held out to choose by, so the last weights are kept")
+    return "; ".join(sentences) + "."

@@ -32,7 +32,7 @@ def test_every_epoch_of_a_training_sees_all_pictures_in_a_new_order(digits):
     model = keras.Sequential([keras.Input((32, 32, 3)), watched, keras.layers.Flatten(), keras.layers.Dense(10)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(loss=loss, metrics=["accuracy"], run_eagerly=True)
-    train(model, numbered, Recipe(model="cnn", epochs=3), quiet=True, parts=())
+    train(model, numbered, Recipe(model="cnn", epochs=3), quiet=True, splits=())
     epochs = np.array(watched.seen).reshape(3, -1)
     assert (np.sort(epochs) == np.sort(images[:, 0, 0, 0])).all()
     for before, after in itertools.pairwise(epochs):
@@ -58,7 +58,7 @@ def test_the_state_of_pythons_random_changes_no_training(digits):
 
     recipe = Recipe(model="cnn", filters=(4,), dense_units=8, batch_size=16, epochs=2)
     losses = [
-        train(build_model(recipe, digits), digits, recipe, quiet=True, parts=(), callbacks=callbacks).history["loss"]
+        train(build_model(recipe, digits), digits, recipe, quiet=True, splits=(), callbacks=callbacks).history["loss"]
         for callbacks in ((), [Draw()])
     ]
     assert losses[0] == losses[1]

@@ -6,7 +6,7 @@ import pytest
 import cnnlab
 from cnnlab.data import resizing
 from cnnlab.data.disk_rows import MappedRows
-from cnnlab.training.frozen_layers import _image_hashes
+from cnnlab.training.frozen_layers import _image_digests
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_named_set_too_large_for_memory_is_read_from_the_disk_and_is_the_same(
         assert isinstance(mapped.images, MappedRows)
         assert (mapped.images[:] == expected).all()
         assert mapped.digest == getattr(in_memory, part).digest
-        assert (_image_hashes(mapped.images) == _image_hashes(expected)).all()
+        assert (_image_digests(mapped.images) == _image_digests(expected)).all()
     assert on_disk.digest == in_memory.digest
 
 

@@ -1,7 +1,7 @@
-"""Trains what standard input says on logical CPUs of this process: python tests/helpers/train_on_devices.py CPUS
+"""Train recipes from standard input on logical CPUs of this process: python tests/helpers/train_on_devices.py CPUS
 
 Standard input: JSON, a list of `{"devices": N, "recipe": {...}}`; with `"float64": true` in place of the recipe, a
-small network with BatchNormalization in that precision. Standard output's last line: JSON, a list of what came out.
+small network with BatchNormalization in that precision. The last line of standard output: JSON, a list of results.
 """
 
 import json
@@ -21,12 +21,12 @@ from cnnlab.training.trainer import train
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
 
 
-def precise():
-    """A network with BatchNormalization, and data of which the last batch is smaller than four devices."""
+def build_in_float64():
+    """Return a recipe, data whose last batch has fewer images than four devices, and a network in float64."""
     recipe = cnnlab.Recipe(epochs=2, class_weights="balanced")
     dataset = cnnlab.load_dataset("digits", limit=146)  # 131 to train on: four batches of 32 and one of 3
     keras.utils.set_random_seed(0)
-    with multi_device.built_for(recipe.batch_size), runtime.policy("float64"):
+    with multi_device.scope_for(recipe.batch_size), runtime.dtype_policy("float64"):
         x = images = keras.Input((32, 32, 3), dtype="uint8")
         x = keras.layers.Rescaling(1 / 255)(x)
         x = keras.layers.MaxPooling2D(2)(x)
@@ -43,7 +43,7 @@ done = []
 for asked in json.load(sys.stdin):
     os.environ[multi_device.VARIABLE] = str(asked["devices"])
     if asked.get("float64"):
-        recipe, dataset, model = precise()
+        recipe, dataset, model = build_in_float64()
     else:
         dataset, [prepared] = prepare([cnnlab.Recipe(**asked["recipe"])], quiet=True)
         recipe, model = prepared.recipe, build_model(prepared.recipe, dataset)
@@ -52,7 +52,7 @@ for asked in json.load(sys.stdin):
     weights = np.concatenate([w.ravel().astype("float64") for w in model.get_weights()])
     done.append(
         {
-            **{"history": trained.history, "test_loss": test.loss, "devices": multi_device.count(model)},
+            **{"history": trained.history, "test_loss": test.loss, "devices": multi_device.device_count(model)},
             "weights": weights.tolist(),
         }
     )

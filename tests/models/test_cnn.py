@@ -119,8 +119,8 @@ def test_unknown_model_is_named_with_the_nearest(digits):
 def test_precision_is_resolved_by_the_hardware(monkeypatch, capsys, digits):
     for supported, resolved in ((True, "mixed_bfloat16"), (False, "float32")):
         monkeypatch.setattr(runtime, "has_bfloat16", lambda supported=supported: supported)
-        assert runtime.resolve("auto") == resolved
-    assert runtime.resolve("mixed_bfloat16") == "mixed_bfloat16"
+        assert runtime.resolve_precision("auto") == resolved
+    assert runtime.resolve_precision("mixed_bfloat16") == "mixed_bfloat16"
     assert "emulated" in capsys.readouterr().err
     model = cnnlab.build_model(cnnlab.Recipe(model="cnn", precision="mixed_bfloat16"), digits)
     assert model.get_layer("conv1").compute_dtype == "bfloat16"

@@ -11,7 +11,7 @@ from cnnlab.models import export_formats
 from cnnlab.models.inference_graph import MatrixResizing, inference_model, is_rounded
 from cnnlab.models.layers import member_networks
 from cnnlab.models.resnet9 import adapt, resnet9
-from cnnlab.training.runtime import policy
+from cnnlab.training.runtime import dtype_policy
 
 ABOUT = {"class_names": ["a", "b", "ç"], "fit": "crop", "grey_range": [0.0, 65535.0]}
 NEEDS = {"onnx": "onnxruntime", "litert": "ai_edge_litert.interpreter"}
@@ -94,7 +94,7 @@ def test_resizing_by_matrices_is_resizing(images, how, size):
 
 
 def test_half_precision_becomes_float32(images):
-    with policy("mixed_bfloat16"):
+    with dtype_policy("mixed_bfloat16"):
         model = keras.Sequential(
             [
                 keras.Input((32, 32, 3)),  # float32, as of somebody's own

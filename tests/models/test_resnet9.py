@@ -14,7 +14,7 @@ from cnnlab.models.layers import member_networks
 from cnnlab.models.resnet9 import adapt, resnet9
 from cnnlab.train import train_model
 from cnnlab.training import multi_device
-from cnnlab.training.frozen_layers import split_at_frozen_front
+from cnnlab.training.frozen_layers import separate_frozen_layers
 from cnnlab.training.trainer import train
 
 SMALL = {"dataset": "digits", "limit": 150, "epochs": 2, "filters": (8, 8, 8), "batch_size": 32, "precision": "float32"}
@@ -89,8 +89,8 @@ def test_an_answer_is_the_mean_of_all_members(digits, monkeypatch):
     assert heat == pytest.approx(np.mean(alone, axis=0))
     monkeypatch.setattr(multi_device, "count", lambda model: 2)
     with pytest.raises(cnnlab.ArgumentError, match="3 members side by side"):
-        multi_device.expect_shareable(model)
-    assert multi_device.expect_shareable(one) is None
+        multi_device.expect_replicable(model)
+    assert multi_device.expect_replicable(one) is None
 
 
 def test_a_member_learns_as_it_would_alone(digits):
@@ -133,9 +133,9 @@ def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace, me
     assert all(figure.difference < 1e-3 for figure in again.figures), again.figures
 
 
-def test_a_cheap_frozen_front_is_not_stored(digits):
+def test_features_of_cheap_frozen_layers_are_not_stored(digits):
     recipe = cnnlab.Recipe(model="resnet9", augment="none", tta_views=1, dataset="digits", limit=150)
-    assert split_at_frozen_front(cnnlab.build_model(recipe, digits)) is None
+    assert separate_frozen_layers(cnnlab.build_model(recipe, digits)) is None
 
 
 def test_pictures_that_are_too_small_are_refused():

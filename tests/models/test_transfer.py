@@ -15,7 +15,7 @@ from cnnlab.resolve import prepare
 from cnnlab.tracking import model_registry, promotion
 from cnnlab.train import train_model
 from cnnlab.training import build
-from cnnlab.training.frozen_layers import split_at_frozen_front
+from cnnlab.training.frozen_layers import separate_frozen_layers
 from cnnlab.utils import user_cache
 
 SMALL = {"dataset": "digits", "limit": 150, "epochs": 1}
@@ -94,10 +94,10 @@ def test_frozen_layers_stay_in_inference_mode(digits):
 def test_the_topmost_stage_is_trained_on_stored_features_of_the_rest(name, digits):
     recipe = cnnlab.Recipe(model=name, weights="random", image_size=32, train_blocks=1)
     model = cnnlab.build_model(recipe, digits)
-    split = split_at_frozen_front(model)
+    parts = separate_frozen_layers(model)
     layers = [layer.name for layer in model.layers]
     border = layers.index(BACKBONES[name].stages[0])
-    assert layers.index(split.front.layers[-1].name) >= border
+    assert layers.index(parts.frozen.layers[-1].name) >= border
     assert not any(layer.trainable_weights for layer in model.layers[: border + 1])
     assert any(layer.trainable_weights for layer in model.layers[border + 1 : -4])
     beyond = len(BACKBONES[name].stages) + 1
@@ -163,7 +163,7 @@ def test_a_saved_model_is_a_backbone_without_its_head(store, digits, workplace):
     assert prepared.recipe.backbone == str(workplace / "mine.keras")
     model = cnnlab.build_model(prepared.recipe, dataset)
     assert model.output_shape == (None, 10)
-    assert split_at_frozen_front(model) is not None
+    assert separate_frozen_layers(model) is not None
     images = dataset.test.images[:4]
     expected = keras.Model(network.input, network.get_layer("pool2").output).predict(images, verbose=0)
     assert features_model(model).predict(images, verbose=0) == pytest.approx(expected, abs=1e-4)

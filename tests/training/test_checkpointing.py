@@ -14,7 +14,7 @@ from cnnlab.utils import files
 SMALL = {"dataset": "digits", "limit": 150, "batch_size": 16, "deterministic": True}
 CNN = {"model": "cnn", "filters": (4, 8), "dense_units": 8, **SMALL}
 EVERY_LAYER = "flip+shift+crop+rotate+zoom+color+randaugment+cutout"
-# Each with the epochs that it is interrupted in.
+# Recipes, each with the epochs (from 0) in which its training is interrupted.
 RECIPES = {
     "patience, plateau, averages and layers that draw": (
         {**CNN, "epochs": 30, "learning_rate": 0.03, "dropout": 0.3, "augment": EVERY_LAYER, "ema": 0.9, "patience": 2}
@@ -60,30 +60,30 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def drawn():
-    """What is drawn from by whoever says nothing of a generator: Python's state and NumPy's."""
+def global_random_states():
+    """Return the states of the generators that Python and NumPy share between all callers."""
     return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
-def state(model):
+def variables_of(model):
     return [keras.ops.convert_to_numpy(variable) for variable in model.variables]
 
 
 def train(recipe, digits, file=None, interrupted=None):
-    """`(trained, model)`, gone on with from the file where there is one."""
+    """Train, resuming from the file where there is one; return the result and the model."""
     model = cnnlab.build_model(recipe, digits)
-    found = checkpointing.read(file) if file and file.exists() else None
-    kept = checkpointing.Checkpoint(file, {}, 0, found) if file else None
+    stored = checkpointing.read(file) if file and file.exists() else None
+    checkpoint = checkpointing.Checkpoint(file, {}, 0, stored) if file else None
     callbacks = [] if interrupted is None else [Interrupt(interrupted)]
-    return trainer.train(model, digits, recipe, quiet=True, callbacks=callbacks, checkpoint=kept), model
+    return trainer.train(model, digits, recipe, quiet=True, callbacks=callbacks, checkpoint=checkpoint), model
 
 
 def expect_equal(again, model_again, whole, model):
     assert again.history == whole.history
-    for one, other in zip(state(model_again), state(model), strict=True):
+    for one, other in zip(variables_of(model_again), variables_of(model), strict=True):
         np.testing.assert_array_equal(one, other)
-    for part, predictions in whole.predictions.items():
-        np.testing.assert_array_equal(again.predictions[part].probabilities, predictions.probabilities)
+    for split, predictions in whole.predictions.items():
+        np.testing.assert_array_equal(again.predictions[split].probabilities, predictions.probabilities)
     stages = [[dataclasses.replace(stage, seconds=0) for stage in trained.stages] for trained in (again, whole)]
     assert stages[0] == stages[1]
 
@@ -93,10 +93,10 @@ def test_an_interrupted_training_ends_as_one_that_was_not(name, digits, backbone
     fields, epochs = RECIPES[name]
     recipe = cnnlab.Recipe(**fields)
     whole, model = train(recipe, digits)
-    at_the_end = drawn()
+    at_the_end = global_random_states()
     keras.utils.set_random_seed(recipe.seed)
-    assert at_the_end == drawn()  # so that nothing of it is to be kept
-    file = tmp_path / "kept.npz"
+    assert at_the_end == global_random_states()  # no checkpoint need store them
+    file = tmp_path / "checkpoint.npz"
     for epoch in epochs:
         with pytest.raises(KeyboardInterrupt):
             train(recipe, digits, file, epoch)
@@ -105,71 +105,73 @@ def test_an_interrupted_training_ends_as_one_that_was_not(name, digits, backbone
     again, model_again = train(recipe, digits, file)
     expect_equal(again, model_again, whole, model)
     assert again.seconds > before > 0
-    if recipe.schedule == "plateau":  # what was written behind the last epoch leads to the end without another one
+    if recipe.schedule == "plateau":  # the checkpoint of the last epoch leads to the end without another epoch
         assert checkpointing.read(file).progress["stopped"]
         expect_equal(*train(recipe, digits, file), whole, model)
 
 
 @pytest.fixture
-def kept(tmp_path):
+def checkpoint(tmp_path):
     """A checkpoint that is written without a training."""
-    kept = checkpointing.Checkpoint(tmp_path / "kept.npz", {"training": "1"}, 0)
-    kept.write({"history": {"loss": [1.0]}}, {"variables": [np.arange(3.0), np.ones((2, 2), np.uint8)]})
-    return kept
+    checkpoint = checkpointing.Checkpoint(tmp_path / "checkpoint.npz", {"training": "1"}, 0)
+    checkpoint.write({"history": {"loss": [1.0]}}, {"variables": [np.arange(3.0), np.ones((2, 2), np.uint8)]})
+    return checkpoint
 
 
-def test_a_damaged_file_is_a_sentence(kept):
-    whole = kept.file.read_bytes()
+def test_a_damaged_file_is_refused_in_one_sentence(checkpoint):
+    whole = checkpoint.file.read_bytes()
     generator = np.random.default_rng(0)
     refused = 0
     for _ in range(300):
         damaged = bytearray(whole)
         damaged[generator.integers(len(whole))] ^= 1 << generator.integers(8)
-        kept.file.write_bytes(damaged[: len(whole) if generator.random() < 0.7 else generator.integers(len(whole))])
+        checkpoint.file.write_bytes(
+            damaged[: len(whole) if generator.random() < 0.7 else generator.integers(len(whole))]
+        )
         try:
-            found = checkpointing.read(kept.file)
+            stored = checkpointing.read(checkpoint.file)
         except cnnlab.LabError:
             refused += 1
-        else:  # of bits that say nothing, such as times in the archive
-            assert (found.arrays["variables"][0].tolist(), found.epochs) == ([0, 1, 2], 1)
+        else:  # bits without a meaning changed, such as times in the archive
+            assert (stored.arrays["variables"][0].tolist(), stored.epochs) == ([0, 1, 2], 1)
     assert refused > 150
     for text in (b"", b"PK", b"\x80\x04."):
-        kept.file.write_bytes(text)
+        checkpoint.file.write_bytes(text)
         with pytest.raises(cnnlab.LabError, match="Received a damaged file"):
-            checkpointing.read(kept.file)
+            checkpointing.read(checkpoint.file)
 
 
-def test_nothing_in_a_file_is_run(kept):
+def test_no_code_in_a_file_is_run(checkpoint):
     class Evil:
         def __reduce__(self):
             return print, ("run",)
 
-    np.savez(kept.file, facts=np.array([Evil()], dtype=object))
+    np.savez(checkpoint.file, facts=np.array([Evil()], dtype=object))
     with pytest.raises(cnnlab.LabError, match="damaged"):
-        checkpointing.read(kept.file)
+        checkpointing.read(checkpoint.file)
 
 
-def test_a_checkpoint_of_another_model_is_a_sentence(kept):
+def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(checkpoint):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
-    kept.found = checkpointing.read(kept.file)
+    checkpoint.stored = checkpointing.read(checkpoint.file)
     x = np.zeros((2, 2))
     with pytest.raises(cnnlab.LabError, match="Received: one with other variables"):
-        model.fit(x, x, callbacks=[checkpointing.Keeper(kept, {}, [], [], (0, 0))], verbose=0)
+        model.fit(x, x, callbacks=[checkpointing.CheckpointCallback(checkpoint, checkpointing.Progress())], verbose=0)
 
 
-def test_a_full_disk_is_said_once_and_leaves_the_checkpoint_before(kept, monkeypatch, capsys):
+def test_a_full_disk_gives_one_warning_and_leaves_the_checkpoint_before(checkpoint, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
     for _ in range(2):
-        kept.write({"history": {"loss": [1.0, 2.0]}}, {})
+        checkpoint.write({"history": {"loss": [1.0, 2.0]}}, {})
     assert capsys.readouterr().err.count("no checkpoint in") == 1
-    assert checkpointing.read(kept.file).epochs == 1
-    assert [file.name for file in kept.file.parent.glob("kept*")] == ["kept.npz"]
+    assert checkpointing.read(checkpoint.file).epochs == 1
+    assert [file.name for file in checkpoint.file.parent.glob("checkpoint*")] == ["checkpoint.npz"]
 
 
-def test_a_short_training_is_not_kept(tmp_path):
-    assert not checkpointing.Checkpoint(tmp_path / "kept.npz", {}, 60).is_due()
-    assert checkpointing.Checkpoint(tmp_path / "kept.npz", {}, 0).is_due()
+def test_a_short_training_writes_no_checkpoint(tmp_path):
+    assert not checkpointing.Checkpoint(tmp_path / "checkpoint.npz", {}, 60).is_due()
+    assert checkpointing.Checkpoint(tmp_path / "checkpoint.npz", {}, 0).is_due()

@@ -29,13 +29,13 @@ SMALL = {"dataset": "digits", "limit": 150, "filters": (8, 8), "dense_units": 16
 SGD = {**SMALL, "optimizer": "sgd", "learning_rate": 0.1}
 
 
-def trained(*asked):
-    """What several trainings gave, one and the same number of several devices among them."""
+def train_in_a_process(*asked):
+    """Return the results of several trainings, in a process with as many devices as the most of them want."""
     given = json.dumps(asked)
     command = [sys.executable, SCRIPT, str(max(one["devices"] for one in asked))]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-3000:]
+    results = json.loads(process.stdout.splitlines()[-1])
     assert [one["devices"] for one in results] == [one["devices"] for one in asked]
     return results
 
@@ -47,21 +47,21 @@ def expect_equal(one, other, tolerance=1e-5):
 
 
 def test_two_devices_give_the_losses_of_one():
-    one, two = trained({"devices": 1, "recipe": SGD}, {"devices": 2, "recipe": SGD})
+    one, two = train_in_a_process({"devices": 1, "recipe": SGD}, {"devices": 2, "recipe": SGD})
     assert one["history"]["loss"][-1] < one["history"]["loss"][0] - 0.02
     expect_equal(one, two)
 
 
 @pytest.mark.long
 def test_four_devices_give_the_losses_of_one():
-    [one], [four] = trained({"devices": 1, "recipe": SGD}), trained({"devices": 4, "recipe": SGD})
+    [one], [four] = train_in_a_process({"devices": 1, "recipe": SGD}), train_in_a_process({"devices": 4, "recipe": SGD})
     expect_equal(one, four)
 
 
 @pytest.mark.long
-def test_what_is_left_between_the_numbers_of_devices_is_rounding():
-    one, two = trained({"devices": 1, "float64": True}, {"devices": 2, "float64": True})
-    [four] = trained({"devices": 4, "float64": True})
+def test_only_rounding_differs_between_numbers_of_devices():
+    one, two = train_in_a_process({"devices": 1, "float64": True}, {"devices": 2, "float64": True})
+    [four] = train_in_a_process({"devices": 4, "float64": True})
     for several in (two, four):
         assert np.abs(np.subtract(several["weights"], one["weights"])).max() < 1e-9
         expect_equal(one, several, 2e-6)  # Keras keeps its figures in float32
@@ -92,26 +92,27 @@ def test_whatever_a_training_does_two_devices_do_as_one(changed, tolerance, back
         recipe.pop("filters")
     if changed.get("model") == "resnet9":
         recipe.pop("dense_units")
-    one, two = trained(*({"devices": n, "recipe": recipe} for n in (1, 2)))
+    one, two = train_in_a_process(*({"devices": n, "recipe": recipe} for n in (1, 2)))
     expect_equal(one, two, tolerance)
 
 
 @pytest.mark.long
 def test_random_layers_of_two_devices_draw_other_numbers():
-    one, two = trained(*({"devices": n, "recipe": {**SGD, "dropout": 0.5}} for n in (1, 2)))
+    one, two = train_in_a_process(*({"devices": n, "recipe": {**SGD, "dropout": 0.5}} for n in (1, 2)))
     assert two["history"]["loss"] != pytest.approx(one["history"]["loss"], rel=1e-4)
     assert two["history"]["loss"] == pytest.approx(one["history"]["loss"], rel=0.1)
 
 
 def test_a_batch_that_does_not_divide_is_given_to_each_device_as_a_whole():
     images, labels = np.arange(7, dtype="uint8").reshape(7, 1, 1, 1), np.arange(7) % 2
-    batches = multi_device.EvenBatches(Batches(images, labels, 4, weights=np.array([0, 2], "float32")), 2)
+    batches = multi_device.ReplicaBatches(Batches(images, labels, 4, weights=np.array([0, 2], "float32")), 2)
     x, y, weights = batches[0]
-    assert (x.ravel().tolist(), y.tolist(), weights.tolist()) == ([0, 1, 2, 3], [0, 1, 0, 1], [0, 2, 0, 2])
+    assert (x.ravel().tolist(), y.tolist()) == ([0, 1, 2, 3], [0, 1, 0, 1])
+    assert weights.tolist() == [[0, 1], [2, 1], [0, 1], [2, 1]]  # in the loss, in the metrics
     x, y, weights = batches[1]
     assert (x.ravel().tolist(), y.tolist()) == ([4, 5, 6] * 2, [0, 1, 0] * 2)
-    assert np.abs(weights).tolist() == [0, 2, 0] * 2
-    assert np.signbit(weights).tolist() == [False] * 3 + [True] * 3  # a class that weighs nothing has copies too
+    assert weights[:, 0].tolist() == [0, 2, 0] * 2
+    assert weights[:, 1].tolist() == [1] * 3 + [0] * 3  # a copy is none of the metrics, whatever its class weighs
 
 
 def test_lookahead_goes_by_five_steps_however_often_keras_gives_control():
@@ -127,27 +128,29 @@ def test_lookahead_goes_by_five_steps_however_often_keras_gives_control():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("devices", "message"),
     [
         ("2", "at most the number of this machine's GPUs. Received: 2, and TensorFlow sees none"),
         ("0", "auto or a number from 1 upwards. Received: '0'"),
         ("all", "auto or a number from 1 upwards. Received: 'all'"),
     ],
 )
-def test_devices_that_are_not_there_are_an_error_before_anything_is_written(wanted, said, store, monkeypatch, capsys):
+def test_devices_that_are_not_there_are_an_error_before_anything_is_written(
+    devices, message, store, monkeypatch, capsys
+):
     monkeypatch.setenv("CNNLAB_DEVICES", "1")  # which the option sets
     for command in (["train", "cnn"], ["compare", "cnn", "resnet9"], ["tune", "cnn"]):
-        monkeypatch.setattr(sys, "argv", ["cnnlab", *command, "--dataset", "digits", "--devices", wanted])
+        monkeypatch.setattr(sys, "argv", ["cnnlab", *command, "--dataset", "digits", "--devices", devices])
         with pytest.raises(SystemExit) as stopped:
             main()
         assert stopped.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not store.search_runs([e.experiment_id for e in store.search_experiments()])
 
 
 def test_auto_is_one_device_where_there_are_not_several_gpus(monkeypatch, digits):
     monkeypatch.setenv("CNNLAB_DEVICES", "auto")
-    assert multi_device.count(build_model(Recipe(**SMALL), digits)) == 1
+    assert multi_device.device_count(build_model(Recipe(**SMALL), digits)) == 1
 
 
 def test_several_trainings_at_a_time_have_one_device_each(store, monkeypatch):

@@ -15,7 +15,7 @@ from cnnlab.models.pretrained import load_backbone
 from cnnlab.models.transfer import check_transfer
 from cnnlab.train import train_model
 from cnnlab.training import trainer
-from cnnlab.training.stages import begin_fine_tuning, stages_of
+from cnnlab.training.stages import begin_fine_tuning, plan_stages
 from cnnlab.utils import user_cache
 
 STAGED = {"dataset": "digits", "limit": 150, "epochs": 2, "fine_tune": 1, "dense_units": 0, "batch_size": 16}
@@ -23,7 +23,7 @@ STAGED = {"dataset": "digits", "limit": 150, "epochs": 2, "fine_tune": 1, "dense
 
 @pytest.fixture
 def staged(backbone):
-    """A recipe on that network."""
+    """A recipe that fine-tunes `mine.keras`."""
     return cnnlab.Recipe(
         model="transfer", backbone="mine.keras", pooling="flatten", learning_rate=0.01, schedule="constant", **STAGED
     )
@@ -42,7 +42,7 @@ def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
     assert result.name == "mine fine-tuned on digits"
     assert (run.data.params["fine_tune"], run.data.params["fine_tune_from"]) == ("1", "top")
     assert "fine-tuning from top" in run.data.tags["cnnlab.stages"]
-    # Both stages' frozen fronts were computed once: what the head takes, and what the upper stage takes.
+    # The features that the head takes, and those that the upper stage takes, were computed once.
     assert [entry["shape"][1:] for entry in user_cache.entries()] in ([[64], [8, 8, 8]], [[8, 8, 8], [64]])
     assert result.trainable_params == (9 * 8 + 1) * 16 + 65 * 10
     again = reproduction.reproduce(result.run_id)
@@ -53,7 +53,7 @@ def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
     ("start", "fine_tuned"), [("top", {"conv2"}), ("conv2", {"conv2"}), ("all", {"conv1", "conv2"})]
 )
 def test_weights_of_the_second_stage_move_and_those_below_do_not(staged, start, fine_tuned):
-    """Validated on the test set, which chooses no stage: so the second one is kept, whatever it gives."""
+    """The test set validates here and chooses no stage, so the second one is kept, whatever it scores."""
     recipe = dataclasses.replace(staged, fine_tune_learning_rate=1e-3, fine_tune_from=start, val_fraction=0)
     dataset = cnnlab.load_dataset("digits", limit=150, val_fraction=0)
     model = cnnlab.build_model(recipe, dataset)
@@ -69,7 +69,7 @@ def test_weights_of_the_second_stage_move_and_those_below_do_not(staged, start, 
     assert len(trained.history["loss"]) == 3
 
 
-def test_a_stage_that_makes_it_worse_is_taken_back(store, staged, capsys):
+def test_the_weights_before_a_stage_that_makes_it_worse_are_restored(store, staged, capsys):
     spoilt = dataclasses.replace(staged, epochs=8, fine_tune_learning_rate=5.0)
     result = train_model(spoilt)
     metrics = store.get_run(result.run_id).data.metrics
@@ -79,7 +79,7 @@ def test_a_stage_that_makes_it_worse_is_taken_back(store, staged, capsys):
     assert "made it worse" in store.get_run(result.run_id).data.tags["cnnlab.stages"]
 
 
-def test_a_stage_that_diverges_is_taken_back(staged, digits, capsys):
+def test_the_weights_before_a_stage_that_diverges_are_restored(staged, digits, capsys):
     class Diverge(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == staged.epochs:
@@ -124,7 +124,7 @@ def test_normalisation_stays_as_it_was_and_lower_stages_learn_slower(digits, wor
         **{**STAGED, "fine_tune_from": "2", "learning_rate": 0.01},
     )
     model = cnnlab.build_model(recipe, digits)
-    begin_fine_tuning(model, stages_of(recipe)[1], recipe, 100)
+    begin_fine_tuning(model, plan_stages(recipe)[1], recipe, 100)
     unfrozen = {layer.name for layer in model.layers if layer.trainable_weights}
     assert {"block_16_project", "block_7_project", "probabilities"} - unfrozen == set()
     assert not [

@@ -15,6 +15,7 @@ from cnnlab.data.class_weights import class_weights
 from cnnlab.models.augmentation import augment_examples, mixing_layers, parse_augment
 from cnnlab.train import train_model
 from cnnlab.training import trainer
+from cnnlab.training.callbacks import Lookahead
 from cnnlab.training.optimizers import compile_model
 
 # Each option beside each other one at least once; all pairs were tried by hand.
@@ -33,7 +34,7 @@ TOGETHER = [
 def test_options_combine(fields, small_cnn, digits, workplace):
     recipe = dataclasses.replace(small_cnn, **fields)
     model = cnnlab.build_model(recipe, digits)
-    trained = trainer.train(model, digits, recipe, parts=("val",), quiet=True)
+    trained = trainer.train(model, digits, recipe, splits=("val",), quiet=True)
     assert np.isfinite(trained.history["loss"]).all()
     # What was validated last, with averaged weights, is what predicts.
     assert trained.predictions["val"].accuracy == pytest.approx(trained.history["val_accuracy"][-1], abs=1e-6)
@@ -109,7 +110,7 @@ def test_lookahead_takes_the_weights_back_by_more_and_more():
     model = keras.Model(images, keras.layers.Dense(2, activation="softmax", use_bias=False)(images))
     [weights] = model.get_weights()
     compile_model(model, 0.5, optimizer="sgd", label_smoothing=1e-9, lookahead=0.8)
-    model.fit(x, y, batch_size=2, epochs=2, shuffle=False, callbacks=[trainer.Lookahead(0.8, 26)], verbose=0)
+    model.fit(x, y, batch_size=2, epochs=2, shuffle=False, callbacks=[Lookahead(0.8, 26)], verbose=0)
     slow, step, without = weights, 0, weights
     for _ in range(2):  # epochs of 13 steps
         for start in range(0, 26, 2):
@@ -131,7 +132,7 @@ def test_lookahead_averages_the_statistics_of_batch_normalization_too(digits):
     model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(x))
     compile_model(model, 0.0, optimizer="sgd", lookahead=0.8)
     pictures, labels = digits.train.images[:30] / 255, digits.train.labels[:30]
-    model.fit(pictures, labels, batch_size=3, shuffle=False, callbacks=[trainer.Lookahead(0.8, 10)], verbose=0)
+    model.fit(pictures, labels, batch_size=3, shuffle=False, callbacks=[Lookahead(0.8, 10)], verbose=0)
     fifth, tenth = (pictures[start : start + 3].mean(axis=(0, 1, 2)) for start in (12, 27))  # what momentum 0 leaves
     kept = 0.8 * 0.5**3
     half = (1 - kept) * fifth

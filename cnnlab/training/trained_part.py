@@ -1,0 +1,92 @@
+"""Choose which part of a model `fit` trains, and on what inputs.
+
+It is the head on stored features where the first layers are frozen, an ensemble's members side by side, a model for
+crops, or the model itself; each has the model's own layers, so that training the part trains the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import keras
+
+from cnnlab.models.augmentation import has_alternating_flip, mixing_strengths
+from cnnlab.models.layers import member_networks, stack_outputs
+from cnnlab.recipe import Recipe
+from cnnlab.training import multi_device
+from cnnlab.training.frozen_layers import Rows, compute_features, separate_frozen_layers
+from cnnlab.training.optimizers import compile_like
+from cnnlab.training.stages import Stage, clone_for_crops
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """The part of a model that one stage trains.
+
+    Attributes:
+        model: the compiled model that is fitted.
+        predictor: a model from the same inputs to probabilities `(N, num_classes)`.
+        inputs: by split, images `(N, H, W, 3) uint8` or features `(N, ...)`.
+        on_features: whether the inputs are features.
+        members: number of networks that are trained side by side; a batch holds its labels as many times.
+    """
+
+    model: keras.Model
+    predictor: keras.Model
+    inputs: Mapping[str, Rows]
+    on_features: bool = False
+    members: int = 1
+
+
+def select_trained_part(model: keras.Model, images: Mapping[str, Rows], recipe: Recipe, stage: Stage) -> TrainedPart:
+    """Choose the part of a model that a stage trains.
+
+    Args:
+        model: the compiled model.
+        images: by split, `(N, H, W, 3) uint8`, the training images first.
+        recipe: gives the augmentation and the type of stored features.
+        stage: the stage to be trained.
+    """
+    networks = member_networks(model)  # without TTA views, which are for predictions: training on one costs less
+    if stage.on_crops:
+        networks = [clone_for_crops(network) for network in networks]
+    trained = networks[0] if len(networks) == 1 else stack_outputs(networks)
+    if trained is not model:
+        compile_like(trained, model)
+        part = TrainedPart(trained, model, images, members=len(networks))
+    elif (found := features_by_split(model, images, recipe)) is not None:
+        head, features = found
+        part = TrainedPart(head, head, features, on_features=True)
+    else:
+        part = TrainedPart(model, model, images)
+    if multi_device.device_count(model) == 1:
+        return part
+    replicated = multi_device.replicate(part.model, model)
+    return dataclasses.replace(part, model=replicated, predictor=multi_device.on_one_device(part.predictor))
+
+
+def features_by_split(
+    model: keras.Model, images: Mapping[str, Rows], recipe: Recipe
+) -> tuple[keras.Model, dict[str, Rows]] | None:
+    """Compute, or read from the cache, the features that a model's frozen layers give for its images.
+
+    Args:
+        model: the compiled model.
+        images: by split, `(N, H, W, 3) uint8`, the training images first.
+        recipe: gives the augmentation and the type of stored features.
+
+    Returns:
+        The compiled head, from features to probabilities, and the features by split, `(N, ...)`. `None` where the model
+        is trained on images: no first layers are frozen, or there is no room for the features.
+    """
+    changes_batches = (
+        mixing_strengths(recipe.augment) or has_alternating_flip(recipe.augment) or recipe.progressive_resizing
+    )
+    parts = None if changes_batches else separate_frozen_layers(model)
+    if parts is None:
+        return None
+    dtype = "float16" if recipe.feature_dtype == "float16" else "float32"
+    features = compute_features(parts.frozen, *images.values(), flips=parts.flips, dtype=dtype)
+    return None if features is None else (parts.head, dict(zip(images, features, strict=True)))
