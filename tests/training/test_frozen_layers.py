@@ -1,4 +1,4 @@
-"""Test training on the features of frozen layers, which are computed once: pytest tests/training/test_frozen_layers.py"""
+"""Test training on features of frozen layers, computed once: pytest tests/training/test_frozen_layers.py"""
 
 import os
 
