@@ -5,7 +5,7 @@ They are made here and logged elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import keras
 import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.duplicates import DuplicatePair
+from cnnlab.data.pictures import Pictures
 from cnnlab.evaluation import plots
 from cnnlab.evaluation.gradcam import looked_at
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, describe, save_predictions
@@ -61,8 +63,8 @@ def run_files(
         return RunFiles(figures, texts, {})
     test, images = predictions["test"], dataset.test.images
     test_figures, test_texts = describe(recipe.label, dataset.class_names, images, test)
-    if dataset.summary and dataset.summary.duplicates:
-        figures["duplicates.png"] = _duplicates(dataset)
+    if dataset.pictures and dataset.summary and dataset.summary.duplicates:
+        figures["duplicates.png"] = _duplicates(dataset.pictures, dataset.summary.duplicates, dataset.class_names)
     figures |= {**test_figures, **looked_at(model, dataset.class_names, images, test)}
     files = {PREDICTIONS_FILE: lambda path: save_predictions(path, dataset.class_names, **predictions)}
     return RunFiles(figures, {**texts, **test_texts}, files)
@@ -91,17 +93,19 @@ def _augmented(recipe: Recipe, dataset: ImageDataset, count: int = 6, rows: int 
     for row in range(rows):
         augmented, shares = augment_examples(images, one_hot, recipe.augment, recipe.seed + row)
         drawn.append(augmented)
-        for share in shares:
+        for share in np.asarray(shares):
             mixed = sorted(np.flatnonzero(share > 0.005), key=lambda label: -share[label])
             mixed_text = "\n".join(f"{share[label]:.0%} {names[label]}" for label in mixed)
             captions.append(mixed_text if len(mixed) > 1 else "")
     return plots.image_grid(np.concatenate(drawn), captions, f"Training images, and augmented by {recipe.augment}")
 
 
-def _duplicates(dataset: ImageDataset, count: int = 12) -> plots.Figure:
+def _duplicates(
+    pictures: Pictures, pairs: Sequence[DuplicatePair], class_names: tuple[str, ...], count: int = 12
+) -> plots.Figure:
     """Draw the first pairs of equal pictures, side by side."""
-    pictures, positions = dataset.pictures, [i for p in dataset.summary.duplicates[:count] for i in (p.first, p.second)]
-    captions = [f"{pictures.splits[i]}\n{dataset.class_names[pictures.labels[i]]}" for i in positions]
+    positions = [i for pair in pairs[:count] for i in (pair.first, pair.second)]
+    captions = [f"{pictures.splits[i]}\n{class_names[pictures.labels[i]]}" for i in positions]
     return plots.image_grid(pictures.images(np.array(positions))[:], captions, "Pictures that are there twice")
 
 
