@@ -14,6 +14,7 @@ import pickle
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from cnnlab.errors import LabError
 from cnnlab.utils.log import log
@@ -42,7 +43,7 @@ class Ended:
     lost: str | None = None
     cause: Exception | None = None
 
-    def result(self):
+    def result(self) -> Any:
         """The value.
 
         Raises:
