@@ -1,29 +1,37 @@
-"""What is wrong with the store, with the cache and with temporary files; and the repairs."""
+"""Find what is wrong with the store, with the cache and with temporary files, and repair it: `cnnlab doctor`."""
+
+from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cnnlab.errors import LabError
 from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.maintenance import orphans, store_checks
-from cnnlab.tracking.maintenance.findings import Finding, counted, in_mb, lines
+from cnnlab.tracking.maintenance.deleted_runs import deleted_findings
+from cnnlab.tracking.maintenance.findings import Finding, counted, leftovers
 from cnnlab.tracking.maintenance.sqlite_files import backup, state_of
 from cnnlab.tracking.maintenance.stored_rows import read_rows
-from cnnlab.tracking.store_location import local_database, local_folder
+from cnnlab.tracking.store_location import local_database
 from cnnlab.utils import user_cache
-from cnnlab.utils.temporary_folders import leftover_folders, remove, size_of
+from cnnlab.utils.temporary_folders import leftover_folders
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A finding and what came of it: `repaired` is `None` where no repair was tried, `said` is what was done, or why
-    not.
+    """A finding and what came of it.
+
+    Attributes:
+        finding: what was found.
+        repaired: whether its repair succeeded; `None` where none was tried.
+        outcome: what the repair did, or why it did not succeed.
     """
 
     finding: Finding
     repaired: bool | None = None
-    said: str = ""
+    outcome: str = ""
 
     @property
     def is_left(self) -> bool:
@@ -31,15 +39,15 @@ class Examined:
         return self.finding.is_fault and not self.repaired
 
 
-def examine(fix=False, further=()) -> Iterator[Examined]:
-    """Look for what is wrong with the store that the environment names, and beside it.
+def examine(fix: bool = False, further: Sequence[Callable[[], list[Finding]]] = ()) -> Iterator[Examined]:
+    """Check the store that the environment names, the cache and temporary files.
 
     Args:
-        fix: put it right; without, nothing is changed.
-        further: checks of rooms above this one: functions without arguments that give `Finding`s.
+        fix: repair what can be repaired; without, nothing is changed.
+        further: checks of packages above this one.
 
     Yields:
-        Each thing that is found, once it is repaired where it can be.
+        Each finding, once it is repaired where it can be.
 
     Raises:
         LabError: the store is one in memory.
@@ -51,25 +59,23 @@ def examine(fix=False, further=()) -> Iterator[Examined]:
         if not fix or finding.fix is None:
             yield Examined(finding)
             continue
-        yield Examined(finding, *finding.repaired(backed_up))
+        yield Examined(finding, *finding.repair(backed_up))
 
 
-def _findings(uri, database, further):
-    """All findings, each looked for when those before it are repaired."""
-    home = local_folder(uri)
+def _findings(uri: str, database: Path | None, further: Sequence[Callable[[], list[Finding]]]) -> Iterator[Finding]:
+    """Yield all findings. Each check starts when the findings of those before it are repaired."""
     if database:
         yield from _of_local_store(database)
     else:
         try:
             yield from store_checks.server_findings(uri)
-            yield from orphans.stray_checkpoints(home, store_checks.statuses(uri))
         except LabError as error:
             yield Finding(f"{error}", "look again when it answers; what is on this machine is looked at")
-    for check in (orphans.undelivered, cache_leftovers, temporary_leftovers, *further):
+    for check in (orphans.undelivered, _cache_leftovers, _temporary_leftovers, *further):
         yield from check()
 
 
-def _of_local_store(database):
+def _of_local_store(database: Path) -> Iterator[Finding]:
     faults = store_checks.database_findings(database)
     yield from faults
     if not database.exists():
@@ -79,33 +85,21 @@ def _of_local_store(database):
         yield Finding(what, "look again when the database is well", is_fault=False)
         return
     yield from orphans.unfinished_databases(database)
-    yield from store_checks.place_findings(database, read_rows(database))
     folders = orphans.artifact_folders(database)
-    rows = store_checks.with_present_places(database, read_rows(database))
+    rows = read_rows(database)
     yield from store_checks.run_findings(database, rows)
     yield from orphans.unknown_files(database, rows, folders)
-    yield from orphans.found_again(database, rows)
     yield from orphans.missing_files(database, rows)
     yield from orphans.useless_models(rows)
-    statuses = {run.run_id: run.status for run in rows.runs.values() if run.stage == "active"}
-    yield from orphans.stray_checkpoints(database.parent, statuses.get)
-    yield from orphans.held_by_deleted(database, rows)
+    yield from deleted_findings(database, rows)
 
 
-def cache_leftovers() -> list[Finding]:
-    """What a process that was killed has left in the cache."""
+def _cache_leftovers() -> list[Finding]:
     paths = user_cache.leftovers()
-    if not paths:
-        return []
-    what = f"{counted(len(paths), 'unfinished or incomplete file')} in the cache '{user_cache.cache_folder()}'"
-    size = in_mb(sum(map(size_of, paths)))
-    return [Finding(f"{what} ({size})", "remove", lines(paths), functools.partial(remove, paths))]
+    what = counted(len(paths), "unfinished or incomplete file")
+    return leftovers(paths, f"{what} in the cache '{user_cache.cache_folder()}'")
 
 
-def temporary_leftovers() -> list[Finding]:
-    """What processes that were killed have left in the folder of temporary files."""
+def _temporary_leftovers() -> list[Finding]:
     paths = leftover_folders()
-    if not paths:
-        return []
-    what = f"{counted(len(paths), 'temporary folder')} of processes that are gone ({in_mb(sum(map(size_of, paths)))})"
-    return [Finding(what, "remove", lines(paths), functools.partial(remove, paths))]
+    return leftovers(paths, f"{counted(len(paths), 'temporary folder')} of processes that are gone")

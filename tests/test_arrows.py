@@ -48,7 +48,6 @@ SPECIAL_ROOMS = {
             "cnnlab.tracking.offline.run_copy",
             "cnnlab.tracking.offline.store_copy",
         ),
-        "cnnlab.tracking.mlflow_store",
     },
 }
 INSIDE = {  # private parts

@@ -4,11 +4,11 @@ import functools
 import json
 from pathlib import Path
 
-from cnnlab.tracking.maintenance.findings import Finding, counted, lines
+from cnnlab.tracking.maintenance.findings import Finding, counted, leftovers, lines
 from cnnlab.tracking.maintenance.orphans import LOST, set_aside
 from cnnlab.tracking.store_location import STORE_FOLDER
 from cnnlab.utils.files import is_locked
-from cnnlab.utils.temporary_folders import listed, remove
+from cnnlab.utils.temporary_folders import listed
 
 SETTINGS = "search.json"
 
@@ -30,10 +30,8 @@ def state_findings() -> list[Finding]:
         remedy = f"move it to '{aside}'; the next 'cnnlab tune' of that name starts afresh, its finished runs stay"
         items = (f"{path.name}: {why}" for path, why in damaged.items())
         found.append(Finding(what, remedy, lines(items), functools.partial(set_aside, home.parent, damaged)))
-    if partial:
-        what = counted(len(partial), "half-written file of a search", "half-written files of searches")
-        found.append(Finding(what, "remove", lines(partial), functools.partial(remove, partial)))
-    return found
+    what = counted(len(partial), "half-written file of a search", "half-written files of searches")
+    return [*found, *leftovers(partial, what)]
 
 
 def _runs(folder):

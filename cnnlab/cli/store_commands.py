@@ -1,4 +1,6 @@
-"""The commands that look after the store and the cache."""
+"""The commands that look after the store and the cache: ui, cache, doctor, gc, sync, import."""
+
+from __future__ import annotations
 
 import sys
 
@@ -12,10 +14,10 @@ from cnnlab.utils.text import escape_control_characters
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5000, or a free one]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-def ui(port, host):
+def ui(port: int | None, host: str) -> None:
     """Open the MLflow UI on the store.
 
-    Prints a link that lands on the newest comparison, with the metric columns shown. Ctrl-C ends it.
+    Prints a link that shows the newest comparison, with columns of its metrics. Ctrl-C ends it.
     """
     with job(trains=False):
         from cnnlab.tracking.ui_server import serve_ui
@@ -25,7 +27,7 @@ def ui(port, host):
 
 @click.command()
 @click.option("--clear", is_flag=True, help="Remove everything that is stored.")
-def cache(clear):
+def cache(clear: bool) -> None:
     """Show or clear what is stored: decoded pictures, and features of frozen layers."""
     from datetime import datetime
 
@@ -44,8 +46,8 @@ def cache(clear):
 
 @click.command()
 @click.option("--fix", is_flag=True, help="Repair what can be repaired.")
-def doctor(fix):
-    """Look for what is wrong with the store, the cache and temporary files.
+def doctor(fix: bool) -> None:
+    """Find what is wrong with the store, the cache and temporary files.
 
     Nothing is changed without --fix, which keeps a copy of the database before it changes it, and deletes no artifacts,
     models or states. The exit status is 1 where something is wrong, or still is after --fix.
@@ -55,13 +57,13 @@ def doctor(fix):
         from cnnlab.doctor import examine
         from cnnlab.tuning.search_states import state_findings
 
-        found = []
+        left = repaired = 0
         for examined in examine(fix, further=[state_findings]):
             print_examined(examined)
-            found.append(examined)
-    left = sum(examined.is_left for examined in found)
+            left += examined.is_left
+            repaired += bool(examined.repaired)
     if not left:
-        print("Nothing is wrong." if not any(e.repaired for e in found) else "All is repaired.")
+        print("All is repaired." if repaired else "Nothing is wrong.")
         return
     print(f"{left} left." if fix else "Nothing was changed: 'cnnlab doctor --fix' does what is said after 'repair:'.")
     sys.exit(1)
@@ -69,7 +71,7 @@ def doctor(fix):
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Free it; it cannot be restored afterwards.")
-def gc(yes):
+def gc(yes: bool) -> None:
     """Free what deleted runs hold: their rows, artifacts and models, which MLflow only marks as deleted.
 
     Nothing is freed without --yes. What a registered version needs is never freed.
@@ -79,14 +81,8 @@ def gc(yes):
         from cnnlab.tracking.maintenance.findings import counted, in_mb
 
         garbage = collect(yes)
-        what = ", ".join(
-            counted(len(some), name)
-            for some, name in (
-                (garbage.runs, "deleted run"),
-                (garbage.models, "model"),
-                (garbage.experiments, "experiment"),
-            )
-        )
+        runs, models = counted(len(garbage.runs), "deleted run"), counted(len(garbage.models), "model")
+        what = f"{runs}, {models}, {counted(len(garbage.experiments), 'experiment')}"
         for key, why in garbage.kept.items():
             print(escape_control_characters(f"kept: {key}, deleted, but {why}"))
         if not (garbage.runs or garbage.models or garbage.experiments):
@@ -99,12 +95,12 @@ def gc(yes):
 
 @click.command()
 @click.option("--to", metavar="ADDRESS", help="Another server than the one that it was recorded for.")
-def sync(to):
+def sync(to: str | None) -> None:
     """Deliver what a tracking server missed.
 
-    With a server as the store (MLFLOW_TRACKING_URI), everything is recorded in mlruns/outbox first and sent while the
-    training goes. What the server did not take stays there, and is delivered now: runs, metrics, artifacts and models.
-    Twice is as good as once. The exit status is 1 while something remains.
+    With a server as the store (MLFLOW_TRACKING_URI), everything is recorded in mlruns/outbox first and sent during the
+    training. What the server did not take stays there, and is delivered now: runs, metrics, artifacts and models. What
+    the server has already is not sent again. The exit status is 1 while something remains.
     """
     with job(trains=False):
         from cnnlab.tracking.offline.delivery import sync as deliver
@@ -131,12 +127,12 @@ def sync(to):
 @click.argument("store", metavar="FOLDER_OR_ADDRESS")
 @click.argument("run_ids", nargs=-1, metavar="[RUN_ID...]")
 @click.option("--aliases", is_flag=True, help="Move aliases that another version holds here, the champion's too.")
-def import_(store, run_ids, aliases):
+def import_(store: str, run_ids: tuple[str, ...], aliases: bool) -> None:
     """Copy runs and registered models of another store into the present one, which may be a server.
 
     The other one is a folder with mlflow.db in it (mlruns, or what 'cnnlab export --format runs' wrote), or the address
-    of a server, and is only read. Runs that are named come with those above and below them. Twice is as good as once,
-    and what was interrupted goes on. The old ids stay known to all commands.
+    of a server, and is only read. Runs that are named come with those above and below them. What the present store has
+    already is not copied again, so repeat the command when it was interrupted. All commands take the old ids, too.
     """
     with job(trains=False):
         from cnnlab.tracking.offline.store_copy import import_runs

@@ -96,7 +96,8 @@ def print_examined(examined):
         print(escape_control_characters(f"  {'repair' if finding.fix else 'to do'}: {finding.remedy}"))
     else:
         print(
-            escape_control_characters(f"  {'done' if examined.repaired else 'not done'}: {examined.said}"), flush=True
+            escape_control_characters(f"  {'done' if examined.repaired else 'not done'}: {examined.outcome}"),
+            flush=True,
         )
 
 

@@ -17,30 +17,48 @@ from cnnlab.utils.text import escape_control_characters, markdown, short_hash, s
 def dataset_experiment(dataset: ImageDataset) -> str:
     """Return the id of a data set's own experiment, `cnnlab-<name>`; make it where there is none.
 
-    Another data set of the same name (a folder with other files) gets an experiment of its own, with a suffix.
-
     Raises:
         LabError: the experiment was deleted, or the store refuses to make it.
     """
     name = f"cnnlab-{shortened(escape_control_characters(dataset.name), DATA_NAME)}"
-    for candidate in (name, f"{name}-{short_hash(dataset.source)}"):
-        experiment = named_experiment(candidate, _tags(dataset))
-        if experiment.tags.get(TAG + "source") == dataset.source:
-            return experiment.experiment_id
-    raise LabError(f"Expected '{candidate}' to be the experiment of {dataset.source}. Received one without our tags.")
+    return source_experiment(name, dataset.source, _tags(dataset))
 
 
-def named_experiment(name: str, tags: dict[str, str] | None = None) -> Experiment:
-    """Return the experiment of a name; make it, with these tags, where there is none.
+def source_experiment(name: str, source: str, tags: dict[str, str], client: mlflow.MlflowClient | None = None) -> str:
+    """Return the id of the experiment of a name and a data set; make it, with these tags, where there is none.
+
+    Another data set of the same name (a folder with other files) gets an experiment of its own, with a suffix.
+
+    Args:
+        source: of the data set, as the experiment's tag has it.
+        client: of another store than the open one.
 
     Raises:
         LabError: the experiment was deleted, or the store refuses to make it.
     """
-    client, name = mlflow.MlflowClient(), escape_control_characters(name)
+    for candidate in (name, f"{name}-{short_hash(source)}"):
+        experiment = named_experiment(candidate, tags, client)
+        if experiment.tags.get(TAG + "source") == source:
+            return experiment.experiment_id
+    raise LabError(f"Expected '{candidate}' to be the experiment of {source}. Received one without our tags.")
+
+
+def named_experiment(
+    name: str, tags: dict[str, str] | None = None, client: mlflow.MlflowClient | None = None
+) -> Experiment:
+    """Return the experiment of a name; make it, with these tags, where there is none.
+
+    Args:
+        client: of another store than the open one.
+
+    Raises:
+        LabError: the experiment was deleted, or the store refuses to make it.
+    """
+    client, name = client or mlflow.MlflowClient(), escape_control_characters(name)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         # A local store has its artifacts beside its database; a server decides for itself.
-        location = f"{BESIDE}/" if local_database(mlflow.get_tracking_uri()) else None
+        location = f"{BESIDE}/" if local_database(client.tracking_uri) else None
         # Of two processes that make it at the same time, the second takes that of the first.
         with contextlib.suppress(mlflow.MlflowException):
             client.create_experiment(name, artifact_location=location, tags=tags)

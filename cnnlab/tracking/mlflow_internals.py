@@ -1,7 +1,9 @@
-"""What we reach for inside MLflow, where it has no public way; seen in MLflow 3.17.2.
+"""Use parts of MLflow 3.17 that are not public, each with the reason why no public way does; no other module does.
 
-What loads Keras or a server is imported in functions: the UI and the registry's lists answer without.
+What loads Keras or a server is imported inside functions, so that lists of runs and models are shown without.
 """
+
+from __future__ import annotations
 
 import contextlib
 import getpass
@@ -10,17 +12,20 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import mlflow
 import numpy as np
+import numpy.typing as npt
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
-from mlflow.store.db import utils as db_utils
+from mlflow.store.db import utils as db_utils  # loads all tables
+from mlflow.store.db.base_sql_model import Base
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils as tracking_utils
 from mlflow.types import Schema, TensorSpec
@@ -28,9 +33,12 @@ from mlflow.types import Schema, TensorSpec
 from cnnlab.errors import ArgumentError, first_line
 from cnnlab.tracking.store_location import BESIDE, artifact_repository, local_database, sqlite_uri
 
-KNOWN_TABLES = frozenset(db_utils.Base.metadata.tables)  # that it works with
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-DEFAULTS = {  # of MLflow's own environment variables, while cnnlab works with MLflow
+KNOWN_TABLES: frozenset[str] = frozenset(Base.metadata.tables)
+DEFAULTS = {  # of MLflow's environment variables, while cnnlab works with MLflow
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # MLflow's 7 block for minutes on a server that went away
     "MLFLOW_DISABLE_TELEMETRY": "true",  # a closed network would be tried in vain
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run on a server
@@ -46,146 +54,9 @@ LOG_LEVELS = {
     "alembic": logging.ERROR,  # each step of a new database's schema
     "alembic.runtime.migration": logging.ERROR,
 }
-PLACES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-)
-FULL_PLACES = (
-    "SELECT DISTINCT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) "
-    "WHERE key = 'cnnlab.source' AND artifact_location LIKE 'file:%/artifacts'"
-)
 
 
-def full_places(connection) -> list[str]:
-    """The artifact places of our experiments that are full paths, as earlier versions wrote them."""
-    return [place for (place,) in connection.execute(FULL_PLACES)]
-
-
-def put_beside(database) -> None:
-    """Make the artifact places of our experiments independent of the mount; earlier versions wrote full paths.
-
-    A run that goes on meanwhile keeps writing where it did: to the same folder.
-    """
-    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-        for there in full_places(connection):
-            # `BESIDE` or `BESIDE/<run>/artifacts`; an experiment's own place needs its slash.
-            move_place(connection, there, BESIDE, f"{BESIDE}/")
-
-
-def move_place(connection, there, here, itself=None) -> None:
-    """Put `here` for `there` in every artifact place that starts with it, `itself` where it is all of the place.
-
-    MLflow has no call that changes them.
-    """
-    for table, column in PLACES:
-        connection.execute(
-            f"UPDATE {table} SET {column} = iif({column} = ?, ?, ? || substr({column}, ?)) "
-            f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-            (there, itself or here, here, len(there) + 1, there, len(there) + 1, there + "/"),
-        )
-
-
-def is_known_schema(revision) -> bool:
-    """Whether this MLflow knows a revision of the database's schema, so that it can bring it up to date."""
-    scripts = Path(db_utils.__file__).parents[1] / "db_migrations" / "versions"
-    return any(scripts.glob(f"{revision}*.py"))
-
-
-def latest_schema() -> str:
-    """The revision that this MLflow brings a database to."""
-    return db_utils._get_latest_schema_revision()
-
-
-def make_database(path) -> None:
-    """A new, empty database of MLflow's."""
-    mlflow.MlflowClient(sqlite_uri(path))  # the constructor migrates
-
-
-def upgrade_database(path) -> None:
-    """Bring a database of an older MLflow up to date, as `mlflow db upgrade` does.
-
-    Raises:
-        SQLAlchemyError: a step of it does not go.
-    """
-    engine = db_utils.create_sqlalchemy_engine_with_retry(sqlite_uri(path))
-    try:
-        db_utils._upgrade_db(engine)
-    finally:
-        engine.dispose()
-
-
-def hard_delete(uri, runs, models, experiments) -> None:
-    """Delete the rows of runs, logged models and experiments that are marked as deleted, by their ids.
-
-    `mlflow gc` has no way to leave some of them out, and deletes no model of a deleted run.
-    """
-    kept = tracking_utils._get_store(uri)
-    for delete, numbers in (
-        (kept._hard_delete_run, runs),
-        (kept._hard_delete_logged_model, models),
-        (kept._hard_delete_experiment, experiments),
-    ):
-        for number in numbers:
-            delete(number)
-
-
-def probe(uri, timeout) -> None:
-    """Ask a tracking server whether it is up, with MLflow's own settings for certificates, proxies and passwords.
-
-    Raises:
-        MlflowException: it does not answer within so many seconds.
-    """
-    # Whatever it answers, something is there: authentication and the like are for MLflow to report.
-    _asked(uri, "/health", timeout)
-
-
-def why_away(uri, timeout) -> str | None:
-    """Why a tracking server does not take runs now, in words; `None` if it does. It has so many seconds to answer.
-
-    Raises:
-        MlflowException: it answers, and refuses: the password, say, or since it is another kind of server.
-    """
-    from mlflow.utils.rest_utils import verify_rest_response
-
-    endpoint = "/api/2.0/mlflow/experiments/search"
-    try:
-        answer = _asked(uri, f"{endpoint}?max_results=1", timeout)
-    except (mlflow.MlflowException, OSError) as error:
-        said = in_short(error)
-        return f"no answer in {timeout} s" if "timed out" in said else said
-    if answer.status_code == 429 or answer.status_code >= 500:
-        return f"{answer.status_code} {answer.reason}"
-    verify_rest_response(answer, endpoint)
-    return None
-
-
-def _asked(uri, path, timeout):
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    return http_request(get_default_host_creds(uri), path, "GET", timeout=timeout, max_retries=0, raise_on_status=False)
-
-
-def in_short(error) -> str:
-    """What went wrong with a connection, without the layers that each wrap the last one's words."""
-    kinds = r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out)|(\d{3} [A-Z][\w ]+)|too many (\d{3}) err|error code (\d{3})"
-    found = re.findall(kinds, str(error))
-    return "".join(found[-1]) if found else first_line(error)[:200]
-
-
-def artifacts_of(client, *, run_id=None, model_id=None):
-    """Where the artifacts of a run or a logged model go, file by file; MLflow's client has folders only for a model."""
-    resource = "run" if run_id else "logged_model"
-    return client._tracking_client._get_artifact_repo(run_id or model_id, resource=resource)
-
-
-@contextmanager
-def tried_once():
-    """Calls to a server that is known to be away fail at once inside."""
-    with mock.patch.dict(os.environ, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
-        yield
+# The session: MLflow keeps its address, its active experiment and its repositories in module globals.
 
 
 @contextmanager
@@ -202,7 +73,7 @@ def globals_kept() -> Iterator[None]:
     with (
         # A checkout on PYTHONPATH has no entry points, by which MLflow finds this where cnnlab is installed.
         mock.patch.dict(_artifact_repository_registry._registry, {"mlflow-artifacts": artifact_repository}),
-        # Takes an escaped address for the path, and makes a folder `what%3Fnow` beside `what?now`.
+        # It takes an escaped address for the path, and makes a folder `what%3Fnow` beside `what?now`.
         mock.patch.object(db_utils, "_make_parent_dirs_if_sqlite", _make_parent_folder),
     ):
         try:
@@ -232,44 +103,204 @@ def _make_parent_folder(uri: str) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
 
 
+# The database of a local store: MLflow has no calls that migrate a copy, change artifact places, or delete some rows.
+
+
+def full_places(connection: sqlite3.Connection) -> list[str]:
+    """Return the artifact places of cnnlab's experiments that are full paths, as earlier versions wrote them."""
+    query = (
+        "SELECT DISTINCT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) "
+        "WHERE key = 'cnnlab.source' AND artifact_location LIKE 'file:%/artifacts'"
+    )
+    return [place for (place,) in connection.execute(query)]
+
+
+def put_beside(database: Path) -> None:
+    """Write the artifact places of cnnlab's experiments so that they do not depend on the folder's path.
+
+    A run that is at work meanwhile goes on writing where it did: into the same folder.
+    """
+    columns = (
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("logged_models", "artifact_location"),
+        ("model_versions", "storage_location"),
+    )
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        for place in full_places(connection):
+            for table, column in columns:
+                # To `BESIDE/` of an experiment, and `BESIDE/<run>/artifacts` of a run.
+                below = f"substr({column}, length(?1) + 1)"
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ?2 || iif({column} = ?1, '/', {below}) "
+                    f"WHERE {column} = ?1 OR substr({column}, 1, length(?1) + 1) = ?1 || '/'",
+                    (place, BESIDE),
+                )
+
+
+def is_known_schema(revision: str) -> bool:
+    """Return whether this MLflow knows a revision of the database's schema, so that it can bring it up to date."""
+    scripts = Path(db_utils.__file__).parents[1] / "db_migrations" / "versions"
+    return any(scripts.glob(f"{revision}*.py"))
+
+
+def latest_schema() -> str:
+    """Return the revision that this MLflow brings a database to."""
+    return db_utils._get_latest_schema_revision()
+
+
+def make_database(path: Path) -> None:
+    """Make a new, empty database of MLflow's."""
+    mlflow.MlflowClient(sqlite_uri(path))  # the constructor migrates
+
+
+def upgrade_database(path: Path) -> None:
+    """Bring a database of an older MLflow up to date, as `mlflow db upgrade` does, and make tables that are missing.
+
+    Raises:
+        SQLAlchemyError: a step of the migration fails.
+    """
+    engine = db_utils.create_sqlalchemy_engine_with_retry(sqlite_uri(path))
+    try:
+        db_utils._upgrade_db(engine)
+        Base.metadata.create_all(engine)
+    finally:
+        engine.dispose()
+
+
+def hard_delete(uri: str, runs: Sequence[str], models: Sequence[str], experiments: Sequence[int]) -> None:
+    """Delete the rows of runs, logged models and experiments that are marked as deleted, by their ids.
+
+    `mlflow gc` cannot leave out those that a registered version needs, and deletes no model of a deleted run.
+    """
+    store = tracking_utils._get_store(uri)
+    for delete, ids in (
+        (store._hard_delete_run, runs),
+        (store._hard_delete_logged_model, models),
+        (store._hard_delete_experiment, experiments),
+    ):
+        for one in ids:
+            delete(one)
+
+
+# Servers: MLflow's client has no call that asks one of them once, within a few seconds.
+
+
+def probe(uri: str, timeout: float) -> None:
+    """Ask a tracking server whether it is up, with MLflow's own settings for certificates, proxies and passwords.
+
+    Whatever status it answers, something is there: MLflow itself reports a missing permission and the like.
+
+    Args:
+        timeout: seconds.
+
+    Raises:
+        MlflowException: it does not answer in time.
+    """
+    _get(uri, "/health", timeout)
+
+
+def why_away(uri: str, timeout: float) -> str | None:
+    """Return why a tracking server does not take runs now, in words; `None` if it does.
+
+    Args:
+        timeout: seconds that it has to answer.
+
+    Raises:
+        MlflowException: it answers, and refuses: the password, say, or since it is another kind of server.
+    """
+    from mlflow.utils.rest_utils import verify_rest_response
+
+    endpoint = "/api/2.0/mlflow/experiments/search"
+    try:
+        answer = _get(uri, f"{endpoint}?max_results=1", timeout)
+    except (mlflow.MlflowException, OSError) as error:
+        reason = in_short(error)
+        return f"no answer in {timeout} s" if "timed out" in reason else reason
+    if answer.status_code == 429 or answer.status_code >= 500:
+        return f"{answer.status_code} {answer.reason}"
+    verify_rest_response(answer, endpoint)
+    return None
+
+
+def _get(uri: str, path: str, timeout: float) -> Any:
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    return http_request(get_default_host_creds(uri), path, "GET", timeout=timeout, max_retries=0, raise_on_status=False)
+
+
+def in_short(error: BaseException) -> str:
+    """Return what went wrong with a connection, without the layers that each wrap the message of the one below."""
+    kinds = r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out)|(\d{3} [A-Z][\w ]+)|too many (\d{3}) err|error code (\d{3})"
+    found = re.findall(kinds, str(error))
+    return "".join(found[-1]) if found else first_line(error)[:200]
+
+
 @contextmanager
-def keras_autologging_alone():
-    """Autologging of Keras for the block, whatever else the user turned on, and afterwards as it was."""
+def tried_once() -> Iterator[None]:
+    """Let calls to a server that is known to be away fail at once inside the block."""
+    with mock.patch.dict(os.environ, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
+        yield
+
+
+def artifacts_of(
+    client: mlflow.MlflowClient, *, run_id: str | None = None, model_id: str | None = None
+) -> ArtifactRepository:
+    """Return the repository with the artifacts of a run or a logged model.
+
+    `MlflowClient` sends single files of a run only, not of a model.
+    """
+    resource = "run" if run_id else "logged_model"
+    return client._tracking_client._get_artifact_repo(run_id or model_id or "", resource=resource)
+
+
+# Autologging of Keras: it has no option for one training only, nor against metrics that are logged twice.
+
+
+@contextmanager
+def keras_autologging_alone() -> Iterator[None]:
+    """Autolog Keras inside the block, whatever else the user turned on, and restore their settings after it."""
+    from mlflow.keras import autolog
     from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
 
     before = {name: dict(settings) for name, settings in AUTOLOGGING_INTEGRATIONS.items()}
     for settings in AUTOLOGGING_INTEGRATIONS.values():
         settings["disable"] = True
-    mlflow.keras.autolog(log_models=False, log_datasets=False, silent=True)
+    autolog(log_models=False, log_datasets=False, silent=True)
     try:
         yield
     finally:
-        mlflow.keras.autolog(disable=True, silent=True)
+        autolog(disable=True, silent=True)
         for name, settings in before.items():
             if name != "keras":
                 AUTOLOGGING_INTEGRATIONS[name].update(settings)
         if not before.get("keras", {"disable": True}).get("disable"):
-            mlflow.keras.autolog(**before["keras"])
+            autolog(**before["keras"])
 
 
 @contextmanager
-def no_validation_copies():
-    """Keep autologging from logging `val_*` a second time as `validation_*`, all at step 0.
-
-    Its callback does so after every validation, and has no option against it.
-    """
+def no_validation_copies() -> Iterator[None]:
+    """Keep autologging from logging `val_*` a second time as `validation_*`, all at step 0, after every validation."""
     import keras
+    from mlflow.keras import MlflowCallback
 
-    with mock.patch.object(mlflow.keras.MlflowCallback, "on_test_end", keras.callbacks.Callback.on_test_end):
+    with mock.patch.object(MlflowCallback, "on_test_end", keras.callbacks.Callback.on_test_end):
         yield
 
 
-def show_runs(client, experiment_id, view, columns, condition) -> str:
-    """Set which columns and runs the UI lists of an experiment; returns the part of a link that asks for it.
+# The UI and the scoring server: formats that MLflow does not document.
 
-    In the order of their time the UI would fold runs away below others, which have no scores.
 
-    The UI reads it from a tag of the experiment, `mlflow.sharedViewState.<name>`, which is not documented.
+def show_runs(
+    client: mlflow.MlflowClient, experiment_id: str, view: str, columns: Sequence[str], condition: str
+) -> str:
+    """Set which columns and runs the UI lists of an experiment, in the tag `mlflow.sharedViewState.<view>`.
+
+    They are sorted by a score. In the order of their time the UI would fold runs away below those that have no scores.
+
+    Returns:
+        The part of a link that asks for the view.
     """
     state = {
         "selectedColumns": list(columns),
@@ -288,15 +319,19 @@ def show_runs(client, experiment_id, view, columns, condition) -> str:
     return f"viewStateShareKey={view}&workflowType=machine_learning"
 
 
-def scoring_app(predict, image_shape, num_classes):
-    """MLflow's scoring server around a function, as `mlflow models serve` has it around a logged model.
+def scoring_app(
+    predict: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]], image_shape: Sequence[int], num_classes: int
+) -> FastAPI:
+    """Build MLflow's scoring server around a function, as `mlflow models serve` builds it around a logged model.
 
-    Its app takes an object with `metadata` and `predict`, which is not documented either. JSON numbers are taken as
-    float64: with the model's own uint8 signature MLflow would cut them, and images scaled to 0..1 would be scored as
-    black ones without a word.
+    JSON numbers are taken as float64: with the model's own uint8 signature MLflow would cut them, and images scaled to
+    0..1 would be scored as black ones.
 
     Args:
-        predict: `(N, *image_shape)` to `(N, num_classes)`; an `ArgumentError` is an answer of status 400.
+        predict: images `(N, *image_shape)` to probabilities `(N, num_classes)`; an `ArgumentError` is answered with
+            status 400.
+        image_shape: height, width and channels.
+        num_classes: number of classes.
     """
     from mlflow.pyfunc import scoring_server
 
@@ -308,7 +343,7 @@ def scoring_app(predict, image_shape, num_classes):
             )
         )
 
-        def predict(self, data):
+        def predict(self, data: Any) -> npt.NDArray[np.float32]:
             try:
                 return predict(np.asarray(data))
             except ArgumentError as error:

@@ -17,7 +17,6 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
-from cnnlab.tracking.maintenance.sqlite_files import readable, replacing, schema_of
 from cnnlab.tracking.mlflow_internals import (
     globals_kept,
     is_known_schema,
@@ -29,6 +28,7 @@ from cnnlab.tracking.mlflow_internals import (
 from cnnlab.tracking.pagination import running_runs
 from cnnlab.tracking.run_locks import is_gone, lock_file, remove_lock
 from cnnlab.tracking.server_checks import expect_database, expect_reachable, reached_before
+from cnnlab.tracking.store_database import copy_database, replacing, schema_of
 from cnnlab.tracking.store_location import (
     STORE_FOLDER,
     TRACKING_VARIABLE,
@@ -258,8 +258,7 @@ def copied(database: Path) -> Path:
     The copy is removed when the store is closed.
     """
     copy = process.resources.enter_context(private_folder("read")) / database.name
-    with readable(database) as connection, contextlib.closing(sqlite3.connect(copy)) as fresh:
-        connection.backup(fresh)  # whole, also while others write
+    copy_database(database, copy)
     if (revision := schema_of(copy)) not in ("", latest_schema()) and is_known_schema(revision):
         upgrade_database(copy)
     mlflow.MlflowClient(sqlite_uri(copy))

@@ -1,4 +1,4 @@
-"""Where the store is: its address, and what lies beside its database, wherever that is mounted or moved to.
+"""Find the store: its address, its database, and the folder of artifacts beside that, wherever it is moved to.
 
 It imports no MLflow at its top: MLflow itself loads it as a plugin (`mlflow.artifact_repository` in pyproject.toml).
 """
@@ -23,46 +23,46 @@ if TYPE_CHECKING:
 
 STORE_FOLDER = "mlruns"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-# Of experiments in a local store. MLflow's servers look such places up in their own folder of artifacts, and what
-# works on the database looks beside it, so that nothing in the database depends on where it is mounted.
+# The artifact place of cnnlab's experiments in a local store, which does not depend on where the store is mounted.
+# MLflow's servers look for it in their own folder of artifacts, other programs beside the database, as told below.
 BESIDE = "mlflow-artifacts:"
 SERVER_VARIABLE = "_MLFLOW_SERVER_FILE_STORE"  # where MLflow's server keeps the address that it was started with
 
 
 def store_uri() -> str:
-    """The store's address: `MLFLOW_TRACKING_URI` when set, else `./mlruns/mlflow.db`."""
+    """Return the store's address: `MLFLOW_TRACKING_URI` when set, else that of `./mlruns/mlflow.db`."""
     return os.environ.get(TRACKING_VARIABLE) or sqlite_uri(Path(STORE_FOLDER).resolve() / "mlflow.db")
 
 
-def sqlite_uri(database) -> str:
-    """The address of a sqlite file, whatever its folders are called."""
+def sqlite_uri(database: Path) -> str:
+    """Return the address of a sqlite file, whatever its folders are called."""
     return URL.create("sqlite", database=str(database)).render_as_string(hide_password=False)
 
 
-def local_database(uri) -> Path | None:
-    """The sqlite file of a local store's address; `None` for a server."""
+def local_database(uri: str) -> Path | None:
+    """Return the sqlite file of a local store's address, `None` for a server."""
     try:
         url = make_url(uri)
-    except (NoUrl, ValueError):  # of a port that is none
+    except (NoUrl, ValueError):  # a port that is not a number
         return None
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     return Path(url.database).resolve()
 
 
-def is_in_memory(uri) -> bool:
-    """Whether the address is that of a sqlite database without a file, which ends with its process."""
+def is_in_memory(uri: str) -> bool:
+    """Return whether an address is that of a sqlite database without a file, which ends with its process."""
     return uri.startswith("sqlite") and uri.partition("://")[2].partition("?")[0] in ("", "/", "/:memory:")
 
 
-def is_server(uri) -> bool:
-    """Whether the address is that of a server which is spoken to over HTTP."""
+def is_server(uri: str) -> bool:
+    """Return whether an address is that of a server over HTTP."""
     return uri.lower().startswith(("http://", "https://"))
 
 
-def local_folder(uri) -> Path:
-    """Where files about a store's runs lie that are of this machine: beside a local store's database, for a server in a
-    folder of the user's cache, one for each address.
+def local_folder(uri: str) -> Path:
+    """Return the folder of this machine's own files about a store's runs, such as checkpoints: of a local store that of
+    its database, of a server one in the user's cache.
     """
     if database := local_database(uri):
         return database.parent

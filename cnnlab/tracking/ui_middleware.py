@@ -1,15 +1,17 @@
-"""MLflow's server as `cnnlab ui` runs it: `mlflow server --app-name cnnlab`.
+"""Close routes of MLflow's server that a lab does not need, and refuse changes asked for by pages of other servers.
 
-A server on loopback answers every process of the machine and, by way of the browser, every page that its user opens.
-MLflow 3.17's carries an assistant that runs commands in the name of whoever started the server, a gateway that spends
-their API keys, jobs, and webhooks that call addresses. None of that belongs to a lab's UI: those routes are closed, and
-the assistant's panel and button are gone. What changes something is only taken from the server's own pages.
+`cnnlab ui` starts it as `mlflow server --app-name cnnlab`. A server on loopback answers every process of the machine
+and, through the browser, every page that its user opens. MLflow 3.17's server has an assistant that runs commands as
+whoever started the server, a gateway that spends their API keys, jobs, and webhooks that call addresses.
 """
 
-import re
-from pathlib import Path
+from __future__ import annotations
 
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+import re
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cnnlab.utils.ports import is_foreign
 
@@ -17,38 +19,29 @@ CLOSED = re.compile(
     r"/(ajax-)?api/[\d.]+/(mlflow/)?(assistant|gateway|gateway-proxy|genai|jobs|webhooks|mcp|mcp-servers?|scorers?|demo"
     r"|prompt-optimization|issues/invoke|runs/create-promptlab-run|ui-telemetry)(/|$)|/(gateway|mcp)(/|$)"
 )
-# The panel opens itself on a local server, unless it has been open before; and the page complains where there is no
-# gateway to ask for its endpoints.
-NO_ASSISTANT = """<style>[data-assistant-ui="true"]{display:none!important}</style><script>
-localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
-localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
-{
-  const asked = window.fetch;
-  window.fetch = (what, ...how) => String(what.url ?? what).includes("mlflow/gateway-proxy")
-    ? Promise.resolve(Response.json({endpoints: []})) : asked(what, ...how);
-}
-</script>"""
 
 
-def make_app():
-    """MLflow's app behind the guard, as ASGI has it; imports it here, since `mlflow server` only looks at this file."""
-    import mlflow.server
-    from mlflow.server.fastapi_app import app as server
+class ClosedRoutes:
+    """ASGI middleware that answers requests which are not let in with 404 or 403."""
 
-    index = Path(mlflow.server.__file__).parent / "js" / "build" / "index.html"
-    page = index.read_text(encoding="utf-8").replace("<head>", "<head>" + NO_ASSISTANT, 1)
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
-    async def app(scope, receive, send):
-        answer = refusal(scope) if scope["type"] == "http" else None
-        if answer is None and scope.get("path") in ("/", "/index.html"):
-            answer = HTMLResponse(page)
-        await (answer or server)(scope, receive, send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = refusal(scope) if scope["type"] == "http" else None
+        await (refused or self.app)(scope, receive, send)
 
+
+def make_app() -> FastAPI:
+    """Return MLflow's app with the middleware. MLflow is imported here, since `mlflow server` only finds this file."""
+    from mlflow.server.fastapi_app import app
+
+    app.add_middleware(ClosedRoutes)
     return app
 
 
-def refusal(scope):
-    """The answer to a request that is not let in, or `None`."""
+def refusal(scope: Scope) -> Response | None:
+    """Return the answer to a request that is not let in, `None` for one that is."""
     path = re.sub("/+", "/", scope["path"].lower())
     headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
     if CLOSED.match(path):

@@ -1,4 +1,6 @@
-"""The MLflow UI on the lab's store: started, waited for, and left at a link that shows the comparison."""
+"""Start MLflow's UI on the store, and print a link that shows the newest comparison: `cnnlab ui`."""
+
+from __future__ import annotations
 
 import os
 import subprocess
@@ -35,23 +37,39 @@ UI_COLUMNS = (
 )
 
 
-def serve_ui(host="127.0.0.1", port=None) -> None:
-    """Start MLflow's server on the store and block until it ends; with a remote store only print the link.
+def serve_ui(host: str = "127.0.0.1", port: int | None = None) -> None:
+    """Start MLflow's server on the store and block until it ends. Of a store on a server only print the link.
+
+    Args:
+        host: name or address to listen on.
+        port: by default 5000, or a free one where that is taken.
 
     Raises:
         ArgumentError: the port is taken.
         LabError: the server did not start.
     """
     with opened_store(writes=False):
-        _serve_ui(mlflow.get_tracking_uri(), host, port)
+        uri = mlflow.get_tracking_uri()
+        if is_server(uri):
+            log.info(f"The store is a server already:\n{_links(masked(uri).replace('***@', '').rstrip('/'))}")
+            return
+        port = choose_port(host, port, DEFAULT_PORT)
+        server = _start(uri, host, port)
+        try:
+            _wait_until_up(server, address(host, port))
+            log.info(f"MLflow UI:\n{_links(address(host, port))}\nCtrl-C ends it.")
+            # Read what the server writes, or its pipe fills up and blocks it.
+            for _ in server.stderr or ():
+                pass
+            server.wait()
+        except KeyboardInterrupt:
+            log.info("stopped")
+        finally:
+            server.terminate()
+            server.wait()
 
 
-def _serve_ui(uri, host, port):
-    if is_server(uri):
-        log.info(f"The store is a server already:\n{_landing(masked(uri).replace('***@', '').rstrip('/'))}")
-        return
-    port = choose_port(host, port, DEFAULT_PORT)
-    url = address(host, port)
+def _start(uri: str, host: str, port: int) -> subprocess.Popen[bytes]:
     arguments = ["--app-name", "cnnlab", "--host", host, "--port", str(port), "--workers", "1"]
     database = local_database(uri)
     if database:
@@ -68,7 +86,7 @@ def _serve_ui(uri, host, port):
             f"Whoever reaches {host} can read and change the store. It answers to these names only: {allowed} "
             "(MLFLOW_SERVER_ALLOWED_HOSTS for others)."
         )
-    server = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments],
         cwd=database.parent if database else None,
         stdout=subprocess.DEVNULL,
@@ -76,24 +94,12 @@ def _serve_ui(uri, host, port):
         # Its job queue is for GenAI evaluations: seven more processes, and seconds more to start and to stop.
         env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
-    try:
-        _wait_until_up(server, url)
-        log.info(f"MLflow UI:\n{_landing(url)}\nCtrl-C ends it.")
-        # Drain what the server writes, or its pipe fills up and blocks it.
-        for _ in server.stderr:
-            pass
-        server.wait()
-    except KeyboardInterrupt:
-        log.info("stopped")
-    finally:
-        server.terminate()
-        server.wait()
 
 
-def ui_links(server_url) -> dict[str, str]:
-    """Links into the MLflow UI at `server_url` that land on the newest comparison, with the metric columns shown.
+def ui_links(server_url: str) -> dict[str, str]:
+    """Return links into the MLflow UI at `server_url` that show the newest comparison, with columns of its metrics.
 
-    What the UI lists, and how, is kept in a tag of the experiment, which is brought up to date here.
+    What the UI lists, and how, is a tag of the experiment, which is set here.
 
     Returns:
         "runs" to a link to the runs, and for a comparison or a search "figures" to the figures on its parent run.
@@ -105,26 +111,26 @@ def ui_links(server_url) -> dict[str, str]:
     [run] = newest
     experiment_id = run.info.experiment_id
     parent = run.data.tags.get("mlflow.parentRunId")
-    # A comparison of stored runs has no runs below it: it carries the figures itself, and names those that it compared.
-    carrier = client.get_run(parent) if parent else run
-    shown = matches("tags.mlflow.parentRunId", parent) if parent else ""
+    # A comparison of stored runs has no runs below it: it has the figures itself, and names the runs that it compared.
+    owner = client.get_run(parent) if parent else run
+    condition = matches("tags.mlflow.parentRunId", parent) if parent else ""
     if compared := run.data.tags.get(TAG + "runs"):
-        shown = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in compared.split(','))})"
+        condition = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in compared.split(','))})"
     # The UI folds children away under a parent without scores; filtered, they are rows of their own.
-    asked = show_runs(client, experiment_id, UI_VIEW, UI_COLUMNS, shown)
+    view = show_runs(client, experiment_id, UI_VIEW, UI_COLUMNS, condition)
     runs = f"{server_url}/#/experiments/{experiment_id}/runs"
-    links = {"runs": f"{runs}?{asked}"}
-    figure = carrier.data.tags.get(TAG + "figure", "")
+    links = {"runs": f"{runs}?{view}"}
+    figure = owner.data.tags.get(TAG + "figure", "")
     if parent or figure:
-        links["figures"] = f"{runs}/{carrier.info.run_id}/artifacts/{figure}?workflowType=machine_learning"
+        links["figures"] = f"{runs}/{owner.info.run_id}/artifacts/{figure}?workflowType=machine_learning"
     return links
 
 
-def _landing(url):
+def _links(url: str) -> str:
     return "\n".join(f"  {what:8} {link}" for what, link in ui_links(url).items())
 
 
-def _wait_until_up(server, url):
+def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -136,5 +142,5 @@ def _wait_until_up(server, url):
         except OSError:
             time.sleep(0.2)
     server.terminate()
-    lines = server.stderr.read().decode(errors="replace").strip().splitlines()
+    lines = (server.stderr.read() if server.stderr else b"").decode(errors="replace").strip().splitlines()
     raise LabError(f"Expected the MLflow server to answer at {url}. Received: {lines[-1] if lines else 'nothing'}.")

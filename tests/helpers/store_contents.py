@@ -8,7 +8,7 @@ import mlflow
 import yaml
 
 from cnnlab.tracking.mlflow_internals import artifacts_of
-from cnnlab.tracking.offline.model_copy import _identity
+from cnnlab.tracking.offline.model_copy import identity
 from cnnlab.tracking.offline.run_copy import VERSIONS, origin
 from cnnlab.tracking.pagination import all_experiments, every
 from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS
@@ -73,7 +73,7 @@ def contents(uri) -> dict:
             "source": version.source,
             "description": version.description,
             "tags": version.tags,
-            "identity": _identity(version),
+            "identity": identity(version),
         }
 
     def registered_of(registered):

@@ -1,4 +1,6 @@
-"""What deleted runs hold, and its end: MLflow only marks runs, experiments and models as deleted."""
+"""Free what deleted runs hold, for `cnnlab gc`: MLflow only marks runs, experiments and models as deleted."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,8 @@ import mlflow
 
 from cnnlab.errors import LabError, masked
 from cnnlab.tracking import mlflow_store, run_locks
-from cnnlab.tracking.maintenance.stored_rows import Rows, folder_of, read_rows
+from cnnlab.tracking.maintenance.findings import Finding, counted, in_mb
+from cnnlab.tracking.maintenance.stored_rows import Run, StoredRows, Version, folder_of, read_rows
 from cnnlab.tracking.mlflow_internals import hard_delete
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.store_location import local_database
@@ -23,20 +26,20 @@ class Garbage:
         models: ids of logged models that are deleted, or of such runs.
         experiments: ids of deleted experiments that are empty without them.
         paths: their artifacts and checkpoints.
-        size: bytes of these.
-        kept: of each deleted run or model that must stay, why.
+        size: of these, in bytes.
+        kept: ids of deleted runs and models that must stay, with the reason.
     """
 
     runs: list[str]
     models: list[str]
-    experiments: list[str]
+    experiments: list[int]
     paths: list[Path]
     size: int
     kept: dict[str, str]
 
 
-def find_garbage(database, rows: Rows) -> Garbage:
-    """What deleted runs hold, except for what a registered version needs, a live run, and what is not on this disk."""
+def find_garbage(database: Path, rows: StoredRows) -> Garbage:
+    """Find what deleted runs hold, but for what a registered version needs, live runs, and what is not on this disk."""
     deleted = [run for run in rows.runs.values() if run.stage == "deleted"]
     kept = {run.run_id: why for run in deleted if (why := _why_kept(run, database, rows))}
     runs = [run.run_id for run in deleted if run.run_id not in kept]
@@ -44,42 +47,49 @@ def find_garbage(database, rows: Rows) -> Garbage:
     for model in rows.models.values():
         if versions := rows.needed_by(model_id=model.model_id):
             if model.stage == "deleted":
-                kept[model.model_id] = _in_words(versions)
+                kept[model.model_id] = _needed(versions)
         elif folder_of(model.place, database) and (model.stage == "deleted" or model.run_id in runs):
             models.append(model.model_id)
-    left = {run.experiment_id for run in rows.runs.values() if run.run_id not in runs}
-    left |= {model.experiment_id for model in rows.models.values() if model.model_id not in models}
-    experiments = [number for number in rows.deleted_experiments if number not in left]
-    places = [folder_of(rows.runs[key].place, database) for key in runs]
-    places += [folder_of(rows.models[key].place, database) for key in models]
-    places += [database.parent / "checkpoints" / f"{key}.npz" for key in runs]
-    paths = [path for path in places if path.exists()]
+    in_use = {run.experiment_id for run in rows.runs.values() if run.run_id not in runs}
+    in_use |= {model.experiment_id for model in rows.models.values() if model.model_id not in models}
+    experiments = [number for number in rows.deleted_experiments if number not in in_use]
+    places = [rows.runs[key].place for key in runs] + [rows.models[key].place for key in models]
+    folders = [folder for place in places if (folder := folder_of(place, database))]
+    paths = [path for path in folders if path.exists()]
+    paths += [path for key in runs if (path := database.parent / "checkpoints" / f"{key}.npz").exists()]
     return Garbage(runs, models, experiments, paths, sum(map(size_of, paths)), kept)
 
 
-def _why_kept(run, database, rows):
-    """Why a deleted run is not freed, or nothing."""
+def _why_kept(run: Run, database: Path, rows: StoredRows) -> str:
+    """Return why a deleted run is not freed, "" where it is."""
     if folder_of(run.place, database) is None:
         return f"its artifacts are at {run.place}: use 'mlflow gc'"
     if run.status == "RUNNING" and not run_locks.is_gone(run.run_id, run.tags, database.parent):
         return "it is at work"
     models = [model.model_id for model in rows.models.values() if model.run_id == run.run_id]
-    needed = [*rows.needed_by(run_id=run.run_id), *(v for key in models for v in rows.needed_by(model_id=key))]
-    return _in_words(dict.fromkeys(needed)) if needed else ""
+    versions = [*rows.needed_by(run_id=run.run_id), *(v for key in models for v in rows.needed_by(model_id=key))]
+    return _needed(list(dict.fromkeys(versions))) if versions else ""
 
 
-def _in_words(versions):
+def _needed(versions: list[Version]) -> str:
     return f"{', '.join(map(str, versions))} {'needs' if len(versions) == 1 else 'need'} it"
 
 
-def collect(free=False) -> Garbage:
-    """Find what deleted runs hold in the local store, and free it.
+def deleted_findings(database: Path, rows: StoredRows) -> list[Finding]:
+    """Note what deleted runs and models hold: no fault, since they can be restored."""
+    garbage = find_garbage(database, rows)
+    if not garbage.runs and not garbage.models:
+        return []
+    runs, models = counted(len(garbage.runs), "deleted run"), counted(len(garbage.models), "deleted model")
+    remedy = "'cnnlab gc' frees them, 'mlflow runs restore' brings a run back"
+    return [Finding(f"{runs} and {models} hold {in_mb(garbage.size)}", remedy, is_fault=False)]
 
-    Args:
-        free: without, nothing is deleted.
+
+def collect(free: bool = False) -> Garbage:
+    """Find what deleted runs hold in the local store, and with `free` delete it.
 
     Raises:
-        LabError: the store is no local one.
+        LabError: the store is not a local one.
     """
     uri = mlflow_store.address()
     database = local_database(uri)
@@ -90,7 +100,7 @@ def collect(free=False) -> Garbage:
     with opened_store():
         garbage = find_garbage(database, read_rows(database))
         if free:
-            # The rows last: what is left of a kill between is found again.
+            # The rows last: after a kill in between, the next call finds the rest by them.
             remove(garbage.paths)
             for path in garbage.paths:
                 if path.name == "artifacts" and not any(path.parent.iterdir()):

@@ -1,25 +1,30 @@
-"""What an examination finds: what is wrong, where, and what puts it right."""
+"""What a check of the store finds: what is wrong, where, and what repairs it."""
 
+from __future__ import annotations
+
+import functools
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow
 
 from cnnlab.errors import LabError, first_line
+from cnnlab.utils.temporary_folders import remove, size_of
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found.
+    """One kind of fault, and all places where a check found it.
 
     Attributes:
-        what: it, and how many there are.
-        remedy: what `fix` does; without one, what only the user can do.
-        items: each of them, in a line.
-        fix: puts it right, and may return a sentence about how; raises `LabError` where it cannot.
+        what: the fault, and how many there are.
+        remedy: what `fix` does; without `fix`, what only the user can do.
+        items: each place, in a line.
+        fix: repairs the fault, and may return a sentence about how. It raises `LabError` where it cannot.
         is_fault: whether a healthy store would not have it.
-        in_database: whether `fix` changes rows of the database, which is then backed up before.
+        in_database: whether `fix` changes rows of the database, which is backed up before.
     """
 
     what: str
@@ -29,29 +34,40 @@ class Finding:
     is_fault: bool = True
     in_database: bool = False
 
-    def repaired(self, backed_up) -> tuple[bool, str]:
-        """Put it right; returns whether that went, and what was done or why it could not be.
+    def repair(self, backed_up: Callable[[], str]) -> tuple[bool, str]:
+        """Call `fix`.
 
         Args:
-            backed_up: makes the copy of the database, and says where it is.
+            backed_up: copies the database, and returns where the copy is, in words.
+
+        Returns:
+            Whether it succeeds, and what was done or why it does not.
         """
         try:
             copy = backed_up() if self.in_database else ""
-            return True, (self.fix() or self.remedy) + copy
+            return True, ((self.fix and self.fix()) or self.remedy) + copy
         except (LabError, OSError, sqlite3.Error, mlflow.MlflowException) as error:
             return False, first_line(error)
 
 
-def counted(number, what, plural=None) -> str:
-    """`1 run`, `2 runs`."""
+def leftovers(paths: Sequence[Path], what: str) -> list[Finding]:
+    """Return the finding of files and folders that are of no use, which its repair removes; none without paths."""
+    if not paths:
+        return []
+    remedy = f"remove, which frees {in_mb(sum(map(size_of, paths)))}"
+    return [Finding(what, remedy, lines(paths), functools.partial(remove, paths))]
+
+
+def counted(number: int, what: str, plural: str | None = None) -> str:
+    """Write a number with its noun: `1 run`, `2 runs`."""
     return f"{number:,} {what if number == 1 else plural or what + 's'}"
 
 
-def in_mb(size) -> str:
-    """Bytes, as `1.2 MB`."""
+def in_mb(size: int) -> str:
+    """Write a number of bytes as `1.2 MB`."""
     return f"{size / 1e6:,.1f} MB"
 
 
-def lines(things) -> tuple[str, ...]:
-    """A line for each thing."""
+def lines(things: Iterable[object]) -> tuple[str, ...]:
+    """Write each thing as a line."""
     return tuple(map(str, things))

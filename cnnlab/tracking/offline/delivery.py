@@ -108,7 +108,7 @@ def transfer_of(entry: spool.Entry, uri: str, wanted: Callable[[], bool] = lambd
         parent=entry.parent,
         experiment_id=entry.experiment_id,
         wanted=wanted,
-        rest=f"{socket.gethostname()}:{entry.folder}",
+        source_location=f"{socket.gethostname()}:{entry.folder}",
     )
 
 

@@ -1,41 +1,59 @@
-"""Registered models copied from one store to another: versions, aliases, and what is said of them.
+"""Copy registered models from one store to another: versions with their descriptions and tags, and aliases.
 
-A version keeps its number where that is free. Like a run, it carries what it was called where it was made in a tag.
+A version keeps its number where that is free. Like a run, it carries in a tag what it was called where it was made.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 from cnnlab.tracking.maintenance.stored_rows import model_in
 from cnnlab.tracking.model_registry import CHAMPION
-from cnnlab.tracking.offline.run_copy import origin
+from cnnlab.tracking.offline.run_copy import Transfer, origin
 from cnnlab.tracking.pagination import every
 from cnnlab.tracking.promotion import PREVIOUS, REPLACED
 from cnnlab.tracking.tag_names import RECORDED_AS, UNDELIVERED, matches
 
 
-def copy_registered(transfer, among, moves_aliases, copied, present):
-    """Copy the versions whose runs are there, as a generator of sentences.
+class Origin(NamedTuple):
+    """What a version in the target is made from: the address of its files, its run, and its logged model if any."""
+
+    source: str
+    run_id: str
+    model_id: str | None
+
+
+def copy_registered(
+    transfer: Transfer, wanted_runs: set[str] | None, moves_aliases: bool, copied: Counter[str], present: Counter[str]
+) -> Iterator[str]:
+    """Copy the versions whose runs are in the target, as a generator of sentences.
 
     Args:
-        transfer: a `Transfer` that has copied the runs.
-        among: the ids of the runs whose versions are wanted; `None` for all.
-        moves_aliases: also those that another version holds there.
-        copied, present: counters, to count in.
+        transfer: has copied the runs.
+        wanted_runs: ids of the runs whose versions are copied; `None` for all.
+        moves_aliases: whether to move aliases that another version holds in the target.
+        copied, present: counters of versions and aliases that are copied, and that the target has already.
     """
     for registered in every(transfer.source.search_registered_models):
         versions = every(transfer.source.search_model_versions, matches("name", registered.name))
-        versions = [v for v in versions if v.name == registered.name and (among is None or v.run_id in among)]
-        numbers = {}  # here to there
+        versions = [
+            v for v in versions if v.name == registered.name and (wanted_runs is None or v.run_id in wanted_runs)
+        ]
+        numbers: dict[int, int] = {}  # in the source, to those in the target
         for version in sorted(versions, key=_number):
             called, number = f"{version.name} version {version.version}", _number(version)
-            place = _place(transfer, version)
-            if place is None:
+            made_from = _origin(transfer, version)
+            if made_from is None:
                 yield f"not carried: {called}, since its run or its model is not there"
                 continue
-            found = _found(transfer, version, place, set(numbers.values()))
-            numbers[number] = found or _made(transfer, registered, version, place)
+            found = _find(transfer, version, made_from.source, set(numbers.values()))
+            numbers[number] = found or _make(transfer, registered, version, made_from)
             (present if found else copied)["version"] += 1
             if found:
                 continue
@@ -44,80 +62,73 @@ def copy_registered(transfer, among, moves_aliases, copied, present):
                 yield f"not carried: {called} is in stage {version.current_stage}, and aliases took the place of stages"
         for version in versions:
             if _number(version) in numbers:
-                _finish(transfer.target, version, numbers)
-        yield from _aliases(transfer, registered.name, numbers, moves_aliases, copied)
+                _complete(transfer, version, numbers)
+        yield from _copy_aliases(transfer, registered.name, numbers, moves_aliases, copied)
 
 
-def _number(version):
+def _number(version: ModelVersion) -> int:
     return int(version.version)
 
 
-def _identity(version):
-    """What a version was where it was made, in whatever store this is."""
+def identity(version: ModelVersion) -> str:
+    """Return what a version was called where it was made, which is equal in every store."""
     model = model_in(version.source) or version.run_id
     return origin(version.tags, f"{version.name}/{version.version} {model}")
 
 
-def _place(transfer, version):
-    """`(source, run id, model id)` of a version there, or `None` where its run or model is not there."""
-    run_there, model = transfer.runs.get(version.run_id), model_in(version.source)
-    if run_there is None:
+def _origin(transfer: Transfer, version: ModelVersion) -> Origin | None:
+    """Return what a version in the target is made from; `None` where its run or model is not there."""
+    run_id, model_id, source = transfer.run_ids.get(version.run_id or ""), model_in(version.source), version.source
+    if run_id is None:
         return None
-    if model:
-        found = _model_there(transfer, model, run_there)
-        return found and (f"models:/{found}", run_there, found)
-    files = transfer.source.get_run(version.run_id).info.artifact_uri  # of a version before MLflow 3
-    if not version.source.startswith(files):
+    if model_id:
+        target_id = _target_model(transfer, model_id, run_id)
+        return Origin(f"models:/{target_id}", run_id, target_id) if target_id else None
+    files = transfer.source.get_run(str(version.run_id)).info.artifact_uri  # of a version of MLflow 2
+    if not source or not files or not source.startswith(files):
         return None
-    return transfer.target.get_run(run_there).info.artifact_uri + version.source.removeprefix(files), run_there, None
+    return Origin(transfer.target.get_run(run_id).info.artifact_uri + source.removeprefix(files), run_id, None)
 
 
-def _model_there(transfer, model_id, run_there):
-    if model_id in transfer.models:
-        return transfer.models[model_id]
-    with contextlib.suppress(mlflow.MlflowException):  # it was deleted, here or there
+def _target_model(transfer: Transfer, model_id: str, target_run_id: str) -> str | None:
+    if model_id in transfer.model_ids:
+        return transfer.model_ids[model_id]
+    with contextlib.suppress(mlflow.MlflowException):  # it was deleted in one of the stores
         model = transfer.source.get_logged_model(model_id)
-        copies = transfer.models_there(model, run_there)
+        copies = transfer.copies_of_model(model, target_run_id)
         return copies[0] if copies else transfer.target.get_logged_model(origin(model.tags, model_id)).model_id
+    return None
 
 
-def _found(transfer, version, place, taken):
-    """The number of the version there that is this one, or that registers the same model already."""
-    there = every(transfer.target.search_model_versions, matches("name", version.name))
-    there = [v for v in there if v.name == version.name and _number(v) not in taken]
-    same = [v for v in there if _identity(v) == _identity(version)]
-    same += [v for v in there if RECORDED_AS not in v.tags and v.source == place[0]]
+def _find(transfer: Transfer, version: ModelVersion, source: str, taken: set[int]) -> int | None:
+    """Return the number of the version in the target that is this one, or that registers the same model already."""
+    others = every(transfer.target.search_model_versions, matches("name", version.name))
+    others = [v for v in others if v.name == version.name and _number(v) not in taken]
+    same = [v for v in others if identity(v) == identity(version)]
+    same += [v for v in others if RECORDED_AS not in v.tags and v.source == source]
     return _number(same[0]) if same else None
 
 
-def _made(transfer, registered, version, place):
-    """Make a version there, of the same number if that is still to come; returns its number."""
-    source, run_there, model = place
+def _make(transfer: Transfer, registered: RegisteredModel, version: ModelVersion, made_from: Origin) -> int:
+    target, name = transfer.target, version.name
     tags = {key: value for key, value in version.tags.items() if key != REPLACED}
-    tags |= {RECORDED_AS: _identity(version), UNDELIVERED: "copying"}
-    with contextlib.suppress(mlflow.MlflowException):  # it is there already
-        transfer.target.create_registered_model(registered.name, registered.tags, registered.description)
-    _skip_to(transfer.target, _number(version), version.name, run_there)
-    made = transfer.target.create_model_version(
-        version.name, source, run_there, tags, description=version.description, model_id=model
-    )
-    return _number(made)
-
-
-def _skip_to(target, number, name, run_there):
-    """Use up the numbers that were deleted here: MLflow gives a version the number after the last one that it gave."""
-    last = max(
-        (_number(v) for v in every(target.search_model_versions, matches("name", name)) if v.name == name), default=0
-    )
-    while last < number - 1:
-        unused = target.create_model_version(name, target.get_run(run_there).info.artifact_uri, run_there)
+    tags |= {RECORDED_AS: identity(version), UNDELIVERED: "copying"}
+    with contextlib.suppress(mlflow.MlflowException):  # the target has it
+        target.create_registered_model(name, registered.tags, registered.description)
+    # MLflow numbers versions one by one. Numbers that were deleted in the source are used up, so that ours is kept.
+    others = every(target.search_model_versions, matches("name", name))
+    last = max((_number(other) for other in others if other.name == name), default=0)
+    while last < _number(version) - 1:
+        unused = target.create_model_version(name, target.get_run(made_from.run_id).info.artifact_uri, made_from.run_id)
         target.delete_model_version(name, unused.version)
         last = _number(unused)
+    about = {"description": version.description, "model_id": made_from.model_id}
+    return _number(target.create_model_version(name, made_from.source, made_from.run_id, tags, **about))
 
 
-def _finish(target, version, numbers):
-    """Name the version that a champion took its alias from, once all have their numbers."""
-    number = str(numbers[_number(version)])
+def _complete(transfer: Transfer, version: ModelVersion, numbers: dict[int, int]) -> None:
+    """Tag a champion with the version that it took the alias from, once all versions have their numbers."""
+    target, number = transfer.target, str(numbers[_number(version)])
     if UNDELIVERED in target.get_model_version(version.name, number).tags:
         before = numbers.get(int(version.tags.get(REPLACED, 0)))
         if before:
@@ -125,16 +136,18 @@ def _finish(target, version, numbers):
         target.delete_model_version_tag(version.name, number, UNDELIVERED)
 
 
-def _aliases(transfer, name, numbers, moves, copied):
-    """Give the copies the aliases of the originals; `previous` goes with the champion, so that it can be undone."""
+def _copy_aliases(
+    transfer: Transfer, name: str, numbers: dict[int, int], moves: bool, copied: Counter[str]
+) -> Iterator[str]:
+    """Give the copies the aliases of the originals. `previous` moves with the champion, so that it can be undone."""
     if not numbers:
         return
     target = transfer.target
     aliases = transfer.source.get_registered_model(name).aliases
-    here = {alias: numbers[int(number)] for alias, number in aliases.items() if int(number) in numbers}
-    there = {alias: int(number) for alias, number in target.get_registered_model(name).aliases.items()}
-    for alias, number in sorted(here.items()):
-        held = there.get(alias)
+    wanted = {alias: numbers[int(number)] for alias, number in aliases.items() if int(number) in numbers}
+    holders = {alias: int(number) for alias, number in target.get_registered_model(name).aliases.items()}
+    for alias, number in sorted(wanted.items()):
+        held = holders.get(alias)
         if held == number or (alias == PREVIOUS and CHAMPION in aliases):
             continue
         if held and not moves:
@@ -142,7 +155,7 @@ def _aliases(transfer, name, numbers, moves, copied):
             continue
         if alias == CHAMPION and held:
             target.set_model_version_tag(name, str(number), REPLACED, str(held))
-        previous = held or here.get(PREVIOUS)
+        previous = held or wanted.get(PREVIOUS)
         if alias == CHAMPION and previous:
             target.set_registered_model_alias(name, PREVIOUS, str(previous))
         target.set_registered_model_alias(name, alias, str(number))

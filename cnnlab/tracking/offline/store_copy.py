@@ -1,53 +1,48 @@
-"""`cnnlab export --format runs` and `cnnlab import`: runs and registered models from one store to another.
+"""Copy runs and registered models from one store to another, for `cnnlab import` and `cnnlab export --format runs`.
 
-Twice is as good as once: what is there already is left as it is, and what was cut short goes on.
+What the other store has already is left as it is, and an interrupted copy goes on when the command is repeated.
 """
+
+from __future__ import annotations
 
 import contextlib
 import itertools
 import socket
 from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import ViewType
+from mlflow.entities import Run, ViewType
 
 from cnnlab.errors import ArgumentError, LabError, masked
 from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.maintenance.findings import counted
 from cnnlab.tracking.mlflow_internals import in_short
 from cnnlab.tracking.offline.model_copy import copy_registered
-from cnnlab.tracking.offline.run_copy import PARENT, Transfer, origin
+from cnnlab.tracking.offline.run_copy import OLDEST_FIRST, PARENT, Transfer, origin
 from cnnlab.tracking.pagination import all_experiments, every
 from cnnlab.tracking.server_checks import expect_reachable
 from cnnlab.tracking.session import opened_store
-from cnnlab.tracking.store_location import (
-    STORE_FOLDER,
-    artifacts_folder,
-    is_server,
-    local_database,
-    local_folder,
-    sqlite_uri,
-)
+from cnnlab.tracking.store_location import STORE_FOLDER, is_server, local_database, local_folder, sqlite_uri
 from cnnlab.tracking.tag_names import RECORDED_AS, UNDELIVERED
 
-ASKED = 100  # run ids in one condition of a search
-GIVES_UP = 3  # runs that cannot be copied
+IDS_IN_QUERY = 100  # run ids in one condition of a search
+MAX_FAILURES = 3  # runs that cannot be copied, before the copy ends
 ENDED = ("FINISHED", "FAILED", "KILLED")
-STAYS = {"checkpoints/*.npz": ("interrupted training", None), "searches/*/": ("search", "searches")}
 
 
-def export_runs(run_ids=(), output=None):
+def export_runs(run_ids: Sequence[str] = (), output: str | Path | None = None) -> Iterator[str]:
     """Write runs and registered models into a folder that is a store of its own, as a generator of sentences.
 
     Args:
-        run_ids: whole or their first characters; with the runs above and below them. All, without.
+        run_ids: whole ids or their first characters; with the runs above and below them. All runs without.
         output: the folder, by default `runs`. What an earlier export wrote there stays, and what is new is added.
 
     Raises:
         ArgumentError: the folder has other things in it; an id is that of no run, or of several.
-        LabError: something could not be copied, and the sentences say what.
+        LabError: something could not be copied, as the sentences say.
     """
     folder = Path(output or "runs").resolve()
     database = folder / "mlflow.db"
@@ -57,100 +52,124 @@ def export_runs(run_ids=(), output=None):
         )
     with opened_store(writes=False):
         source = mlflow.get_tracking_uri()
-        here = local_database(source)
-        if here and folder == artifacts_folder(here).parent:
+        own = local_database(mlflow_store.address())
+        if own and folder == own.parent:
             raise ArgumentError(f"Expected another folder than the store's own. Received: '{folder}'.")
         chosen = _chosen(source, run_ids)
         with mlflow_store.opened_at(sqlite_uri(database)):
-            yield from _copied(source, sqlite_uri(database), chosen, source, bool(run_ids), moves_aliases=True)
+            yield from _copy(source, sqlite_uri(database), chosen, source, bool(run_ids), moves_aliases=True)
     yield f"It is in '{folder}', for 'cnnlab import {folder.name}' in another place."
 
 
-def import_runs(place, run_ids=(), *, moves_aliases=False):
+def import_runs(place: str, run_ids: Sequence[str] = (), *, moves_aliases: bool = False) -> Iterator[str]:
     """Copy runs and registered models of another store into the present one, as a generator of sentences.
 
     Args:
         place: a folder with `mlflow.db` or `mlruns/mlflow.db`, such a file, or a server's address. It is only read.
         run_ids: as in `export_runs`.
-        moves_aliases: also those that another version holds here.
+        moves_aliases: also move aliases that another version holds in the present store.
 
     Raises:
         ArgumentError: `place` is no such store, or the present one; or as in `export_runs`.
-        LabError: a store does not answer, or something could not be copied, and the sentences say what.
+        LabError: a store does not answer, or something could not be copied, as the sentences say.
     """
     database = None if is_server(place) else _database(place)
     with opened_store():
         target = mlflow.get_tracking_uri()
         if place.rstrip("/") == target.rstrip("/") or (database and database == local_database(target)):
             raise ArgumentError(f"Expected another store than the present one. Received: '{masked(place)}'.")
-        if database:
-            source = sqlite_uri(mlflow_store.copied(database))
-        else:
+        if database is None:
             expect_reachable(place)
-            source = place
-        # A database is read from a copy of it, whose place is nobody's business.
-        known_as = str(database or place)
-        yield from _copied(source, target, _chosen(source, run_ids), known_as, bool(run_ids), moves_aliases)
-    for pattern, what in STAYS.items():
-        if database and (files := list(database.parent.glob(pattern))):
-            yield f"not carried: {counted(len(files), *what)}, which go on in '{masked(place)}' only"
+        # A database is read from a temporary copy. Sentences name the original.
+        source = sqlite_uri(mlflow_store.copied(database)) if database else place
+        name = str(database or place)
+        yield from _copy(source, target, _chosen(source, run_ids), name, bool(run_ids), moves_aliases)
+    if database:
+        for pattern, what in (("checkpoints/*.npz", "interrupted training"), ("searches/*/", "search")):
+            if files := list(database.parent.glob(pattern)):
+                number = counted(len(files), what, "searches" if what == "search" else None)
+                yield f"not carried: {number}, which go on in '{masked(place)}' only"
 
 
-def _copied(source, target, chosen, known_as, some, moves_aliases):
-    """Copy the chosen runs and their versions from `source`, which people know as `known_as`."""
-    place = masked(known_as)
+def _copy(
+    source: str, target: str, chosen: list[Run], source_name: str, is_part: bool, moves_aliases: bool
+) -> Iterator[str]:
+    """Copy the chosen runs and their versions.
+
+    Args:
+        source, target: the stores' addresses.
+        chosen: the runs, each after the run above it.
+        source_name: what sentences call the source.
+        is_part: whether runs are chosen, not all.
+        moves_aliases: also move aliases that another version holds in the target.
+    """
+    place = masked(source_name)
     folder = local_folder(target)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "import.lock"):  # two at once would make everything twice
-        there = _there(target, chosen)
-        known = [{"run": here, "there": copy.info.run_id} for here, copy in there.items() if not _is_deleted(copy)]
-        rest = f"{socket.gethostname()}: {place}"
-        transfer = Transfer(source, target, known, lambda **fact: None, rest=rest)
-        copied, present, left, failures = Counter(), Counter(), set(), 0
-        for run in chosen:
-            here, copy = run.info.run_id, there.get(run.info.run_id)
-            named = f"{run.info.run_name} ({here[:8]})"
-            if why := _left_out(run, copy, left):
-                left.add(here)
-                yield f"left out: {named}, {why}"
-                continue
-            if copy and _is_whole(run, copy):
-                present["run"] += 1
-                continue
+        copies = _copies(target, chosen)
+        known = [{"run": key, "there": copy.info.run_id} for key, copy in copies.items() if not _is_deleted(copy)]
+        location = f"{socket.gethostname()}: {place}"
+        transfer = Transfer(source, target, known, lambda **fact: None, source_location=location)
+        copied, present = Counter(), Counter()
+        failures = yield from _copy_runs(transfer, chosen, copies, copied, present)
+        if failures < MAX_FAILURES:
+            wanted = {run.info.run_id for run in chosen} if is_part else None
             try:
-                transfer.copy_run(run)
-                copied["run"] += 1
-                yield f"copied: {named}, run {transfer.runs[here]}"
-            except (mlflow.MlflowException, OSError, LabError) as error:
-                left.add(here)
-                failures += 1
-                yield f"not copied: {named}. Received: {masked(in_short(error))}."
-                if failures == GIVES_UP:
-                    break
-        if failures < GIVES_UP:
-            among = {run.info.run_id for run in chosen} if some else None
-            try:
-                yield from copy_registered(transfer, among, moves_aliases, copied, present)
+                yield from copy_registered(transfer, wanted, moves_aliases, copied, present)
             except (mlflow.MlflowException, OSError) as error:
                 failures += 1
                 yield f"not copied: the registered models. Received: {masked(in_short(error))}."
         yield from (f"not carried: {sentence}" for sentence in transfer.lost)
-        if not some and (kinds := _of_other_kinds(source)):
+        if not is_part and (kinds := _other_kinds(source)):
             yield f"not carried: {', '.join(kinds)}, which are in '{place}' only"
-        for what, counts in (("already there", present), ("copied", copied)):
-            if counts:
-                yield f"{what}: {_in_words(counts)}"
-        if not copied:
-            yield "Nothing was copied."
-        if failures:
-            raise LabError(
-                f"Expected to copy everything. Received: {counted(failures, 'failure')}, see above. Correct it, and "
-                "repeat the command: it goes on."
-            )
+        yield from _summary(copied, present, failures)
 
 
-def _of_other_kinds(source):
-    """What a store holds that is neither a run nor a registered model, and so is not copied, in words."""
+def _copy_runs(
+    transfer: Transfer, chosen: list[Run], copies: dict[str, Run], copied: Counter[str], present: Counter[str]
+) -> Generator[str, None, int]:
+    """Copy runs, and return how many could not be copied; see `_copy` and `copy_registered` for the arguments."""
+    failures, left_out = 0, set()
+    for run in chosen:
+        run_id, copy = run.info.run_id, copies.get(run.info.run_id)
+        named = f"{run.info.run_name} ({run_id[:8]})"
+        if why := _why_left_out(run, copy, left_out):
+            left_out.add(run_id)
+            yield f"left out: {named}, {why}"
+            continue
+        if copy and _is_whole(run, copy):
+            present["run"] += 1
+            continue
+        try:
+            transfer.copy_run(run)
+            copied["run"] += 1
+            yield f"copied: {named}, run {transfer.run_ids[run_id]}"
+        except (mlflow.MlflowException, OSError, LabError) as error:
+            left_out.add(run_id)
+            failures += 1
+            yield f"not copied: {named}. Received: {masked(in_short(error))}."
+            if failures == MAX_FAILURES:
+                break
+    return failures
+
+
+def _summary(copied: Counter[str], present: Counter[str], failures: int) -> Iterator[str]:
+    for what, counts in (("already there", present), ("copied", copied)):
+        if counts:
+            numbers = (counted(number, kind, "aliases" if kind == "alias" else None) for kind, number in counts.items())
+            yield f"{what}: {', '.join(numbers)}"
+    if not copied:
+        yield "Nothing was copied."
+    if failures:
+        raise LabError(
+            f"Expected to copy everything. Received: {counted(failures, 'failure')}, see above. Correct it, and "
+            "repeat the command: it goes on."
+        )
+
+
+def _other_kinds(source: str) -> list[str]:
+    """Name what a store holds that is neither a run nor a registered model, and so is not copied."""
     client = mlflow.MlflowClient(source)
     ids = all_experiments(client)
     models = every(client.search_logged_models, experiment_ids=ids) if ids else ()
@@ -162,62 +181,56 @@ def _of_other_kinds(source):
     }
     kinds = []
     for kind, things in found.items():
-        with contextlib.suppress(mlflow.MlflowException):  # a server that has no such thing
+        with contextlib.suppress(mlflow.MlflowException):  # a server without such a thing
             kinds += [kind for _ in itertools.islice(things, 1)]
     return kinds
 
 
-def _in_words(counts):
-    return ", ".join(counted(number, what, "aliases" if what == "alias" else None) for what, number in counts.items())
-
-
-def _left_out(run, copy, left):
-    """Why a run is not copied, or `None`."""
-    if run.data.tags.get(PARENT) in left:
+def _why_left_out(run: Run, copy: Run | None, left_out: set[str]) -> str | None:
+    if run.data.tags.get(PARENT) in left_out:
         return "as the run above it is"
-    if rest := run.data.tags.get(UNDELIVERED):
-        return f"which is not whole: the rest of it is at {rest}"
+    if location := run.data.tags.get(UNDELIVERED):
+        return f"which is not whole: the rest of it is at {location}"
     if run.info.status not in ENDED:
         return f"which is {run.info.status}: repeat the command when it has ended"
     return "whose copy was deleted" if copy and _is_deleted(copy) else None
 
 
-def _is_whole(run, copy):
-    """Whether all of a run is there: it was made there, or the copy is what the run was when it ended last."""
+def _is_whole(run: Run, copy: Run) -> bool:
+    """Return whether the target has all of a run: it was made there, or the copy is as the run was when it ended."""
     made_there = copy.info.run_id in _ids(run)
     return made_there or (UNDELIVERED not in copy.data.tags and (copy.info.end_time or 0) >= (run.info.end_time or 0))
 
 
-def _is_deleted(run):
+def _is_deleted(run: Run) -> bool:
     return run.info.lifecycle_stage == "deleted"
 
 
-def _ids(run):
-    """A run's id, and the one that it had where it was made."""
+def _ids(run: Run) -> set[str]:
+    """Return a run's id, and the one that it had where it was made."""
     return {run.info.run_id, origin(run.data.tags, run.info.run_id)}
 
 
-def _there(target, runs):
-    """The runs of the target that are copies of `runs`, or that these are copies of, by the ids of `runs`."""
+def _copies(target: str, runs: list[Run]) -> dict[str, Run]:
+    """Find the target's runs that are copies of `runs`, or that these are copies of, by the ids of `runs`."""
     client = mlflow.MlflowClient(target)
     experiments = [e.experiment_id for e in every(client.search_experiments, view_type=ViewType.ALL)]
-
-    def found(condition):
-        how = {"run_view_type": ViewType.ALL, "order_by": ["attributes.start_time ASC"]}
-        return list(every(client.search_runs, experiments, condition, **how)) if experiments else []
-
-    copies = found(f"tags.`{RECORDED_AS}` != ''")
     ids = sorted(set().union(*map(_ids, runs)))
-    for some in (ids[i : i + ASKED] for i in range(0, len(ids), ASKED)):
-        copies += found(f"attributes.run_id IN ({', '.join(map(repr, some))})")
+    conditions = [f"tags.`{RECORDED_AS}` != ''"]
+    for i in range(0, len(ids), IDS_IN_QUERY):
+        conditions.append(f"attributes.run_id IN ({', '.join(map(repr, ids[i : i + IDS_IN_QUERY]))})")
+    found = []
+    for condition in conditions if experiments else ():
+        options = {"run_view_type": ViewType.ALL, "order_by": OLDEST_FIRST}
+        found += every(client.search_runs, experiments, condition, **options)
     by_id = {}
-    for copy in sorted(copies, key=_is_deleted, reverse=True):  # one that is not deleted counts
+    for copy in sorted(found, key=_is_deleted, reverse=True):  # of several, one that is not deleted
         by_id |= dict.fromkeys(_ids(copy), copy)
     return {run.info.run_id: by_id[first] for run in runs if (first := origin(run.data.tags, run.info.run_id)) in by_id}
 
 
-def _database(place):
-    """The database of a store that a folder, a file or an address names."""
+def _database(place: str) -> Path:
+    """Return the database of a store that a folder, a file or an address names."""
     path = local_database(place) or Path(place).expanduser().resolve()
     for file in (path, path / "mlflow.db", path / STORE_FOLDER / "mlflow.db"):
         if file.is_file():
@@ -228,21 +241,21 @@ def _database(place):
     )
 
 
-def _chosen(source, run_ids):
-    """The named runs with those above and below them, or all of a store's; those above before those below."""
+def _chosen(source: str, run_ids: Sequence[str]) -> list[Run]:
+    """Return the named runs with those above and below them, or all runs of a store, each after the run above it."""
     client = mlflow.MlflowClient(source)
-    runs = list(every(client.search_runs, all_experiments(client), order_by=["attributes.start_time ASC"]))
-    by_id, below = {run.info.run_id: run for run in runs}, defaultdict(list)
+    runs = list(every(client.search_runs, all_experiments(client), order_by=OLDEST_FIRST))
+    by_id, children = {run.info.run_id: run for run in runs}, defaultdict(list)
     for run in runs:
-        below[run.data.tags.get(PARENT)].append(run)
-    chosen = {}
+        children[run.data.tags.get(PARENT)].append(run)
+    chosen: dict[str, Run] = {}
 
-    def choose(run, with_below):
+    def choose(run: Run, with_children: bool) -> None:
         if run.info.run_id not in chosen:
-            if above := by_id.get(run.data.tags.get(PARENT)):
-                choose(above, False)
+            if parent := by_id.get(run.data.tags.get(PARENT, "")):
+                choose(parent, False)
             chosen[run.info.run_id] = run
-        for child in below[run.info.run_id] if with_below else ():
+        for child in children[run.info.run_id] if with_children else ():
             choose(child, True)
 
     for run in [_named(runs, run_id) for run_id in run_ids] if run_ids else runs:
@@ -250,8 +263,8 @@ def _chosen(source, run_ids):
     return list(chosen.values())
 
 
-def _named(runs, run_id):
-    """The one run whose id, here or where it was made, starts so."""
+def _named(runs: list[Run], run_id: str) -> Run:
+    """Return the one run whose id, here or where it was made, starts with some characters."""
     found = [run for run in runs if any(known.startswith(run_id) for known in _ids(run))]
     if len(found) != 1 or len(run_id) < 4:
         received = "of several runs" if found else "of no run there that is not deleted"

@@ -155,16 +155,16 @@ def test_by_way_of_a_folder_and_a_server_and_back(original, workplace, tmp_path_
 
 def test_what_was_interrupted_goes_on(original, workplace, monkeypatch):
     folder, *_ = original
-    right, left, interrupted = run_copy.Transfer._ask, 0, 0
+    right, left, interrupted = run_copy.Interruptible.__getattr__, 0, 0
 
-    def fails(self, call, *args, **kwargs):
+    def fails(self, name):
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        return right(self, call, *args, **kwargs)
+        return right(self, name)
 
-    monkeypatch.setattr(run_copy.Transfer, "_ask", fails)
+    monkeypatch.setattr(run_copy.Interruptible, "__getattr__", fails)
     while True:
         left = 50 * (interrupted + 1)  # the files of the run that it stopped in go again
         try:
