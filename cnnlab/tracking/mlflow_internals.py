@@ -60,7 +60,7 @@ LOG_LEVELS = {
 
 
 @contextmanager
-def globals_kept() -> Iterator[None]:
+def restored_globals() -> Iterator[None]:
     """Set MLflow up for cnnlab inside the block, and restore all global settings after it.
 
     Whoever imports cnnlab, or works with MLflow around it, finds MLflow as it is without cnnlab. Inside the block there
@@ -115,7 +115,7 @@ def full_places(connection: sqlite3.Connection) -> list[str]:
     return [place for (place,) in connection.execute(query)]
 
 
-def put_beside(database: Path) -> None:
+def move_places_beside(database: Path) -> None:
     """Write the artifact places of cnnlab's experiments so that they do not depend on the folder's path.
 
     A run that is at work meanwhile goes on writing where it did: into the same folder.
@@ -200,7 +200,7 @@ def probe(uri: str, timeout: float) -> None:
     _get(uri, "/health", timeout)
 
 
-def why_away(uri: str, timeout: float) -> str | None:
+def why_unavailable(uri: str, timeout: float) -> str | None:
     """Return why a tracking server does not take runs now, in words; `None` if it does.
 
     Args:
@@ -215,7 +215,7 @@ def why_away(uri: str, timeout: float) -> str | None:
     try:
         answer = _get(uri, f"{endpoint}?max_results=1", timeout)
     except (mlflow.MlflowException, OSError) as error:
-        reason = in_short(error)
+        reason = short_reason(error)
         return f"no answer in {timeout} s" if "timed out" in reason else reason
     if answer.status_code == 429 or answer.status_code >= 500:
         return f"{answer.status_code} {answer.reason}"
@@ -230,7 +230,7 @@ def _get(uri: str, path: str, timeout: float) -> Any:
     return http_request(get_default_host_creds(uri), path, "GET", timeout=timeout, max_retries=0, raise_on_status=False)
 
 
-def in_short(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """Return what went wrong with a connection, without the layers that each wrap the message of the one below."""
     kinds = r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out)|(\d{3} [A-Z][\w ]+)|too many (\d{3}) err|error code (\d{3})"
     found = re.findall(kinds, str(error))
@@ -238,7 +238,7 @@ def in_short(error: BaseException) -> str:
 
 
 @contextmanager
-def tried_once() -> Iterator[None]:
+def without_retries() -> Iterator[None]:
     """Let calls to a server that is known to be away fail at once inside the block."""
     with mock.patch.dict(os.environ, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
         yield

@@ -18,11 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cnnlab.errors import LabError, first_line
 from cnnlab.tracking.mlflow_internals import (
-    globals_kept,
     is_known_schema,
     latest_schema,
     make_database,
-    put_beside,
+    move_places_beside,
+    restored_globals,
     upgrade_database,
 )
 from cnnlab.tracking.pagination import running_runs
@@ -87,7 +87,7 @@ def opened(writes: bool = True) -> Iterator[bool]:
     with process.lock:
         if is_outermost := not process.users:
             with contextlib.ExitStack() as until_open:
-                until_open.enter_context(globals_kept())
+                until_open.enter_context(restored_globals())
                 open_store(writes)
                 process.resources.push(until_open.pop_all())
         process.users += 1
@@ -103,7 +103,7 @@ def opened(writes: bool = True) -> Iterator[bool]:
 @contextlib.contextmanager
 def opened_at(uri: str) -> Iterator[None]:
     """Point MLflow and `opened` at this store inside the block, whichever the user's is."""
-    with globals_kept():
+    with restored_globals():
         open_store(elsewhere=uri)
         with process.lock:
             process.users += 1
@@ -262,7 +262,7 @@ def copied(database: Path) -> Path:
     if (revision := schema_of(copy)) not in ("", latest_schema()) and is_known_schema(revision):
         upgrade_database(copy)
     mlflow.MlflowClient(sqlite_uri(copy))
-    put_beside(copy)
+    move_places_beside(copy)
     artifacts_folder(copy).symlink_to(artifacts_folder(database))
     return copy
 
@@ -302,7 +302,7 @@ def _open_local_store(database: Path) -> None:
             cure = "Bring it up to date with 'cnnlab doctor --fix', which keeps a copy of its database."
             raise _of_another_mlflow(sqlite_uri(database), revision, cure)
         mlflow.MlflowClient(sqlite_uri(database))
-        put_beside(database)
+        move_places_beside(database)
 
 
 def _close_stale_runs(client: mlflow.MlflowClient) -> None:

@@ -20,7 +20,7 @@ from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import renamed_fields
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import run_logging, run_queries
-from cnnlab.tracking.pagination import every
+from cnnlab.tracking.pagination import paginate
 from cnnlab.tracking.run_queries import Run
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import BEST, TAG, matches, our_tags
@@ -131,7 +131,7 @@ def champion_uri(name: str | None = None) -> str:
 def list_versions(name: str | None = None) -> list[Version]:
     """Return all versions, of one registered model or of all of ours, newest first."""
     client = mlflow.MlflowClient()
-    found = every(client.search_model_versions, matches("name", name) if name else None)
+    found = paginate(client.search_model_versions, matches("name", name) if name else None)
     found = [v for v in found if f"{TAG}classes" in v.tags and name in (None, v.name)]
     # A search of versions leaves their aliases out.
     aliases = {name: client.get_registered_model(name).aliases for name in {version.name for version in found}}

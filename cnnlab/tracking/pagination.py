@@ -1,4 +1,4 @@
-"""List all of what a store has: every page of MLflow's searches."""
+"""List all of what a store has: MLflow's searches answer in pages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from mlflow.entities import Run
 
 from cnnlab.tracking.tag_names import TAG, UNDELIVERED
 
-# Runs that we made, in whatever experiment.
-OURS = f"tags.`{TAG}process` != ''"
+OURS = f"tags.`{TAG}process` != ''"  # the condition for runs that cnnlab made, in whatever experiment
 
 
-def every(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
-    """Give all results of one of MLflow's searches, page by page."""
+def paginate(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Yield all results of one of MLflow's searches, page by page."""
     token = None
     while True:
         page = search(*args, **kwargs, page_token=token)
@@ -27,10 +26,10 @@ def every(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any
 
 def all_experiments(client: mlflow.MlflowClient) -> list[str]:
     """Return the ids of all active experiments."""
-    return [e.experiment_id for e in every(client.search_experiments)]
+    return [e.experiment_id for e in paginate(client.search_experiments)]
 
 
 def running_runs(client: mlflow.MlflowClient) -> Iterator[Run]:
-    """Give all runs of ours that are RUNNING, but for those that are being delivered, which the delivery ends."""
-    running = every(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
+    """Yield all runs of cnnlab that are RUNNING, but for copies that are not whole, which their delivery ends."""
+    running = paginate(client.search_runs, all_experiments(client), f"attributes.status = 'RUNNING' and {OURS}")
     return (run for run in running if UNDELIVERED not in run.data.tags)

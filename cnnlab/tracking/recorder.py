@@ -23,7 +23,7 @@ from cnnlab.errors import masked
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.tracking import epoch_metrics, run_logging, server_unavailable
 from cnnlab.tracking.experiments import dataset_experiment, named_experiment
-from cnnlab.tracking.mlflow_internals import tried_once
+from cnnlab.tracking.mlflow_internals import without_retries
 from cnnlab.tracking.run_locks import alive, process_tags
 from cnnlab.tracking.store_location import TRACKING_VARIABLE, is_server
 from cnnlab.tracking.tag_names import RUN_NAME, TAG
@@ -263,7 +263,7 @@ def _end_unfinished(error: BaseException) -> None:
     status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
     reason = escape_control_characters(masked(f"{type(error).__name__}: {error}")).strip().rstrip(":")
     # An unavailable server must not hide the error that ended the run, nor be asked again and again.
-    with tried_once() if server_unavailable.is_unavailable() else contextlib.nullcontext():
+    with without_retries() if server_unavailable.is_unavailable() else contextlib.nullcontext():
         with contextlib.suppress(Exception):
             mlflow.set_tag(f"{TAG}reason", reason[:500])
         with contextlib.suppress(Exception):

@@ -15,7 +15,7 @@ from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import Recipe
-from cnnlab.tracking.pagination import OURS, all_experiments, every
+from cnnlab.tracking.pagination import OURS, all_experiments, paginate
 from cnnlab.tracking.session import folder_of_waiting_run
 from cnnlab.tracking.store_location import local_database
 from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
@@ -120,7 +120,7 @@ def best_run(experiment: str | None = None, by: str = "accuracy") -> Run:
     finished = (
         f"attributes.status = 'FINISHED' and metrics.final_val_{by} >= 0 and metrics.test_accuracy >= 0 and {OURS}"
     )
-    names = {e.name: e.experiment_id for e in every(client.search_experiments)}
+    names = {e.name: e.experiment_id for e in paginate(client.search_experiments)}
     experiments = list(names.values())
     if experiment:
         if experiment not in names:
@@ -238,7 +238,7 @@ def _first(client: mlflow.MlflowClient, experiments: list[str], condition: str, 
 
 def children_of(parent_run_id: str, experiment_id: str) -> list[dict[str, Any]]:
     """Read the runs below a run, oldest first: `run_id`, `status`, `seconds`, `metrics`, `params`, our `tags`."""
-    runs = every(
+    runs = paginate(
         mlflow.MlflowClient().search_runs,
         [experiment_id],
         matches("tags.mlflow.parentRunId", parent_run_id),

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.errors import LabError, ServerUnavailable, first_line
-from cnnlab.tracking.mlflow_internals import in_short, probe
+from cnnlab.tracking.mlflow_internals import probe, short_reason
 from cnnlab.tracking.server_checks import HEALTH_TIMEOUT
 from cnnlab.tracking.store_location import STORE_FOLDER, is_server
 from cnnlab.utils.log import log
@@ -52,7 +52,7 @@ def unavailable(error: Exception, more: str = "") -> ServerUnavailable:
     """Return the error to raise when the server stopped answering."""
     return ServerUnavailable(
         f"Expected the MLflow server at {mlflow.get_tracking_uri()} to go on answering. Received: "
-        f"{in_short(error)}.{more} Start the server again, and then this job."
+        f"{short_reason(error)}.{more} Start the server again, and then this job."
     )
 
 

@@ -10,7 +10,7 @@ import yaml
 from cnnlab.tracking.mlflow_internals import artifacts_of
 from cnnlab.tracking.offline.model_copy import identity
 from cnnlab.tracking.offline.run_copy import VERSIONS, origin
-from cnnlab.tracking.pagination import all_experiments, every
+from cnnlab.tracking.pagination import all_experiments, paginate
 from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS
 
 OWN = (RECORDED_AS, KNOWN_AS, VERSIONS)
@@ -20,9 +20,9 @@ ID = re.compile(r"\b(m-)?[0-9a-f]{32}\b")
 def contents(uri) -> dict:
     """Experiments, runs, logged models and registered versions, each whole, by the ids where they were made."""
     client = mlflow.MlflowClient(uri)
-    experiments = {e.experiment_id: e for e in every(client.search_experiments)}
-    runs = list(every(client.search_runs, all_experiments(client)))
-    models = list(every(client.search_logged_models, list(experiments)))
+    experiments = {e.experiment_id: e for e in paginate(client.search_experiments)}
+    runs = list(paginate(client.search_runs, all_experiments(client)))
+    models = list(paginate(client.search_logged_models, list(experiments)))
     first = {run.info.run_id: origin(run.data.tags, run.info.run_id) for run in runs}
     first |= {model.model_id: origin(model.tags, model.model_id) for model in models}
 
@@ -77,7 +77,7 @@ def contents(uri) -> dict:
         }
 
     def registered_of(registered):
-        versions = every(client.search_model_versions, f"name = '{registered.name}'")
+        versions = paginate(client.search_model_versions, f"name = '{registered.name}'")
         return {
             "about": [registered.description, registered.tags],
             "aliases": {
@@ -90,7 +90,7 @@ def contents(uri) -> dict:
         "experiments": {e.name: e.tags for e in experiments.values() if e.name != "Default"},
         "runs": {first[run.info.run_id]: made(run_of(run)) for run in runs},
         "models": {first[model.model_id]: made(model_of(model)) for model in models},
-        "registered": {r.name: registered_of(r) for r in every(client.search_registered_models)},
+        "registered": {r.name: registered_of(r) for r in paginate(client.search_registered_models)},
     }
 
 

@@ -416,7 +416,7 @@ def test_every_page_is_read():
         page.token = str(start + 1000) if start + 1000 < 2500 else None
         return page
 
-    assert list(pagination.every(search)) == list(range(2500))
+    assert list(pagination.paginate(search)) == list(range(2500))
 
 
 @pytest.mark.parametrize("name", ["it's", 'a "b"', 'it\'s "b"', "100 %"])

@@ -11,7 +11,7 @@ import mlflow
 
 from cnnlab.errors import LabError, masked
 from cnnlab.tracking import mlflow_store
-from cnnlab.tracking.mlflow_internals import in_short
+from cnnlab.tracking.mlflow_internals import short_reason
 from cnnlab.tracking.offline import spool
 from cnnlab.tracking.offline.run_copy import Transfer, Unwanted
 from cnnlab.tracking.server_checks import expect_reachable, without_password
@@ -74,8 +74,8 @@ class Sender:
             except Exception as error:
                 attempts += 1
                 if not self.reason:
-                    self._warn(in_short(error))
-                self.reason = in_short(error)
+                    self._warn(short_reason(error))
+                self.reason = short_reason(error)
                 pause = min(LONGEST_PAUSE, INTERVAL * 2**attempts)
                 (self.unwanted if finishing else self.is_over).wait(1 if finishing else pause)
                 continue
@@ -163,7 +163,7 @@ def sync(to: str | None = None) -> Iterator[Delivered]:
                     raise LabError("another process records or delivers it")
                 ids = _deliver(entry, uri)
             except (mlflow.MlflowException, OSError, LabError) as caught:
-                error = masked(in_short(caught))
+                error = masked(short_reason(caught))
             yield Delivered(without_password(uri), runs, ids, error)
 
 

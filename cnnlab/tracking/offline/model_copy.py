@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from cnnlab.tracking.maintenance.stored_rows import model_in
 from cnnlab.tracking.model_registry import CHAMPION
 from cnnlab.tracking.offline.run_copy import Transfer, origin
-from cnnlab.tracking.pagination import every
+from cnnlab.tracking.pagination import paginate
 from cnnlab.tracking.promotion import PREVIOUS, REPLACED
 from cnnlab.tracking.tag_names import RECORDED_AS, UNDELIVERED, matches
 
@@ -40,8 +40,8 @@ def copy_registered(
         moves_aliases: whether to move aliases that another version holds in the target.
         copied, present: counters of versions and aliases that are copied, and that the target has already.
     """
-    for registered in every(transfer.source.search_registered_models):
-        versions = every(transfer.source.search_model_versions, matches("name", registered.name))
+    for registered in paginate(transfer.source.search_registered_models):
+        versions = paginate(transfer.source.search_model_versions, matches("name", registered.name))
         versions = [
             v for v in versions if v.name == registered.name and (wanted_runs is None or v.run_id in wanted_runs)
         ]
@@ -102,7 +102,7 @@ def _target_model(transfer: Transfer, model_id: str, target_run_id: str) -> str 
 
 def _find(transfer: Transfer, version: ModelVersion, source: str, taken: set[int]) -> int | None:
     """Return the number of the version in the target that is this one, or that registers the same model already."""
-    others = every(transfer.target.search_model_versions, matches("name", version.name))
+    others = paginate(transfer.target.search_model_versions, matches("name", version.name))
     others = [v for v in others if v.name == version.name and _number(v) not in taken]
     same = [v for v in others if identity(v) == identity(version)]
     same += [v for v in others if RECORDED_AS not in v.tags and v.source == source]
@@ -116,7 +116,7 @@ def _make(transfer: Transfer, registered: RegisteredModel, version: ModelVersion
     with contextlib.suppress(mlflow.MlflowException):  # the target has it
         target.create_registered_model(name, registered.tags, registered.description)
     # MLflow numbers versions one by one. Numbers that were deleted in the source are used up, so that ours is kept.
-    others = every(target.search_model_versions, matches("name", name))
+    others = paginate(target.search_model_versions, matches("name", name))
     last = max((_number(other) for other in others if other.name == name), default=0)
     while last < _number(version) - 1:
         unused = target.create_model_version(name, target.get_run(made_from.run_id).info.artifact_uri, made_from.run_id)

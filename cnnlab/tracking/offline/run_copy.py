@@ -21,7 +21,7 @@ from mlflow.models import Model
 from cnnlab.tracking.experiments import named_experiment, source_experiment
 from cnnlab.tracking.maintenance.stored_rows import folder_of
 from cnnlab.tracking.mlflow_internals import artifacts_of
-from cnnlab.tracking.pagination import all_experiments, every
+from cnnlab.tracking.pagination import all_experiments, paginate
 from cnnlab.tracking.store_location import BESIDE, local_database
 from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches
 from cnnlab.utils.temporary_folders import private_folder
@@ -118,7 +118,7 @@ class Transfer:
         """
         all_ended = True
         options = {"run_view_type": entities.ViewType.ALL, "order_by": OLDEST_FIRST}
-        for run in every(self.source.search_runs, all_experiments(self.source), **options):
+        for run in paginate(self.source.search_runs, all_experiments(self.source), **options):
             source_id = run.info.run_id
             if run.info.lifecycle_stage == "deleted":
                 self._delete(source_id)
@@ -174,7 +174,7 @@ class Transfer:
             self._copy_files(folder, run.info.artifact_uri, {"run_id": target_id})
         steps = {model.model_id: model.step for model in run.outputs.model_outputs} if run.outputs else {}
         condition = f"source_run_id = '{source_id}'"
-        for model in every(self.source.search_logged_models, [run.info.experiment_id], condition):
+        for model in paginate(self.source.search_logged_models, [run.info.experiment_id], condition):
             self._copy_model(model, target_id, steps.get(model.model_id, 0))
         for copy in self._copies(run):
             if copy != target_id:  # of an earlier attempt, whose answer was lost

@@ -13,7 +13,7 @@ import mlflow
 
 from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.experiments import named_experiment
-from cnnlab.tracking.mlflow_internals import globals_kept, why_away
+from cnnlab.tracking.mlflow_internals import restored_globals, why_unavailable
 from cnnlab.tracking.offline import spool
 from cnnlab.tracking.offline.delivery import Sender
 from cnnlab.tracking.recorder import MlflowRecorder
@@ -64,10 +64,10 @@ def recording_to_spool(
         LabError: the disk is full, another process holds the entry, or nobody ever reached the server.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(globals_kept())
+        stack.enter_context(restored_globals())
         mlflow.set_tracking_uri(uri)
         mlflow_store.expect_usable_store()
-        reason = why_away(uri, FIRST_ANSWER)
+        reason = why_unavailable(uri, FIRST_ANSWER)
         place = _parent_and_experiment(reason, experiment_id)
         entry = stack.enter_context(spool.new_entry(uri, *place, name=resume_key, again=resumed_entry))
         spool.sweep()

@@ -19,10 +19,10 @@ from mlflow.entities import Run, ViewType
 from cnnlab.errors import ArgumentError, LabError, masked
 from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.maintenance.findings import counted
-from cnnlab.tracking.mlflow_internals import in_short
+from cnnlab.tracking.mlflow_internals import short_reason
 from cnnlab.tracking.offline.model_copy import copy_registered
 from cnnlab.tracking.offline.run_copy import OLDEST_FIRST, PARENT, Transfer, origin
-from cnnlab.tracking.pagination import all_experiments, every
+from cnnlab.tracking.pagination import all_experiments, paginate
 from cnnlab.tracking.server_checks import expect_reachable
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.store_location import STORE_FOLDER, is_server, local_database, local_folder, sqlite_uri
@@ -119,7 +119,7 @@ def _copy(
                 yield from copy_registered(transfer, wanted, moves_aliases, copied, present)
             except (mlflow.MlflowException, OSError) as error:
                 failures += 1
-                yield f"not copied: the registered models. Received: {masked(in_short(error))}."
+                yield f"not copied: the registered models. Received: {masked(short_reason(error))}."
         yield from (f"not carried: {sentence}" for sentence in transfer.lost)
         if not is_part and (kinds := _other_kinds(source)):
             yield f"not carried: {', '.join(kinds)}, which are in '{place}' only"
@@ -148,7 +148,7 @@ def _copy_runs(
         except (mlflow.MlflowException, OSError, LabError) as error:
             left_out.add(run_id)
             failures += 1
-            yield f"not copied: {named}. Received: {masked(in_short(error))}."
+            yield f"not copied: {named}. Received: {masked(short_reason(error))}."
             if failures == MAX_FAILURES:
                 break
     return failures
@@ -172,12 +172,12 @@ def _other_kinds(source: str) -> list[str]:
     """Name what a store holds that is neither a run nor a registered model, and so is not copied."""
     client = mlflow.MlflowClient(source)
     ids = all_experiments(client)
-    models = every(client.search_logged_models, experiment_ids=ids) if ids else ()
+    models = paginate(client.search_logged_models, experiment_ids=ids) if ids else ()
     found = {
         "models without a run": (model for model in models if not model.source_run_id),
-        "traces": every(client.search_traces, locations=ids, include_spans=False) if ids else (),
-        "prompts": every(client.search_prompts),
-        "webhooks": every(client.list_webhooks),
+        "traces": paginate(client.search_traces, locations=ids, include_spans=False) if ids else (),
+        "prompts": paginate(client.search_prompts),
+        "webhooks": paginate(client.list_webhooks),
     }
     kinds = []
     for kind, things in found.items():
@@ -214,7 +214,7 @@ def _ids(run: Run) -> set[str]:
 def _copies(target: str, runs: list[Run]) -> dict[str, Run]:
     """Find the target's runs that are copies of `runs`, or that these are copies of, by the ids of `runs`."""
     client = mlflow.MlflowClient(target)
-    experiments = [e.experiment_id for e in every(client.search_experiments, view_type=ViewType.ALL)]
+    experiments = [e.experiment_id for e in paginate(client.search_experiments, view_type=ViewType.ALL)]
     ids = sorted(set().union(*map(_ids, runs)))
     conditions = [f"tags.`{RECORDED_AS}` != ''"]
     for i in range(0, len(ids), IDS_IN_QUERY):
@@ -222,7 +222,7 @@ def _copies(target: str, runs: list[Run]) -> dict[str, Run]:
     found = []
     for condition in conditions if experiments else ():
         options = {"run_view_type": ViewType.ALL, "order_by": OLDEST_FIRST}
-        found += every(client.search_runs, experiments, condition, **options)
+        found += paginate(client.search_runs, experiments, condition, **options)
     by_id = {}
     for copy in sorted(found, key=_is_deleted, reverse=True):  # of several, one that is not deleted
         by_id |= dict.fromkeys(_ids(copy), copy)
@@ -244,7 +244,7 @@ def _database(place: str) -> Path:
 def _chosen(source: str, run_ids: Sequence[str]) -> list[Run]:
     """Return the named runs with those above and below them, or all runs of a store, each after the run above it."""
     client = mlflow.MlflowClient(source)
-    runs = list(every(client.search_runs, all_experiments(client), order_by=OLDEST_FIRST))
+    runs = list(paginate(client.search_runs, all_experiments(client), order_by=OLDEST_FIRST))
     by_id, children = {run.info.run_id: run for run in runs}, defaultdict(list)
     for run in runs:
         children[run.data.tags.get(PARENT)].append(run)
