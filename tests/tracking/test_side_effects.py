@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.store.db import utils as db_utils
 
 from cnnlab.tracking import mlflow_store
+from tests.tracking.faulty import served
 
 # What a program could notice of MLflow, before and after an import.
 SEEN = """
@@ -106,6 +108,19 @@ def test_artifacts_of_another_program_s_server_are_asked_of_it(workplace):
     there = get_artifact_repository("mlflow-artifacts:/7/abc/artifacts", tracking_uri="http://127.0.0.1:9")
     assert isinstance(there, MlflowArtifactsRepository)
     assert there.artifact_uri == "http://127.0.0.1:9/api/2.0/mlflow-artifacts/artifacts/7/abc/artifacts"
+
+
+def test_a_server_of_another_program_keeps_artifacts_in_its_own_folder(workplace, store_template):
+    (workplace / "theirs").mkdir()
+    shutil.copy(store_template, workplace / "theirs" / "theirs.db")
+    with served(workplace / "theirs" / "theirs.db") as server:
+        client = mlflow.MlflowClient(server.uri)
+        experiment_id = client.create_experiment("theirs")
+        run_id = client.create_run(experiment_id).info.run_id
+        client.log_text(run_id, "a text", "note.txt")
+        assert client.get_run(run_id).info.artifact_uri == f"mlflow-artifacts:/{experiment_id}/{run_id}/artifacts"
+        assert client.list_artifacts(run_id)[0].file_size == 6
+    assert (workplace / "theirs/artifacts" / experiment_id / run_id / "artifacts/note.txt").read_text() == "a text"
 
 
 def test_artifacts_of_our_stores_are_found_without_cnnlab_s_import(store, digits):
