@@ -34,7 +34,6 @@ from cnnlab.errors import ArgumentError, first_line
 from cnnlab.tracking.store_location import BESIDE, artifact_repository, local_database, sqlite_uri
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 KNOWN_TABLES: frozenset[str] = frozenset(Base.metadata.tables)
@@ -321,7 +320,7 @@ def show_runs(
 
 def scoring_app(
     predict: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]], image_shape: Sequence[int], num_classes: int
-) -> FastAPI:
+) -> Callable[..., Any]:
     """Build MLflow's scoring server around a function, as `mlflow models serve` builds it around a logged model.
 
     JSON numbers are taken as float64: with the model's own uint8 signature MLflow would cut them, and images scaled to
@@ -332,6 +331,9 @@ def scoring_app(
             status 400.
         image_shape: height, width and channels.
         num_classes: number of classes.
+
+    Returns:
+        An ASGI app.
     """
     from mlflow.pyfunc import scoring_server
 
