@@ -66,10 +66,10 @@ def checkpoint_file(run_id: str) -> Path:
     return checkpoint_folder() / f"{run_id}.npz"
 
 
-def stored_checkpoints(folder: Path | None = None) -> list[Stored]:
-    """Return the checkpoints in a folder, that of the open store by default, newest first."""
+def stored_checkpoints() -> list[Stored]:
+    """Return the checkpoints of the open store, newest first."""
     found = []
-    for file in (folder or checkpoint_folder()).glob("*.npz"):
+    for file in checkpoint_folder().glob("*.npz"):
         if not re.fullmatch("[0-9a-f]{32}", file.stem):  # somebody else's
             continue
         with contextlib.suppress(OSError):  # removed meanwhile
@@ -85,20 +85,17 @@ def sweep() -> None:
     """
     for one in stored_checkpoints():
         run = _run(one.run_id)
-        if why := why_stray(one, run.info.status if run else None):
+        if why := _why_useless(one, run.info.status if run else None):
             one.file.unlink(missing_ok=True)
             log.info(f"Removed the checkpoint of run {one.run_id[:8]}, {why} ({one.bytes / 1e6:,.1f} MB).")
-    for file in unfinished_checkpoints(checkpoint_folder()):
-        file.unlink(missing_ok=True)
+    for file in checkpoint_folder().glob(f"*{UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > 3600:  # no disk takes as long
+                file.unlink(missing_ok=True)
 
 
-def why_stray(stored: Stored, status: str | None) -> str:
-    """Return why nobody resumes from a checkpoint, or an empty text.
-
-    Args:
-        stored: the checkpoint.
-        status: its run's; `None` where it was deleted.
-    """
+def _why_useless(stored: Stored, status: str | None) -> str:
+    """Return why nobody resumes from a checkpoint whose run has this status, `None` where it was deleted."""
     if status is None:
         return "whose run was deleted"
     if status == "FINISHED":
@@ -106,16 +103,6 @@ def why_stray(stored: Stored, status: str | None) -> str:
     if status != "RUNNING" and time.time() - stored.written > DAYS * 86400:
         return f"from {datetime.fromtimestamp(stored.written):%Y-%m-%d}; they are kept for {DAYS} days"
     return ""
-
-
-def unfinished_checkpoints(folder: Path) -> list[Path]:
-    """Return files of a folder that a kill left half-written."""
-    found = []
-    for file in folder.glob(f"*{UNFINISHED}"):
-        with contextlib.suppress(OSError):
-            if time.time() - file.stat().st_mtime > 3600:  # no disk takes as long
-                found.append(file)
-    return found
 
 
 def interrupted_runs(experiment_id: str, parent_run_id: str | None = None, **tags: str | None) -> list[str]:
