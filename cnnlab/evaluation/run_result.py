@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cnnlab.evaluation.predictions import Predictions
 from cnnlab.recipe import Recipe
@@ -43,7 +43,7 @@ class RunResult:
     total_seconds: float
     recorded_model_uri: str | None
     stage_borders: tuple[int, ...] = ()
-    id_to_show: Callable[[str], str] = str
+    id_to_show: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
     @property
     def run_id(self) -> str:
