@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy.typing as npt
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError
@@ -22,9 +23,6 @@ from cnnlab.tracking.tag_names import TRAINING, our_tags
 from cnnlab.train import train_model
 from cnnlab.utils.log import log
 from cnnlab.utils.text import escape_control_characters, markdown
-
-if TYPE_CHECKING:
-    from cnnlab.data.dataset import Images
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def compare_models(recipes: Sequence[Recipe], restart: bool = False) -> Comparis
         ArgumentError: a recipe is there twice, or a model cannot be built for these images.
         LabError: as `train_model`.
     """
-    if len(set(recipes)) < len(recipes):
+    if len({recipe.with_defaults() for recipe in recipes}) < len(recipes):
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
     checkpoint_files.seconds_between()  # refuses a wrong number before any work
     with Session([recipe.model for recipe in recipes]) as session:
@@ -119,7 +117,7 @@ def _finished_before(
     return finished
 
 
-def _log_comparison(results: list[RunResult], test_images: Images | None) -> list[str]:
+def _log_comparison(results: list[RunResult], test_images: npt.NDArray | None) -> list[str]:
     """Log the table, the verdicts and the figures on the active run; return the verdicts."""
     verdicts, figures, texts = comparison_report.comparison(results, test_images)
     run_logging.log_results({}, figures, texts)
@@ -163,28 +161,25 @@ def compare_runs(run_ids: Sequence[str]) -> Comparison:
 
 
 def _expect_same_images(results: list[RunResult]) -> None:
-    first = results[0].test
     for r in results[1:]:
-        assert first
-        assert r.test, "the store gives only runs that were tested"
-        if r.test.digest != first.digest:
+        if r.test.digest != results[0].test.digest:
             raise ArgumentError(
                 f"Expected runs that were tested on the same images. Received: {results[0].run_id[:8]} on "
-                f"{len(first.labels):,} images of {results[0].dataset_name}, {r.run_id[:8]} on "
+                f"{len(results[0].test.labels):,} images of {results[0].dataset_name}, {r.run_id[:8]} on "
                 f"{len(r.test.labels):,} others of {r.dataset_name}. Train them with the same dataset, "
                 "stored_size, limit and split_seed."
             )
 
 
-def _test_images(result: RunResult) -> Images | None:
+def _test_images(result: RunResult) -> npt.NDArray | None:
     """Load the test images of a run; return `None`, with a warning, where they cannot be had any more."""
     try:
         test = load_for(result.recipe).test
-        if result.test and test.digest == result.test.digest:
-            return test.images
-        reason = "its images are others now"
+        reason = None if test.digest == result.test.digest else "its images are others now"
     except LabError as error:
         reason = str(error)
+    if reason is None:
+        return test.images
     where = escape_control_characters(result.recipe.dataset)
     log.warning(f"no grid of disagreements, since {where} cannot be read: {reason}")
     return None

@@ -1,4 +1,8 @@
-"""The training recipe: one frozen dataclass whose fields are the run's params and the command line's options."""
+"""The training recipe: `Recipe` is what the user asks for, `ResolvedRecipe` what is really used, with every default.
+
+A field of the recipe is an option of the command line and a param of the run. The defaults are in
+`cnnlab.models.model_table`.
+"""
 
 import dataclasses
 import inspect
@@ -7,18 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cnnlab.errors import ArgumentError, reading
-from cnnlab.fields import Unsaid, check, expect_to_combine, field, plain, unsaid
 from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment
-from cnnlab.models.model_table import COMMON, MODELS, OF_OPTIMIZERS, TRAINING, Range, find_model
+from cnnlab.models.model_table import COMMON, MODELS, Model, Range, dependent_defaults, find_model
+from cnnlab.recipe_checks import expect_in_bounds, expect_to_combine, field
 from cnnlab.utils.text import escape_control_characters
 
-PRECISIONS = ("float32", "mixed_bfloat16", "auto")
-OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
-SCHEDULES = ("constant", "cosine", "one-cycle", "plateau")
+PRECISIONS: tuple[str, ...] = ("float32", "mixed_bfloat16", "auto")
+OPTIMIZERS: tuple[str, ...] = ("adam", "adamw", "sgd", "muon")
+SCHEDULES: tuple[str, ...] = ("constant", "cosine", "one-cycle", "plateau")
 # What fields were called in earlier versions: stored recipes and runs, options and --space still take these names.
 OLD_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -34,35 +38,36 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run, so that a run can be repeated from what it logged.
+    """What a training is asked to be. A field that is `None` is left to its default.
 
-    A field left `None` that the model has a default for gets that default, and gives it up for that of another model
-    when `dataclasses.replace` changes the model. `dataset` and `weights` left `None` mean "the usual one, or its
-    embedded stand-in where it cannot be downloaded", `image_size` and `stored_size` the usual ones for the pictures;
-    the run stores what was really used.
+    Defaults depend on the model and on what else is asked for (`with_defaults`), and some on the data and the machine
+    (`cnnlab.resolve`): `dataset` and `weights` are the usual ones, or their embedded stand-ins where they cannot be
+    downloaded, `image_size` and `stored_size` those that go with the images. `dataclasses.replace` keeps what was
+    asked for, and the defaults follow: those of the new model, say.
 
     Raises:
-        ArgumentError: a field is out of bounds.
+        ArgumentError: a field is out of bounds, two do not go together, or the model is unknown. A function in a file
+            is read when the recipe is used.
     """
 
     model: str = field("cnn", "Model factory.")
     dataset: str | None = field(
-        None, "cifar10, cifar100, mnist, fashion_mnist, digits, or an image folder.", unsaid="cifar10"
+        None, "cifar10, cifar100, mnist, fashion_mnist, digits, or an image folder.", default_text="cifar10"
     )
     image_size: int | None = field(
         None,
         "Pixels a side inside the model.",
         low=8,
         high=1024,
-        unsaid="the model's usual one, of a named set 32 for cnn, resnet9 and vgg16; at most the pictures' own for "
-        "these three, 3 times it for the others",
+        default_text="the model's usual one, of a named set 32 for cnn, resnet9 and vgg16; at most the "
+        "pictures' own for these three, 3 times it for the others",
     )
     resize_mode: str | None = field(
         None,
         "How a picture of a folder becomes a square: crop cuts its middle out, pad adds grey, stretch changes its "
         "shape.",
         choices=("crop", "pad", "stretch"),
-        unsaid="crop",
+        default_text="crop",
     )
     labels: str | None = field(None, "CSV file with the labels of the pictures, in place of class folders.")
     class_names: str | None = field(None, "CSV file with the names of classes whose folders are ids.")
@@ -76,7 +81,7 @@ class Recipe:
         "Pixels a side of the pictures in memory.",
         low=8,
         high=1024,
-        unsaid="their own size where image_size is larger and the model enlarges them, else image_size",
+        default_text="their own size where image_size is larger and the model enlarges them, else image_size",
     )
     val_fraction: float = field(
         0.1, "Share of the training set held out for validation; 0 validates on the test set.", low=0, high=0.9
@@ -102,7 +107,7 @@ class Recipe:
         "Nesterov momentum of sgd and muon.",
         low=0,
         high=0.999,
-        unsaid="0.9 with sgd, 0.95 with muon",
+        default_text="0.9 with sgd, 0.95 with muon",
         space=Range(0.8, 0.95),
     )
     weight_decay: float | None = field(
@@ -120,7 +125,7 @@ class Recipe:
         "Share of the training in which the learning rate rises.",
         low=0,
         high=0.9,
-        unsaid="0.3 with one-cycle, else 0",
+        default_text="0.3 with one-cycle, else 0",
         space=(0.0, 0.1, 0.3),
     )
     label_smoothing: float | None = field(
@@ -187,7 +192,7 @@ class Recipe:
         "A backbone's name, a saved model (.keras), models:/NAME@ALIAS of the registry, or hub:PRESET of KerasHub.",
     )
     weights: str | None = field(
-        None, "imagenet, random, or a file of the backbone's weights without its top.", unsaid="imagenet"
+        None, "imagenet, random, or a file of the backbone's weights without its top.", default_text="imagenet"
     )
     pooling: str | None = field(None, "What the head makes of the features.", choices=("average", "max", "flatten"))
     dense_units: int | None = field(None, "Width of the dense layer before the softmax, or 0.", low=0, high=65_536)
@@ -209,7 +214,7 @@ class Recipe:
         None,
         "Where fine-tuning starts: top (the topmost stage), a number of stages from the top, the beginning of a "
         "layer's name, or all.",
-        unsaid="top",
+        default_text="top",
         space=("top", "2", "all"),
     )
     fine_tune_learning_rate: float | None = field(
@@ -217,7 +222,7 @@ class Recipe:
         "The optimizer's while fine-tuning.",
         above=0,
         high=10,
-        unsaid="a tenth of learning_rate",
+        default_text="a tenth of learning_rate",
         space=Range(1e-5, 1e-3, log=True),
     )
     layer_decay: float | None = field(
@@ -225,7 +230,7 @@ class Recipe:
         "Factor of the learning rate from one stage of the backbone to the one below it while fine-tuning.",
         above=0,
         high=1,
-        unsaid="1",
+        default_text="1",
         space=Range(0.5, 1),
     )
     frozen_precision: str | None = field(
@@ -256,115 +261,134 @@ class Recipe:
     padding: str | None = field(None, "Padding of the convolutions.", choices=("valid", "same"))
     arguments: tuple[str, ...] = field((), "name=value of a function of your own.")
 
-    # No fields. `dataclasses.replace` hands on from the recipe that it changes whether it is one of those, and
-    # whether it was read back, so that the file of a function of the user's may be gone or another by now.
-    replaced: dataclasses.InitVar[bool] = False
-    read_back: dataclasses.InitVar[bool] = False
-
-    def __post_init__(self, replaced, read_back):
-        object.__setattr__(self, "replaced", True)
-        object.__setattr__(self, "read_back", read_back)
+    def __post_init__(self) -> None:
         for name in ("filters", "arguments"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self, ResolvedRecipe) and not custom_model.is_custom(self.model):
+            self.with_defaults()  # raises what is wrong with the recipe that would be used
+            return
         for f in dataclasses.fields(self):
-            if isinstance(value := getattr(self, f.name), Unsaid):
-                # Of the model that was there before `replace`; given by anybody else it is a value like others.
-                object.__setattr__(self, f.name, None if replaced else plain(value))
-        if not (read_back and custom_model.is_custom(self.model)):
-            self._fill_in(find_model(self.model), replaced)
-        for f in dataclasses.fields(self):
-            check(f.name, getattr(self, f.name), f.metadata)
-        parse_augment(self.augment)
+            expect_in_bounds(f.name, getattr(self, f.name), f.metadata)
+        parse_augment(self.augment or "none")
         expect_to_combine(self)
 
-    def _fill_in(self, model, replaced):
-        further = own_arguments(self.model)
-        taken = {name: default for name, default in model.arguments.items() if name not in further}
-        defaults = {**COMMON, **model.defaults, **taken} if model.own else model.recipe_defaults
-        for name, default in defaults.items():
-            if getattr(self, name) is None and default not in (None, inspect.Parameter.empty):
-                object.__setattr__(self, name, unsaid(default))
-        for name, default in self._dependent_defaults(model).items():
-            if not self.said(name):
-                object.__setattr__(self, name, None if default is None else unsaid(default))
-        if self.arguments and not model.own:
-            if not replaced:
-                raise ArgumentError(
-                    f"Expected no arguments with {self.model}. Received: {self.arguments[0]}. Leave them out."
-                )
-            object.__setattr__(self, "arguments", ())
-        if model.own:
-            self.factory_arguments()  # finds what does not parse
-        elif "backbone" in model.arguments and not self.backbone:
+    def with_defaults(self) -> "ResolvedRecipe":
+        """Give the recipe with the defaults of its model and of what it asks for in the fields that it leaves open.
+
+        Raises:
+            ArgumentError: the recipe that would be used is wrong, or a function in a file lacks an argument.
+            LabError: that file cannot be imported.
+        """
+        model = find_model(self.model)
+        asked = {f.name: value for f in dataclasses.fields(self) if (value := getattr(self, f.name)) is not None}
+        values = {**_model_defaults(self.model, model), **asked}
+        values |= {name: value for name, value in dependent_defaults(model, values, asked).items() if name not in asked}
+        if self.arguments and not model.is_custom:
+            raise ArgumentError(
+                f"Expected no arguments with {self.model}. Received: {self.arguments[0]}. Leave them out."
+            )
+        if not model.is_custom and "backbone" in model.arguments and not self.backbone:
             raise ArgumentError(
                 "Expected a backbone with the model 'transfer'. Received: none. Name one with --backbone: a name of "
                 "'cnnlab models --available', a .keras file, models:/NAME@ALIAS or hub:PRESET."
             )
-
-    def _dependent_defaults(self, model):
-        """Defaults that depend on what other fields hold."""
-        defaults = {name: TRAINING[name] for name in self._given_way(model) if getattr(self, name) is not None}
-        if self.optimizer and self.optimizer != model.defaults.get("optimizer"):
-            defaults |= {**OF_OPTIMIZERS.get(self.optimizer, {}), **model.of_optimizers.get(self.optimizer, {})}
-        if self.schedule == "one-cycle":
-            defaults["warmup"] = model.defaults.get("warmup") or 0.3
-        if self.fine_tune:
-            rate = (
-                self.learning_rate if self.said("learning_rate") else defaults.get("learning_rate", self.learning_rate)
-            )
-            defaults |= {"fine_tune_from": "top", "fine_tune_learning_rate": rate / 10}
-        return defaults
-
-    def _given_way(self, model):
-        """Fields whose value for the model does not go with what was asked for."""
-        if self.optimizer != model.defaults.get("optimizer"):
-            yield from ("momentum", "bias_lr_scale")
-        if self.schedule == "plateau":
-            yield "warmup"
-        if self.ema:
-            yield "lookahead"
-        if self.layer_decay not in (None, 1):
-            yield "bias_lr_scale"
+        resolved = ResolvedRecipe(**values)
+        if model.is_custom:
+            resolved.factory_arguments()  # finds what does not parse
+        return resolved
 
     @property
     def label(self) -> str:
-        """The model's name for people: a function's without its file, a backbone's without its folder."""
+        """Name the model for people: a function without its file, a backbone without its folder."""
         return escape_control_characters(self._name) + (" fine-tuned" if self.fine_tune else "")
 
     @property
-    def _name(self):
+    def _name(self) -> str:
         if custom_model.is_custom(self.model):
             return custom_model.function_name(self.model)
-        if self.model != "transfer":
+        if self.model != "transfer" or not self.backbone:
             return self.model
         if self.backbone.startswith("models:/"):
             return self.backbone.removeprefix("models:/").replace("/", "-v").replace("@", "-")
         return Path(self.backbone).name.removesuffix(".keras")
 
-    def said(self, name) -> bool:
-        """Whether a field was given, and does not hold the model's own default."""
-        return getattr(self, name) is not None and not isinstance(getattr(self, name), Unsaid)
+    def to_json(self) -> str:
+        """Write the recipe as `from_json` reads it."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def factory_arguments(self) -> dict:
-        """What the model's factory is called with, besides the shape and the number of classes."""
+    def key_text(self) -> str:
+        """Give the text that equal trainings are found by, with the fields' first names as earlier versions wrote."""
+        return json.dumps(first_names(dataclasses.asdict(self)), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a stored recipe, also of an earlier version: a field that did not exist then holds what was done then.
+
+        Raises:
+            LabError: the text is none.
+        """
+        with reading("'recipe.json' to be a run's recipe", "Restore the store's artifacts, or train again."):
+            stored = renamed_fields(json.loads(text))
+            stored.setdefault("stored_size", stored["image_size"])
+            stored.setdefault("frozen_precision", stored["precision"])
+            stored.setdefault("feature_dtype", "float32")
+            stored.setdefault("resize_mode", "stretch")
+            if stored["model"] == "resnet9":
+                stored.setdefault("lookahead", 0.0)
+                stored.setdefault("bias_lr_scale", 1.0)
+            return cls(**stored)
+
+
+class ResolvedRecipe(Recipe):
+    """What a training really uses: a recipe with a value in every field that says something about its model.
+
+    A run stores it, so that the run can be repeated from what it logged.
+    """
+
+    if TYPE_CHECKING:
+        epochs: int
+        batch_size: int
+        augment: str
+        precision: str
+        class_weights: str
+
+    def with_defaults(self) -> "ResolvedRecipe":
+        """Give the recipe itself, in which nothing is left open."""
+        return self
+
+    @classmethod
+    def from_json(cls, text: str) -> "ResolvedRecipe":
+        """Read the recipe of a run; one of an earlier version gets the defaults of fields that are newer.
+
+        Raises:
+            LabError: the text is none.
+        """
+        recipe = Recipe.from_json(text)
+        if not custom_model.is_custom(recipe.model):
+            return recipe.with_defaults()
+        # Its file may have changed since, or be gone.
+        return cls(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)})
+
+    def factory_arguments(self) -> dict[str, Any]:
+        """Give what the model's factory is called with, besides the shape and the number of classes."""
         model = find_model(self.model)
-        further = own_arguments(self.model)
-        given = {name: plain(getattr(self, name)) for name in model.arguments if name not in further}
+        further = custom_arguments(self.model)
+        given = {name: getattr(self, name) for name in model.arguments if name not in further}
         given = {name: value for name, value in given.items() if value is not None}
         given |= custom_model.parse_arguments(self.arguments, further)
         missing = [name for name, default in model.arguments.items() if default is inspect.Parameter.empty]
-        if model.own and (missing := [name for name in missing if name not in given]):
+        if model.is_custom and (missing := [name for name in missing if name not in given]):
             raise ArgumentError(
                 f"Expected a value for every argument of {self.label}. Received none for: {', '.join(missing)}. "
                 f"Give it with --arg {missing[0]}=..., or a default in the function."
             )
         return given
 
-    def params(self) -> dict:
-        """The fields that apply to this model, as flat MLflow params."""
+    def params(self) -> dict[str, Any]:
+        """Give the fields that apply to this model, as flat MLflow params."""
         values = {
-            f.name: ",".join(map(str, value)) if isinstance(value, tuple) else plain(value)
+            f.name: ",".join(map(str, value)) if isinstance(value, tuple) else value
             for f in dataclasses.fields(self)
             if f.name != "arguments"
             and (value := getattr(self, f.name)) is not None
@@ -375,35 +399,6 @@ class Recipe:
         return values | {
             f"arg.{name}" if name in _FIELDS or name in OLD_NAMES else name: value for name, value in given.items()
         }
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    def key_text(self) -> str:
-        """Give the text that equal trainings are found by, with the fields' first names as earlier versions wrote."""
-        return json.dumps(first_names(dataclasses.asdict(self)), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Recipe":
-        """A stored recipe, also of an earlier version: what had no name then is what was done then.
-
-        Raises:
-            LabError: the text is none.
-        """
-        with reading("'recipe.json' to be a run's recipe", "Restore the store's artifacts, or train again."):
-            return cls._from_stored(json.loads(text))
-
-    @classmethod
-    def _from_stored(cls, stored):
-        stored = renamed_fields(stored)
-        stored.setdefault("stored_size", stored["image_size"])
-        stored.setdefault("frozen_precision", stored["precision"])
-        stored.setdefault("feature_dtype", "float32")
-        stored.setdefault("resize_mode", "stretch")
-        if stored["model"] == "resnet9":
-            stored.setdefault("lookahead", 0.0)
-            stored.setdefault("bias_lr_scale", 1.0)
-        return cls(**stored, read_back=True)
 
 
 def renamed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,21 +413,45 @@ def first_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Options that a function of the user's may take by their names.
-SHARED = ("learning_rate", "weight_decay", "dropout", "dense_units", "filters", "kernel_size", "padding", "pooling")
+SHARED: tuple[str, ...] = (
+    "learning_rate",
+    "weight_decay",
+    "dropout",
+    "dense_units",
+    "filters",
+    "kernel_size",
+    "padding",
+    "pooling",
+)
 
 
-_FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
+_FIELDS: dict[str, dataclasses.Field] = {f.name: f for f in dataclasses.fields(Recipe)}
 # Fields that say something about some models only.
-_OF_MODELS = {name for model in MODELS.values() for name in model.recipe_defaults} - set(COMMON) | {"arguments"}
+_OF_MODELS: set[str] = {name for model in MODELS.values() for name in model.recipe_defaults} - set(COMMON) | {
+    "arguments"
+}
 
 
-def own_arguments(model) -> dict:
-    """Arguments, with their defaults, of a function of the user's that are no fields of the recipe by name and type."""
+def _model_defaults(name: str, model: Model) -> dict[str, Any]:
+    """Look up the defaults of a model's fields that depend on nothing else."""
+    if not model.is_custom:
+        defaults = model.recipe_defaults
+    else:
+        given_as_arguments = custom_arguments(name)
+        taken = {name: default for name, default in model.arguments.items() if name not in given_as_arguments}
+        defaults = {**COMMON, **model.defaults, **taken}
+    return {name: value for name, value in defaults.items() if value not in (None, inspect.Parameter.empty)}
+
+
+def custom_arguments(model: str) -> dict[str, Any]:
+    """Give the arguments, with defaults, of a user's function that are no fields of the recipe by name and type."""
     found = find_model(model)
-    return {name: default for name, default in found.arguments.items() if found.own and not _is_field(name, default)}
+    return {
+        name: default for name, default in found.arguments.items() if found.is_custom and not _is_field(name, default)
+    }
 
 
-def _is_field(name, default):
+def _is_field(name: str, default: Any) -> bool:
     if name not in SHARED:
         return False
     kind = next((k for k in (bool, int, float, str) if _FIELDS[name].type in (k, k | None)), tuple)
@@ -440,11 +459,13 @@ def _is_field(name, default):
 
 
 def applies(recipe_field: dataclasses.Field, model: str) -> bool:
-    """Whether a field of the recipe says anything about this model: read off the factory's signature."""
+    """Tell whether a field of the recipe says anything about this model, by the factory's signature."""
     if recipe_field.name == "arguments":
         return custom_model.is_custom(model)
     if recipe_field.name not in _OF_MODELS:
         return True
     found = find_model(model)
     # An argument of a function of the user's that only shares the name of an option is given as its own.
-    return recipe_field.name in found.defaults or recipe_field.name in set(found.arguments) - set(own_arguments(model))
+    return recipe_field.name in found.defaults or recipe_field.name in set(found.arguments) - set(
+        custom_arguments(model)
+    )

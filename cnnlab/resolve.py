@@ -1,8 +1,13 @@
-"""From a recipe to what is really trained: the data, and the recipe with what was left open filled in."""
+"""Find out what recipes really mean: load their data, and decide sizes, weights and precisions by data and machine.
+
+Defaults that need neither are `Recipe.with_defaults`.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cnnlab.data import dataset as data
 from cnnlab.data.builtin_sets import BUILTIN_SETS
@@ -15,25 +20,37 @@ from cnnlab.models import custom_model, pretrained
 from cnnlab.models.augmentation import crop_side
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.models.model_table import find_model
-from cnnlab.recipe import Recipe, own_arguments
+from cnnlab.recipe import Recipe, ResolvedRecipe, custom_arguments
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.training import build, multi_device, runtime
 from cnnlab.utils.log import log
 
-ENLARGED = 3  # at most as many times, where nobody says how much
-SMALLEST = 32  # pixels a side that pictures are brought to in memory
-FROM_SCRATCH = 64  # pixels a side that networks without a usual size see pictures of a folder at
+if TYPE_CHECKING:
+    import keras
+
+ENLARGED = 3  # times, at most, that pictures are enlarged where the recipe gives no size
+SMALLEST = 32  # pixels a side, at least, of pictures in memory
+FROM_SCRATCH = 64  # pixels a side at which networks without a usual size see the pictures of a folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A `recipe` with everything in it that is really used, and `tags` on what stands in for something else."""
+    """A recipe for data that are loaded.
 
-    recipe: Recipe
-    tags: dict
+    Attributes:
+        asked: what was asked for, with what the data and the machine decide; the model's defaults are open.
+        recipe: what is really used.
+        tags: say what stands in for something else.
+    """
+
+    asked: Recipe
+    recipe: ResolvedRecipe
+    tags: dict[str, str]
 
 
-def prepare(recipes, for_audit=False, quiet=False) -> tuple[ImageDataset, list[Prepared]]:
+def prepare(
+    recipes: Sequence[Recipe], for_audit: bool = False, quiet: bool = False
+) -> tuple[ImageDataset, list[Prepared]]:
     """Load the data that recipes ask for, and find out for each what it is really trained with.
 
     Files get their full paths, so that a run can be repeated from another folder, sizes and precisions their values,
@@ -51,37 +68,30 @@ def prepare(recipes, for_audit=False, quiet=False) -> tuple[ImageDataset, list[P
     """
     say = (lambda line: None) if quiet else log.info
     recipes = [_located(recipe) for recipe in recipes]
-    shared = {
-        recipe.batch_size: len(multi_device.devices_for(recipe.batch_size)) for recipe in recipes
-    }  # or it refuses
-    source = _find(recipes[0], for_audit)
+    batch_sizes = dict.fromkeys(recipe.with_defaults().batch_size for recipe in recipes)
+    shared = {size: len(multi_device.devices_for(size)) for size in batch_sizes}  # or it refuses
+    source = _locate(recipes[0], for_audit)
     if isinstance(source, FolderLayout):
         recipes = [dataclasses.replace(recipe, resize_mode=recipe.resize_mode or "crop") for recipe in recipes]
-    side = functools.cache(lambda: largest_image_side(source, recipes[0].resize_mode))  # looked at where it matters
-    shrunk = {recipe.label for recipe in recipes if not recipe.said("image_size") and _is_from_scratch(recipe)}
-    recipes = [dataclasses.replace(recipe, image_size=_image_size(recipe, source, side)) for recipe in recipes]
+    side = functools.cache(
+        lambda: largest_image_side(source, recipes[0].resize_mode or "crop")
+    )  # reads the files only when called
+    shrunk = {recipe.label for recipe in recipes if not recipe.image_size and _is_from_scratch(recipe)}
+    sizes = [_image_size(recipe, source, side) for recipe in recipes]
     # One size for all, so that they are tested on the same images.
-    in_memory = int(max(recipe.stored_size or _picture_size(recipe, side) for recipe in recipes))
-    recipes = [_with_pictures(recipe, in_memory) for recipe in recipes]
-    for recipe in recipes:
-        smallest = crop_side(recipe.image_size) if recipe.progressive_resizing else recipe.image_size
-        find_model(recipe.model).check(smallest, **recipe.factory_arguments())
+    stored_size = max(
+        recipe.stored_size or _stored_size(recipe, size, side) for recipe, size in zip(recipes, sizes, strict=True)
+    )
+    recipes = [_with_sizes(recipe, size, stored_size) for recipe, size in zip(recipes, sizes, strict=True)]
+    for used in (recipe.with_defaults() for recipe in recipes):
+        smallest = crop_side(used.image_size) if used.progressive_resizing else used.image_size
+        find_model(used.model).check(smallest, **used.factory_arguments())
     dataset = load_for(recipes[0], source, for_audit)
-    say("\n".join(dataset.summary.lines))
+    say("\n".join(dataset.summary.lines if dataset.summary else ()))
     for label in sorted(shrunk if isinstance(source, FolderLayout) and side() > FROM_SCRATCH else ()):
         say(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
-    recipes = [
-        dataclasses.replace(recipe, class_weights=read_class_weights(recipe.class_weights, dataset.class_names))
-        for recipe in recipes
-    ]
-    found = functools.cache(_weights)  # of several seeds once
-    prepared = []
-    for recipe in recipes:
-        named = (recipe.backbone or recipe.model) if _takes(recipe, "weights") else None
-        used, tags = found(named, recipe.weights, recipe.image_size)
-        if named and named not in BACKBONES:
-            tags = {**tags, "features": pretrained.describe_features(named)}
-        prepared.append(Prepared(_precise(dataclasses.replace(recipe, weights=used)), tags))
+    weights_of = functools.cache(_weights)  # of several seeds once
+    prepared = [_prepared(recipe, dataset, weights_of) for recipe in recipes]
     for size, number in shared.items():
         if number:
             say(f"Batches of {size} pictures are shared by {number} devices.")
@@ -90,22 +100,34 @@ def prepare(recipes, for_audit=False, quiet=False) -> tuple[ImageDataset, list[P
     for label, features in dict.fromkeys((one.recipe.label, one.tags.get("features")) for one in prepared):
         if features:
             say(f"{label}: features are {features}.")
-    for label, size in dict.fromkeys((recipe.label, recipe.image_size) for recipe in recipes):
-        if size != in_memory:
-            done = "enlarged" if size > in_memory else "shrunk"
-            say(f"{label}: pictures of {in_memory} pixels a side are {done} to {size} inside the model.")
+    for label, size in dict.fromkeys((recipe.label, recipe.image_size or stored_size) for recipe in recipes):
+        if size != stored_size:
+            done = "enlarged" if size > stored_size else "shrunk"
+            say(f"{label}: pictures of {stored_size} pixels a side are {done} to {size} inside the model.")
     return dataset, prepared
 
 
-def _find(recipe, for_audit=False):
+def _prepared(recipe: Recipe, dataset: ImageDataset, weights_of: Callable) -> Prepared:
+    """Decide the class weights, the pre-trained weights and the precisions of a recipe whose sizes are known."""
+    named = (recipe.backbone or recipe.model) if _takes(recipe, "weights") else None
+    weights, tags = weights_of(named, recipe.weights, recipe.image_size)
+    if named and named not in BACKBONES:
+        tags = {**tags, "features": pretrained.describe_features(named)}
+    class_weights = read_class_weights(recipe.with_defaults().class_weights, dataset.class_names)
+    asked = _precise(dataclasses.replace(recipe, class_weights=class_weights, weights=weights))
+    return Prepared(asked, asked.with_defaults(), tags)
+
+
+def _locate(recipe: Recipe, for_audit: bool = False) -> str | FolderLayout | None:
+    """Find the data that a recipe names, without reading them."""
     given = {name: getattr(recipe, name) for name in ("labels", "class_names", "skip_bad")}
     return data.locate_dataset(recipe.dataset, **given, for_audit=for_audit)
 
 
-def load_for(recipe, source=None, for_audit=False) -> ImageDataset:
-    """The data set that a recipe asks for, `source` being what `data.locate_dataset` gave for it."""
+def load_for(recipe: Recipe, source: str | FolderLayout | None = None, for_audit: bool = False) -> ImageDataset:
+    """Load the data set that a recipe asks for; `source` is what `data.locate_dataset` gave for it."""
     return load_dataset(
-        source or _find(recipe),
+        source or _locate(recipe),
         image_size=recipe.stored_size or recipe.image_size or SMALLEST,
         resize_mode=recipe.resize_mode or "crop",
         skip_bad=recipe.skip_bad,
@@ -117,7 +139,7 @@ def load_for(recipe, source=None, for_audit=False) -> ImageDataset:
     )
 
 
-def build_model(recipe, dataset):
+def build_model(recipe: Recipe, dataset: ImageDataset) -> "keras.Model":
     """Build the recipe's model for the dataset's image shape and classes, with the weights seeded, and compile it.
 
     Returns:
@@ -130,15 +152,16 @@ def build_model(recipe, dataset):
     return build.build_model(_located(recipe), dataset)
 
 
-def _located(recipe):
-    """The recipe with files by their full paths, and a model of the registry by its version."""
+def _located(recipe: Recipe) -> Recipe:
+    """Name files by their full paths, and a model of the registry by its version."""
     model = custom_model.absolute_name(recipe.model) if custom_model.is_custom(recipe.model) else recipe.model
     backbone = recipe.backbone
     if backbone and backbone.startswith(pretrained.REGISTERED) and not pretrained.is_downloaded(backbone):
         backbone, file = stored_models.fetch(backbone)
         pretrained.add_downloaded_model(backbone, file)
     elif backbone and backbone.startswith(pretrained.HUB):
-        backbone = pretrained.HUB + _full_path(backbone.removeprefix(pretrained.HUB), ())
+        preset = backbone.removeprefix(pretrained.HUB)
+        backbone = f"{pretrained.HUB}{_full_path(preset, ())}"
     return dataclasses.replace(
         recipe,
         model=model,
@@ -151,60 +174,68 @@ def _located(recipe):
     )
 
 
-def _arguments(recipe):
-    """All arguments of a function of the user's, also those left to its defaults, so that the run holds them."""
-    given = recipe.factory_arguments()
-    further = own_arguments(recipe.model)
+def _arguments(recipe: Recipe) -> tuple[str, ...]:
+    """Give all arguments of a function of the user's, also those left to its defaults, so that the run holds them."""
+    given = recipe.with_defaults().factory_arguments()
+    further = custom_arguments(recipe.model)
     values = {name: given.get(name, default) for name, default in further.items()}
     return tuple(f"{name}={value}" for name, value in values.items() if value is not None)
 
 
-def _full_path(value, names):
+def _full_path(value: str | None, names: Collection[str]) -> str | None:
     return value if value is None or value in names or not Path(value).exists() else str(Path(value).resolve())
 
 
-def _takes(recipe, argument):
+def _takes(recipe: Recipe, argument: str) -> bool:
     return not custom_model.is_custom(recipe.model) and argument in find_model(recipe.model).arguments
 
 
-def _image_size(recipe, source, side):
-    if recipe.said("image_size"):
+def _image_size(recipe: Recipe, source: object, side: Callable[[], int]) -> int:
+    """Choose the pixels a side inside the model."""
+    if recipe.image_size:
         return recipe.image_size
-    if recipe.image_size:  # its row's, for the small pictures of the named sets
+    if usual := recipe.with_defaults().image_size:  # its row's, for the small pictures of the named sets
         if not isinstance(source, FolderLayout):
-            return recipe.image_size
-        usual = FROM_SCRATCH if _is_from_scratch(recipe) else pretrained.default_image_size(recipe.model)
-        return max(recipe.image_size, min(usual, side()))
+            return usual
+        largest = FROM_SCRATCH if _is_from_scratch(recipe) else pretrained.default_image_size(recipe.model)
+        return max(usual, min(largest, side()))
     backbone = recipe.backbone or recipe.model
     smallest = BACKBONES[backbone].smallest if backbone in BACKBONES else SMALLEST
     return max(smallest, min(pretrained.default_image_size(backbone), ENLARGED * side()))
 
 
-def _is_from_scratch(recipe):
+def _is_from_scratch(recipe: Recipe) -> bool:
     return not (recipe.backbone or recipe.model in BACKBONES)
 
 
-def _picture_size(recipe, side):
+def _stored_size(recipe: Recipe, image_size: int, side: Callable[[], int]) -> int:
+    """Choose the pixels a side of the pictures in memory, for one model."""
     # A model that does not resize takes the pictures as they are in memory.
-    if not _takes(recipe, "image_size") or recipe.image_size <= SMALLEST:
-        return recipe.image_size
-    return min(recipe.image_size, max(SMALLEST, side()))
+    if not _takes(recipe, "image_size") or image_size <= SMALLEST:
+        return image_size
+    return min(image_size, max(SMALLEST, side()))
 
 
-def _with_pictures(recipe, side):
-    """The recipe for pictures of that size in memory; left out where it is the size inside the model."""
-    if not _takes(recipe, "image_size") and side != recipe.image_size:
-        if recipe.said("image_size"):
+def _with_sizes(recipe: Recipe, image_size: int, stored_size: int) -> Recipe:
+    """Set the sizes of a recipe for pictures of `stored_size` in memory; that is left out where it is the model's."""
+    if not _takes(recipe, "image_size") and stored_size != image_size:
+        if recipe.image_size:
             raise ArgumentError(
-                f"Expected image_size {side} for {recipe.label}, which takes pictures as the other models do. "
-                f"Received: {recipe.image_size}. Leave it out, or give all models one --image-size."
+                f"Expected image_size {stored_size} for {recipe.label}, which takes pictures as the other models do. "
+                f"Received: {image_size}. Leave it out, or give all models one --image-size."
             )
-        recipe = dataclasses.replace(recipe, image_size=side)
-    return dataclasses.replace(recipe, stored_size=None if side == recipe.image_size else side)
+        image_size = stored_size
+    return dataclasses.replace(
+        recipe, image_size=image_size, stored_size=None if stored_size == image_size else stored_size
+    )
 
 
-def _weights(backbone, named, side):
-    """`(weights, tags)`: those of a backbone by name that can be had, read once for all that use them."""
+def _weights(backbone: str | None, named: str | None, side: int) -> tuple[str | None, dict[str, str]]:
+    """Choose the weights of a backbone by name that can be had, which are read once for all that use them.
+
+    Returns:
+        The weights' name and the tags of a run.
+    """
     if backbone not in BACKBONES or named == "random":
         return named, {}
     try:
@@ -220,15 +251,15 @@ def _weights(backbone, named, side):
     return "random", {"weights_stand_in_for": "imagenet"}
 
 
-def _precise(recipe):
-    """The recipe with the precisions that "auto" means on this machine, for this model."""
-    frozen = recipe.frozen_precision
+def _precise(recipe: Recipe) -> Recipe:
+    """Set the precisions that "auto" means on this machine, for this model."""
+    used = recipe.with_defaults()
+    precision, frozen, stored = runtime.resolve_precision(used.precision), used.frozen_precision, used.feature_dtype
     if frozen == "auto":
         slow = not runtime.gpu_count() and pretrained.has_depthwise_convolutions(recipe.backbone or recipe.model)
-        frozen = "float32" if slow and recipe.precision == "float32" else runtime.resolve_precision("auto")
+        frozen = "float32" if slow and used.precision == "float32" else runtime.resolve_precision("auto")
     elif frozen:
         frozen = runtime.resolve_precision(frozen)
-    precision, stored = runtime.resolve_precision(recipe.precision), recipe.feature_dtype
     if stored == "auto":
         stored = "float16" if (frozen or precision) == "mixed_bfloat16" else "float32"
     return dataclasses.replace(recipe, precision=precision, frozen_precision=frozen, feature_dtype=stored)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, first_line
-from cnnlab.recipe import Recipe, renamed_fields
+from cnnlab.recipe import ResolvedRecipe, renamed_fields
 from cnnlab.tracking import checkpoint_files, run_queries
 from cnnlab.tracking.provenance import environment_tags, file_tags
 from cnnlab.tracking.tag_names import TRAINING
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import keras
 
 
-def training_key(recipe: Recipe, dataset: ImageDataset) -> str:
+def training_key(recipe: ResolvedRecipe, dataset: ImageDataset) -> str:
     """Return a key of a training: one with an equal recipe, images and files can resume it."""
     whole = [recipe.key_text(), dataset.digest, file_tags(recipe)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def training_facts(recipe: Recipe, dataset: ImageDataset) -> dict[str, Any]:
+def training_facts(recipe: ResolvedRecipe, dataset: ImageDataset) -> dict[str, Any]:
     """Return what a checkpoint says of its training; recipe and data set as `fit_and_evaluate` is given them."""
     return {
         "training": training_key(recipe, dataset),
@@ -46,7 +46,11 @@ def checkpoint_for(run_id: str, about: dict[str, Any], stored: StoredCheckpoint 
 
 
 def interrupted_run(
-    recipe: Recipe, dataset: ImageDataset, experiment_id: str, parent_run_id: str | None = None, **tags: str | None
+    recipe: ResolvedRecipe,
+    dataset: ImageDataset,
+    experiment_id: str,
+    parent_run_id: str | None = None,
+    **tags: str | None,
 ) -> str | None:
     """Find the run that an interrupted training with an equal recipe on equal data left with a checkpoint.
 
@@ -92,7 +96,7 @@ def read_checkpoint(run_id: str) -> StoredCheckpoint:
     return checkpointing.read(file)
 
 
-def checkpoint_to_resume(run_id: str, recipe: Recipe, dataset: ImageDataset) -> StoredCheckpoint:
+def checkpoint_to_resume(run_id: str, recipe: ResolvedRecipe, dataset: ImageDataset) -> StoredCheckpoint:
     """Read the checkpoint of a run, for a training with this recipe on these images.
 
     Raises:
@@ -114,7 +118,7 @@ def checkpoint_to_resume(run_id: str, recipe: Recipe, dataset: ImageDataset) -> 
 def resumption_told(
     run_id: str,
     stored: StoredCheckpoint,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     callbacks: Sequence[keras.callbacks.Callback],
     tags: Mapping[str, Any],
 ) -> str:

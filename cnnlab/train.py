@@ -16,7 +16,7 @@ from cnnlab.errors import ArgumentError
 from cnnlab.evaluation import run_figures
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.models import custom_model
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import Recipe, ResolvedRecipe
 from cnnlab.resolve import Prepared, build_model, prepare
 from cnnlab.tracking import checkpoint_files, epoch_metrics, run_logging, run_queries
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
@@ -131,12 +131,12 @@ def fit_and_evaluate(
     _expect_parts(parts)
     with Session([recipe.model]) as session:
         recorder = session.recorder()
-        started = time.perf_counter()
+        started, recipe = time.perf_counter(), recipe.with_defaults()
         stored = resume.checkpoint_to_resume(resume_run_id, recipe, dataset) if resume_run_id else None
         about = resume.training_facts(recipe, dataset)
         recipe = _as_recorded(recipe, dataset, model)
         run = _run(model, dataset, recipe, run_name, {TRAINING: about["training"], **(tags or {})})
-        if stored and resume_run_id:
+        if stored:
             run["run_name"], started = stored.about["run_name"], started - stored.progress["seconds"]
             run["tags"]["resumed"] = resume.resumption_told(resume_run_id, stored, recipe, callbacks, run["tags"])
         place = {"parent_run_id": parent_run_id, "resumed_run_id": resume_run_id, "dataset": dataset}
@@ -159,7 +159,7 @@ def _expect_parts(parts: Sequence[str]) -> None:
         raise ArgumentError(f"Expected parts to be ('val',) or ('val', 'test'). Received: {parts!r}.")
 
 
-def _as_recorded(recipe: Recipe, dataset: ImageDataset, model: keras.Model) -> Recipe:
+def _as_recorded(recipe: ResolvedRecipe, dataset: ImageDataset, model: keras.Model) -> ResolvedRecipe:
     """Return the recipe with the data set's name, and with the learning rate that a custom model was compiled with."""
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
     if custom_model.is_custom(recipe.model) and recipe.learning_rate is None:
@@ -169,7 +169,7 @@ def _as_recorded(recipe: Recipe, dataset: ImageDataset, model: keras.Model) -> R
 
 
 def _run(
-    model: keras.Model, dataset: ImageDataset, recipe: Recipe, run_name: str | None, tags: Mapping[str, Any]
+    model: keras.Model, dataset: ImageDataset, recipe: ResolvedRecipe, run_name: str | None, tags: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the name, parameters, tags and description of a training's run, as arguments of `Recorder.start`."""
     circumstances = {"kind": "train", "threads": runtime.threads(), "devices": multi_device.device_count(model)}
@@ -184,7 +184,7 @@ def _run(
 def _result(
     model: keras.Model,
     dataset: ImageDataset,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     run_id: str,
     run_name: str,
     trained: TrainingResult,

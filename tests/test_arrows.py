@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # Each may import itself and what stands before it; what stands in one line is side by side.
 VERBS = ("train", "resume", "resolve", "compare", "reproduction", "classify", "serve", "export", "data_audit")
 VERBS += ("features", "doctor")
-GROUND = {"cnnlab.errors", "cnnlab.fields", "cnnlab.utils"}
+GROUND = {"cnnlab.errors", "cnnlab.recipe_checks", "cnnlab.utils"}
 VERBS = {f"cnnlab.{verb}" for verb in VERBS}
 FLOORS = [GROUND, {"cnnlab.data", "cnnlab.models"}, {"cnnlab.recipe"}, {"cnnlab.evaluation"}]
 FLOORS += [{"cnnlab.training", "cnnlab.tracking"}, {"cnnlab.serving"}, VERBS, {"cnnlab.tuning"}, {"cnnlab.cli"}]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -9,11 +10,11 @@ from click.testing import CliRunner
 from cnnlab import ArgumentError, Recipe
 from cnnlab.cli.main import cli
 from cnnlab.cli.recipe_options import option_name
-from cnnlab.recipe import OLD_NAMES, applies, first_names
+from cnnlab.recipe import OLD_NAMES, ResolvedRecipe, applies, first_names
 
 
 def test_defaults_are_the_seeds_protocol_and_the_factories_own():
-    cnn, vgg16 = Recipe(model="cnn"), Recipe(model="vgg16")
+    cnn, vgg16 = Recipe(model="cnn").with_defaults(), Recipe(model="vgg16").with_defaults()
     assert (cnn.epochs, cnn.batch_size, cnn.filters, cnn.kernel_size) == (5, 32, (32, 64, 128), 3)
     assert (cnn.learning_rate, vgg16.learning_rate) == (1e-3, 1e-4)
     assert (cnn.weights, vgg16.weights) == (None, None)  # "imagenet, or random where it cannot be had"
@@ -21,19 +22,57 @@ def test_defaults_are_the_seeds_protocol_and_the_factories_own():
 
 
 def test_params_hold_only_what_applies_to_the_model():
-    assert Recipe(model="cnn").params()["filters"] == "32,64,128"
-    assert "preprocessing" not in Recipe(model="cnn").params()
-    assert "filters" not in Recipe(model="vgg16").params()
+    cnn, vgg16 = Recipe(model="cnn").with_defaults(), Recipe(model="vgg16").with_defaults()
+    assert cnn.params()["filters"] == "32,64,128"
+    assert "preprocessing" not in cnn.params()
+    assert "filters" not in vgg16.params()
     assert not applies(next(f for f in dataclasses.fields(Recipe) if f.name == "weights"), "cnn")
 
 
 def test_json_round_trip():
     recipe = Recipe(model="cnn", filters=(4, 8), learning_rate=3e-4, limit=100, patience=2)
     assert Recipe.from_json(recipe.to_json()) == recipe
+    resolved = recipe.with_defaults()
+    assert ResolvedRecipe.from_json(resolved.to_json()) == resolved
+
+
+def test_a_recipe_holds_what_was_asked_for_alone():
+    recipe = Recipe(model="resnet9", epochs=3)
+    asked = {"model", "epochs"}
+    defaults = Recipe()
+    assert all(
+        getattr(recipe, f.name) == getattr(defaults, f.name) for f in dataclasses.fields(recipe) if f.name not in asked
+    )
+    assert recipe.batch_size is None
+    assert recipe.with_defaults().batch_size == 512
+
+
+# Recorded with the code of commit 2dac9c2, which kept what was asked for and the defaults in one object.
+RECORDED = json.loads((Path(__file__).parent / "fixtures" / "resolved_recipes.json").read_text())
+
+
+@pytest.mark.parametrize("number", range(0, len(RECORDED["cases"]), 50))
+def test_defaults_are_those_that_were_recorded(number):
+    for case in RECORDED["cases"][number : number + 50]:
+        received = resolved_or_error(case["options"], case.get("replaced", {}))
+        if "error" in case:
+            assert received == case["error"], case
+        else:
+            assert received == {**RECORDED["defaults"][received["model"]], **case["recipe"]}, case
+            assert json.loads(ResolvedRecipe.from_json(json.dumps(received)).to_json()) == received, case
+
+
+def resolved_or_error(options, replaced):
+    """The fields of the recipe that is used, or what its error says."""
+    try:
+        recipe = dataclasses.replace(Recipe(**options), **replaced)
+    except ArgumentError as error:
+        return str(error)
+    return json.loads(recipe.with_defaults().to_json())
 
 
 def test_a_resnet9_from_before_lookahead_loads_without_it():
-    new = Recipe(model="resnet9")
+    new = Recipe(model="resnet9").with_defaults()
     assert (new.lookahead, new.bias_lr_scale) == (0.77, 64)
     stored = json.loads(new.to_json())
     del stored["lookahead"], stored["bias_lr_scale"]
@@ -49,7 +88,7 @@ def test_a_stored_recipe_loads_by_the_old_names_of_fields():
     stored = first_names(json.loads(recipe.to_json()))
     assert {name: stored[old] for old, name in OLD_NAMES.items()} == values
     assert Recipe.from_json(json.dumps(stored)) == recipe
-    assert not set(OLD_NAMES) & set(recipe.params())
+    assert not set(OLD_NAMES) & set(recipe.with_defaults().params())
 
 
 def test_equal_trainings_of_an_earlier_version_are_found_by_their_key():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import cnnlab
+from cnnlab.recipe import ResolvedRecipe
 from cnnlab.training import trainer
 
 
@@ -75,7 +76,7 @@ def test_artifacts(trained, here):
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     figures = {"curves.png", "confusion_matrix.png", "class_scores.png", "mistakes.png", "gradcam.png"}
     assert names == figures | {"recipe.json", "model_summary.txt", "class_scores.csv", "predictions.npz", "data.txt"}
-    recipe = cnnlab.Recipe.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/recipe.json"))
+    recipe = ResolvedRecipe.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/recipe.json"))
     assert recipe == result.recipe
     lines = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/class_scores.csv").splitlines()
     assert lines[0] == "class,test_images,precision,recall,f1"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 from cnnlab.resolve import build_model
 from cnnlab.tracking import run_logging
 from cnnlab.tracking.session import Session
@@ -24,8 +24,8 @@ from cnnlab.utils.text import markdown
 from cnnlab.utils.worker_pool import Job, spread
 
 
-def train_finalists(search: Search, oracle: Any, place: Place, workers: Any) -> Recipe:
-    """Train the best trials' recipes afresh; return the `Recipe` with the best mean score.
+def train_finalists(search: Search, oracle: Any, place: Place, workers: Any) -> ResolvedRecipe:
+    """Train the best trials' recipes afresh; return the `ResolvedRecipe` with the best mean score.
 
     Raises:
         LabError: one of these trainings failed.
@@ -47,13 +47,13 @@ def train_finalists(search: Search, oracle: Any, place: Place, workers: Any) -> 
     return recipes[winner]
 
 
-def _best_recipes(search: Search, completed: list[Any]) -> dict[int, Recipe]:
+def _best_recipes(search: Search, completed: list[Any]) -> dict[int, ResolvedRecipe]:
     """Return the different recipes of the best trials, best first, by the trial's number."""
     best_first = sorted(completed, key=lambda trial: trial.score, reverse=OBJECTIVES[search.objective] == "max")
-    recipes: dict[int, Recipe] = {}
+    recipes: dict[int, ResolvedRecipe] = {}
     for trial in best_first:
         recipe = recipe_of(trial.hyperparameters.values, search.recipe)
-        recipe = dataclasses.replace(recipe, epochs=search.recipe.epochs)
+        recipe = dataclasses.replace(recipe, epochs=search.recipe.with_defaults().epochs)
         if recipe not in recipes.values():  # hyperband trains a recipe several times
             recipes[int(trial.trial_id)] = recipe
         if len(recipes) == search.finalists:
@@ -61,7 +61,7 @@ def _best_recipes(search: Search, completed: list[Any]) -> dict[int, Recipe]:
     return recipes
 
 
-def _mean_scores(search: Search, recipes: dict[int, Recipe], place: Place, workers: Any) -> dict[int, float]:
+def _mean_scores(search: Search, recipes: dict[int, ResolvedRecipe], place: Place, workers: Any) -> dict[int, float]:
     """Train each recipe with several seeds; return the mean scores by the trial's number."""
     scores: dict[str, float] = {}  # by number and seed, as "3.0"
     means: dict[int, float] = {}
@@ -70,15 +70,15 @@ def _mean_scores(search: Search, recipes: dict[int, Recipe], place: Place, worke
         label = ended.job.arguments[3]
         scores[label] = ended.result()
         number = int(label.partition(".")[0])
-        known = [scores[key] for i in range(search.final_seeds) if (key := f"{number}.{i}") in scores]
-        if len(known) == search.final_seeds:
-            means[number] = float(np.mean(known))
-            listed = ", ".join(f"{score:.4f}" for score in known)
+        of_it = [scores.get(f"{number}.{i}") for i in range(search.final_seeds)]
+        if None not in of_it:
+            means[number] = float(np.mean(of_it))
+            listed = ", ".join(f"{score:.4f}" for score in of_it)
             log.info(f"trial {number} afresh  {search.objective} {means[number]:.4f} (of {listed})")
     return means
 
 
-def _trainings(search: Search, recipes: dict[int, Recipe], place: Place) -> Iterator[Job]:
+def _trainings(search: Search, recipes: dict[int, ResolvedRecipe], place: Place) -> Iterator[Job]:
     for number, recipe in recipes.items():
         for i in range(search.final_seeds):
             name = f"trial {number} afresh, seed {i + 1}"
@@ -86,7 +86,7 @@ def _trainings(search: Search, recipes: dict[int, Recipe], place: Place) -> Iter
             yield Job(name, train_scored, (place.address(search), seeded, "final", f"{number}.{i}", name))
 
 
-def train_winner(address: Address, recipe: Recipe) -> tuple[str, float]:
+def train_winner(address: Address, recipe: ResolvedRecipe) -> tuple[str, float]:
     """Train the winning recipe once more, with the search's own seed, as an ordinary run with a test score.
 
     Returns:

@@ -112,6 +112,7 @@ def hyperparameters(space, base):
 
     The defaults are the base recipe's values, where the space has them.
     """
+    base = base.with_defaults()
     hp = keras_tuner.HyperParameters()
     lengths = {field: length for length, field in LENGTHS.items() if length in space}
     for field, length in lengths.items():
@@ -156,7 +157,9 @@ def make_oracle(search, folder):
         "max_consecutive_failed_trials": trials + 1,  # ours counts
     }
     if tuner == "hyperband":
-        oracle = _durable("Hyperband")(max_epochs=search.recipe.epochs, hyperband_iterations=None, **common)
+        oracle = _durable("Hyperband")(
+            max_epochs=search.recipe.with_defaults().epochs, hyperband_iterations=None, **common
+        )
         oracle.max_trials = trials
     elif tuner == "random":
         oracle = _durable("RandomSearch")(max_trials=trials, **common)

@@ -1,21 +1,25 @@
-"""What a search is asked to do. Light, for the command line."""
+"""The settings of a search: `Search`, which the command line makes without loading TensorFlow."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cnnlab.errors import ArgumentError
 from cnnlab.evaluation.score_names import SCORES
 from cnnlab.models import custom_model
 from cnnlab.recipe import Recipe
-from cnnlab.tuning.spaces import space_text
+from cnnlab.tuning.spaces import Space, space_text
 
-TUNERS = ("bayesian", "random", "hyperband")
-OBJECTIVES = {**{f"val_{score}": "max" for score in SCORES}, "val_loss": "min"}
+if TYPE_CHECKING:
+    from cnnlab.data.dataset import ImageDataset
+
+TUNERS: tuple[str, ...] = ("bayesian", "random", "hyperband")
+OBJECTIVES: dict[str, str] = {**{f"val_{score}": "max" for score in SCORES}, "val_loss": "min"}
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search is: two with equal settings and equal data are the same one, and a second start goes on.
+    """The settings of a search. Two with equal settings and equal data are the same one: a second start resumes it.
 
     Attributes:
         recipe: the `Recipe` that everything outside the space comes from.
@@ -28,26 +32,26 @@ class Search:
     """
 
     recipe: Recipe
-    space: dict
+    space: Space
     tuner: str = "bayesian"
     objective: str = "val_accuracy"
     finalists: int = 3
     final_seeds: int = 2
     trials: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.recipe.val_fraction:
             raise ArgumentError(
                 "Expected val_fraction above 0 in a search, which must not choose by the test set. "
                 "Received: val_fraction=0. Leave it out."
             )
 
-    def settings(self, dataset) -> dict:
-        """As flat texts, with the data: what must be equal for a search to go on."""
+    def settings(self, dataset: "ImageDataset") -> dict[str, str]:
+        """Write the settings and the data as flat texts, which must be equal for a search to be resumed."""
         space = {f"space.{name}": space_text(values) for name, values in self.space.items()}
         # The digest says which data it is, wherever the folder is.
         left_out = {*self.space, "dataset"}
-        recipe = {name: value for name, value in self.recipe.params().items() if name not in left_out}
+        recipe = {name: value for name, value in self.recipe.with_defaults().params().items() if name not in left_out}
         rest = {name: getattr(self, name) for name in ("tuner", "objective", "finalists", "final_seeds")}
         source = {}
         if custom_model.is_custom(self.recipe.model):
@@ -55,8 +59,8 @@ class Search:
         settings = {**recipe, **source, **rest, **space, "data": dataset.digest}
         return {name: str(value) for name, value in settings.items()}
 
-    def seed(self, *path) -> int:
-        """A seed derived from the search's and from what it is for."""
+    def seed(self, *path: int) -> int:
+        """Derive a seed from the search's own and from what it is for."""
         import numpy as np
 
         return int(np.random.SeedSequence([self.recipe.seed, *path]).generate_state(1)[0] % 2**31)

@@ -12,7 +12,7 @@ from typing import Any
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, ServerUnavailable
 from cnnlab.evaluation.score_names import TOP5_CLASSES
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 from cnnlab.resolve import build_model, prepare
 from cnnlab.resume import interrupted_run
 from cnnlab.tracking import checkpoint_files, run_logging, run_queries, server_unavailable
@@ -39,7 +39,7 @@ class Place:
         runs = run_queries.children_of(self.parent_run_id, self.experiment_id)
         return [run for run in runs if tags.items() <= run["tags"].items()]
 
-    def interrupted_run(self, recipe: Recipe, kind: str, label: str) -> str | None:
+    def interrupted_run(self, recipe: ResolvedRecipe, kind: str, label: str) -> str | None:
         """Find the run with a label that an earlier process left with a checkpoint; delete others that it left, so
         that none counts twice.
         """
@@ -50,7 +50,7 @@ class Place:
         return resumed
 
     @freed_models()
-    def scored_run(self, search: Search, recipe: Recipe, kind: str, label: str, run_name: str) -> float:
+    def scored_run(self, search: Search, recipe: ResolvedRecipe, kind: str, label: str, run_name: str) -> float:
         """Train a recipe without the test set as a child run; return its score.
 
         A finished run is not repeated, and one that was interrupted is resumed.
@@ -101,7 +101,7 @@ def data_loaded(place: Place) -> Iterator[None]:
         del _places[place.parent_run_id]
 
 
-def train_scored(address: Address, recipe: Recipe, kind: str, label: str, run_name: str) -> float:
+def train_scored(address: Address, recipe: ResolvedRecipe, kind: str, label: str, run_name: str) -> float:
     """Train a recipe as `Place.scored_run` does, on whatever worker this is.
 
     Where the server stops answering meanwhile, the training is repeated when it answers again: the recipe is not to
@@ -150,7 +150,7 @@ def load(search: Search, quiet: bool = False) -> tuple[Search, ImageDataset, dic
             f"Expected at least {TOP5_CLASSES} classes for the objective val_top5_accuracy. Received: "
             f"{len(dataset.class_names)}. Use another objective."
         )
-    recipe = dataclasses.replace(prepared.recipe, dataset=prepared.recipe.dataset or dataset.name)
+    recipe = dataclasses.replace(prepared.asked, dataset=prepared.asked.dataset or dataset.name)
     return dataclasses.replace(search, recipe=recipe), dataset, prepared.tags
 
 

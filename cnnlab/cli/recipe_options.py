@@ -3,24 +3,28 @@
 import dataclasses
 import inspect
 import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import click
 
 from cnnlab.errors import ArgumentError
-from cnnlab.fields import bounds_text
 from cnnlab.models.model_table import MODELS, find_model
 from cnnlab.recipe import OLD_NAMES, Recipe, applies
+from cnnlab.recipe_checks import bounds_text
 
-SHOWN = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
+SHOWN: tuple[str, ...] = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
 # Autologging has a param class_weight of its own.
-OPTION_NAMES = {"arguments": "--arg", "class_weights": "--class-weight"}
-METAVARS = {
+OPTION_NAMES: dict[str, str] = {"arguments": "--arg", "class_weights": "--class-weight"}
+METAVARS: dict[str, str] = {
     **{"dataset": "NAME_OR_FOLDER", "arguments": "NAME=VALUE", "backbone": "NAME_OR_FILE"},
     **{"augment": "NAME,...", "class_weights": "none|balanced|FILE", "fine_tune_from": "STAGE"},
 }
 
 
-def recipe_options(command, names=None, defaults=None):
+def recipe_options(
+    command: Callable, names: Collection[str] | None = None, defaults: Mapping[str, str] | None = None
+) -> Callable:
     """Add an option for every field of the recipe but the model, or for those of some names, with other defaults."""
     for f in reversed(dataclasses.fields(Recipe)):
         if f.name == "model" or (names and f.name not in names):
@@ -96,7 +100,7 @@ devices_option = _variable_option(
 )
 
 
-def cluster_options(command):
+def cluster_options(command: Callable) -> Callable:
     """Add `--on`, a Ray cluster, and what each job asks it for."""
 
     def expect(context, option, value):
@@ -125,15 +129,15 @@ def cluster_options(command):
     return command
 
 
-def expect_on(on, cpus, gpus) -> None:
+def expect_on(on: str | None, cpus: float | None, gpus: float | None) -> None:
     """Raise `ArgumentError` where something is asked of a cluster and there is none."""
     given = [name for name, value in (("--cpus", cpus), ("--gpus", gpus)) if value is not None]
     if given and on is None:
         raise ArgumentError(f"Expected {given[0]} with --on, a cluster. Received: no --on. Give it, or leave it out.")
 
 
-def recipes_of(models, options) -> list[Recipe]:
-    """A recipe for each model; options that were not given keep the recipe's defaults.
+def recipes_of(models: Sequence[str], options: Mapping[str, Any]) -> list[Recipe]:
+    """Make a recipe for each model; options that were not given keep the recipe's defaults.
 
     Raises:
         ArgumentError: an unknown model, an option that applies to none of them, a value out of bounds.
@@ -152,18 +156,21 @@ def recipes_of(models, options) -> list[Recipe]:
 
         is_folder(given["dataset"])  # a wrong name answers at once, not after TensorFlow has loaded
     fields = dataclasses.fields(Recipe)
-    return [
+    recipes = [
         Recipe(model=model, **{f.name: given[f.name] for f in fields if f.name in given and applies(f, model)})
         for model in models
     ]
+    for recipe in recipes:
+        recipe.with_defaults()  # a wrong argument of a function in a file is found before the job starts
+    return recipes
 
 
-def option_name(field_name) -> str:
-    """The option of a field of the recipe."""
+def option_name(field_name: str) -> str:
+    """Name the option of a field of the recipe."""
     return OPTION_NAMES.get(field_name, "--" + field_name.replace("_", "-"))
 
 
-def _option_type(f):
+def _option_type(f: dataclasses.Field) -> click.ParamType:
     if f.metadata["choices"]:
         return click.STRING  # checked by the recipe, which names the nearest valid choice
     if f.name == "filters":
@@ -171,7 +178,7 @@ def _option_type(f):
     return {int: click.INT, float: click.FLOAT, bool: click.BOOL}.get(_scalar(f.type), click.STRING)
 
 
-def _scalar(annotation):
+def _scalar(annotation: object) -> type:
     for kind in (int, float, bool):
         if annotation in (kind, kind | None):
             return kind
@@ -188,13 +195,13 @@ class _Integers(click.ParamType):
             self.fail(f"Expected integers separated by commas, such as 32,64,128. Received: '{value}'.", param, ctx)
 
 
-def _default_text(recipe_field) -> str:
-    """A field's default in words, for `--help`: its own, or those of the models that take it."""
-    if unsaid := recipe_field.metadata["unsaid"]:
-        return unsaid
+def _default_text(recipe_field: dataclasses.Field) -> str:
+    """Put a field's default into words, for `--help`: its own, or those of the models that take it."""
+    if text := recipe_field.metadata["default_text"]:
+        return text
     if recipe_field.default not in (None, ()):
         return str(recipe_field.default)
-    texts = {}  # default to the models that have it
+    texts: dict[str, list[str]] = {}  # default to the models that have it
     for name in SHOWN:
         default = MODELS[name].recipe_defaults.get(recipe_field.name)
         if default not in (None, inspect.Parameter.empty):
@@ -205,13 +212,13 @@ def _default_text(recipe_field) -> str:
     return "; ".join(f"{text} for {_listed(models)}" for text, models in texts.items())
 
 
-def _listed(names):
+def _listed(names: Iterable[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _models_text(recipe_field) -> str:
-    """The models that a field says something about, in words; empty where it is all of them."""
+def _models_text(recipe_field: dataclasses.Field) -> str:
+    """List the models that a field says something about, in words; nothing where it is all of them."""
     taking = [name for name in SHOWN if applies(recipe_field, name)]
     if recipe_field.name == "arguments":
         return "FILE.py:FUNCTION"
@@ -220,6 +227,6 @@ def _models_text(recipe_field) -> str:
     return _listed({"vgg16": "backbones"}.get(name, name) for name in taking if name != "transfer" or len(taking) == 1)
 
 
-def _for_whom(recipe_field):
+def _for_whom(recipe_field: dataclasses.Field) -> str:
     models = _models_text(recipe_field)
     return f"which is for {models}" if models else "which the function has no argument for"

@@ -1,13 +1,9 @@
-"""The commands that train: train, compare, tune; and features, which prepares a training."""
-
-from __future__ import annotations
+"""The commands that train: one model, several, a search."""
 
 import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import click
 
@@ -36,8 +32,8 @@ FEATURE_OPTIONS = (
 
 
 @contextlib.contextmanager
-def helped(on: str | None, cpus: float | None, gpus: float | None) -> Iterator[None]:
-    """Let a cluster, if one is named, make the pass through frozen layers inside the block."""
+def helped(on, cpus, gpus):
+    """Around a job whose pass through frozen layers a cluster makes, where there is one."""
     expect_on(on, cpus, gpus)
     if on is None:
         yield
@@ -54,8 +50,7 @@ restart_option = click.option(
 )
 
 
-def _given(options: dict[str, Any]) -> list[str]:
-    """Return the spellings of the options that were given."""
+def _given(options):
     return [option_name(name) for name, value in options.items() if value not in (None, ())]
 
 
@@ -69,15 +64,7 @@ def _given(options: dict[str, Any]) -> list[str]:
 @experiment_option
 @recheck_option
 @recipe_options
-def train(
-    model: str | None,
-    resume: str | None,
-    restart: bool,
-    on: str | None,
-    cpus: float | None,
-    gpus: float | None,
-    **options: Any,
-) -> None:
+def train(model, resume, restart, on, cpus, gpus, **options):
     """Train MODEL as one tracked run.
 
     The same command again goes on with a run that was interrupted, from its last checkpoint.
@@ -94,12 +81,12 @@ def train(
             )
     elif not model:
         raise click.UsageError("Missing argument 'MODEL'.")
-    recipes = [] if resume else recipes_of([model], options)
+    recipe = None if resume else recipes_of([model], options)[0]
     with job(), helped(on, cpus, gpus):
         from cnnlab.cli.tables import print_next_step, print_results
         from cnnlab.train import resume_run, train_model
 
-        result = resume_run(resume) if resume else train_model(recipes[0], restart)
+        result = resume_run(resume) if resume else train_model(recipe, restart)
         print_results([result], [result.recipe.label], f"on {result.dataset_name}")
         print_next_step(result.run_id)
 
@@ -113,7 +100,7 @@ def train(
 @experiment_option
 @recheck_option
 @recipe_options
-def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options: Any) -> None:
+def compare(models, seeds, restart, **options):
     """Train models (by default cnn and vgg16) side by side, or compare runs of the store by their ids.
 
     The same command again goes on with a comparison that was interrupted: what it has trained stays.
@@ -175,21 +162,8 @@ def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options
 @recheck_option
 @recipe_options
 def tune(
-    model: str,
-    tuner: str,
-    trials: int,
-    objective: str,
-    space: tuple[str, ...],
-    finalists: int,
-    final_seeds: int,
-    workers: int | None,
-    on: str | None,
-    cpus: float | None,
-    gpus: float | None,
-    name: str | None,
-    restart: bool,
-    **options: Any,
-) -> None:
+    model, tuner, trials, objective, space, finalists, final_seeds, workers, on, cpus, gpus, name, restart, **options
+):
     """Search the hyperparameters of MODEL, which is as in 'cnnlab train'.
 
     Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
@@ -228,9 +202,7 @@ def tune(
 @cluster_options
 @recheck_option
 @functools.partial(recipe_options, names=FEATURE_OPTIONS)
-def features(
-    model: str, for_search: bool, on: str | None, cpus: float | None, gpus: float | None, **options: Any
-) -> None:
+def features(model, for_search, on, cpus, gpus, **options):
     """Store the features that MODEL's frozen layers give for the pictures of DATASET.
 
     A training with the same options then starts at once; 'cnnlab cache' shows what is stored. With --on, the pass is

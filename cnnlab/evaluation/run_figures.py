@@ -5,7 +5,7 @@ They are made here and logged elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,11 @@ import keras
 import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
-from cnnlab.data.duplicates import DuplicatePair
-from cnnlab.data.pictures import Pictures
 from cnnlab.evaluation import plots
 from cnnlab.evaluation.gradcam import looked_at
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, describe, save_predictions
 from cnnlab.models.augmentation import augment_examples, parse_augment
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 from cnnlab.utils.text import markdown
 
 
@@ -36,7 +34,7 @@ class RunFiles:
 def run_files(
     model: keras.Model,
     dataset: ImageDataset,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     history: Mapping[str, list[float]],
     stage_borders: tuple[int, ...],
     predictions: Mapping[str, Predictions],
@@ -63,14 +61,14 @@ def run_files(
         return RunFiles(figures, texts, {})
     test, images = predictions["test"], dataset.test.images
     test_figures, test_texts = describe(recipe.label, dataset.class_names, images, test)
-    if dataset.pictures and dataset.summary and dataset.summary.duplicates:
-        figures["duplicates.png"] = _duplicates(dataset.pictures, dataset.summary.duplicates, dataset.class_names)
+    if dataset.summary and dataset.summary.duplicates:
+        figures["duplicates.png"] = _duplicates(dataset)
     figures |= {**test_figures, **looked_at(model, dataset.class_names, images, test)}
     files = {PREDICTIONS_FILE: lambda path: save_predictions(path, dataset.class_names, **predictions)}
     return RunFiles(figures, {**texts, **test_texts}, files)
 
 
-def description(recipe: Recipe, dataset: ImageDataset) -> str:
+def description(recipe: ResolvedRecipe, dataset: ImageDataset) -> str:
     """Describe a training in Markdown: the model, the data and what each split is for."""
     validation = "the test set itself" if dataset.val_is_test else f"{len(dataset.val):,} held-out images"
     text = (
@@ -84,7 +82,7 @@ def description(recipe: Recipe, dataset: ImageDataset) -> str:
     return text
 
 
-def _augmented(recipe: Recipe, dataset: ImageDataset, count: int = 6, rows: int = 3) -> plots.Figure:
+def _augmented(recipe: ResolvedRecipe, dataset: ImageDataset, count: int = 6, rows: int = 3) -> plots.Figure:
     """Draw a few training images as they are, and below them as the training sees them."""
     some = np.linspace(0, len(dataset.train) - 1, count).astype(int)  # of several classes, in whatever order they are
     images, labels, names = dataset.train.images[some], dataset.train.labels[some], dataset.class_names
@@ -93,19 +91,17 @@ def _augmented(recipe: Recipe, dataset: ImageDataset, count: int = 6, rows: int 
     for row in range(rows):
         augmented, shares = augment_examples(images, one_hot, recipe.augment, recipe.seed + row)
         drawn.append(augmented)
-        for share in np.asarray(shares):
+        for share in shares:
             mixed = sorted(np.flatnonzero(share > 0.005), key=lambda label: -share[label])
             mixed_text = "\n".join(f"{share[label]:.0%} {names[label]}" for label in mixed)
             captions.append(mixed_text if len(mixed) > 1 else "")
     return plots.image_grid(np.concatenate(drawn), captions, f"Training images, and augmented by {recipe.augment}")
 
 
-def _duplicates(
-    pictures: Pictures, pairs: Sequence[DuplicatePair], class_names: tuple[str, ...], count: int = 12
-) -> plots.Figure:
+def _duplicates(dataset: ImageDataset, count: int = 12) -> plots.Figure:
     """Draw the first pairs of equal pictures, side by side."""
-    positions = [i for pair in pairs[:count] for i in (pair.first, pair.second)]
-    captions = [f"{pictures.splits[i]}\n{class_names[pictures.labels[i]]}" for i in positions]
+    pictures, positions = dataset.pictures, [i for p in dataset.summary.duplicates[:count] for i in (p.first, p.second)]
+    captions = [f"{pictures.splits[i]}\n{dataset.class_names[pictures.labels[i]]}" for i in positions]
     return plots.image_grid(pictures.images(np.array(positions))[:], captions, "Pictures that are there twice")
 
 

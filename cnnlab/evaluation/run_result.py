@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cnnlab.evaluation.predictions import Predictions
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunResult:
 
     recorded_id: str
     name: str
-    recipe: Recipe
+    recipe: ResolvedRecipe
     dataset_name: str
     class_names: tuple[str, ...]
     history: dict[str, list[float]]
@@ -58,11 +58,9 @@ class RunResult:
     @property
     def test_accuracy(self) -> float:
         """Accuracy of the finished model on the test images, 0..1."""
-        assert self.test, "the run was not tested"
         return self.test.accuracy
 
     @property
     def test_loss(self) -> float:
         """Cross-entropy of the finished model on the test images."""
-        assert self.test, "the run was not tested"
         return self.test.loss

@@ -1,10 +1,15 @@
-"""Every model by name: a row of the table, or a function of the user's own in a file."""
+"""The table of models: how each is built and checked, the defaults that it gives the recipe, and what a search varies.
+
+A custom model, a function of the user's in a file, gets a row of its own. A default of the recipe is looked up in the
+model's row, else in `COMMON`; `dependent_defaults` holds those that depend on other fields of the recipe.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from cnnlab.errors import expect_one_of
 from cnnlab.models import custom_model
@@ -22,72 +27,82 @@ class Range:
     high: float
     log: bool = False
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.low:g}:{self.high:g}{' (log)' if self.log else ''}"
 
 
 @dataclass(frozen=True)
 class Model:
-    """What there is to know of a model before it is built.
+    """A row of the table: what is known of a model before it is built.
 
     Attributes:
         factory: `(input_shape, num_classes, **arguments) -> keras.Model` from raw `(N, H, W, 3) uint8` images to
             `(N, num_classes) float32` probabilities.
-        defaults: of fields of the recipe that are not the factory's, or that it has other defaults for.
+        defaults: field of the recipe to default, for fields that are no arguments of the factory, or have another
+            default there.
         check: `(side, **arguments)`, raises `ArgumentError` where the model cannot be built for images of that size.
-        space: what a search varies, hyperparameter to a tuple of choices or a `Range`.
-        of_optimizers: optimizer to what `defaults` would be with that one.
+        space: what a search varies: hyperparameter to a tuple of choices or a `Range`.
+        of_optimizers: optimizer to field to default, with an optimizer that is not the one in `defaults`.
         prepare: `(model, images)`, called once with the model that was built and the training images.
-        own: whether it is a function of the user's, whose further arguments are given as `arguments`.
+        is_custom: whether it is a function of the user's, whose further arguments are given as `arguments`.
     """
 
-    factory: Callable
-    check: Callable = lambda side, **arguments: None
-    defaults: Mapping = field(default_factory=dict)
-    space: Mapping = field(default_factory=dict)
-    of_optimizers: Mapping = field(default_factory=dict)
-    prepare: Callable | None = None
-    own: bool = False
+    factory: Callable[..., Any]
+    check: Callable[..., None] = lambda side, **arguments: None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Any] = field(default_factory=dict)
+    of_optimizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prepare: Callable[..., None] | None = None
+    is_custom: bool = False
 
     @property
-    def arguments(self) -> dict:
-        """The factory's keyword arguments with their defaults (or `inspect.Parameter.empty`), without bound ones."""
+    def arguments(self) -> dict[str, Any]:
+        """List the factory's keyword arguments with their defaults (or `inspect.Parameter.empty`), but bound ones."""
         bound = getattr(self.factory, "keywords", {})
         parameters = [p for p in inspect.signature(self.factory).parameters.values() if p.name not in bound]
-        if self.own:
+        if self.is_custom:
             parameters = parameters[2:]  # of whatever kind, after the shape and the number of classes
-        kinds = (inspect.Parameter.KEYWORD_ONLY, *((inspect.Parameter.POSITIONAL_OR_KEYWORD,) if self.own else ()))
+        kinds = (
+            inspect.Parameter.KEYWORD_ONLY,
+            *((inspect.Parameter.POSITIONAL_OR_KEYWORD,) if self.is_custom else ()),
+        )
         return {p.name: p.default for p in parameters if p.kind in kinds}
 
     @property
-    def recipe_defaults(self) -> dict:
-        """The recipe's fields that say something about this model, with their defaults."""
+    def recipe_defaults(self) -> dict[str, Any]:
+        """List the recipe's fields that say something about this model, with their defaults."""
         return {**COMMON, **self.arguments, **self.defaults}
 
 
-# Of every model, where its row has no others.
-COMMON = {"epochs": 5, "batch_size": 32, "augment": "none", "precision": "float32", "class_weights": "none"}
-# Of models that we compile.
-TRAINING = {
+# Defaults of every model, where its row has no others.
+COMMON: dict[str, Any] = {
+    "epochs": 5,
+    "batch_size": 32,
+    "augment": "none",
+    "precision": "float32",
+    "class_weights": "none",
+}
+# Defaults of every model that we compile: fields of the optimizer and the loss.
+TRAINING: dict[str, Any] = {
     **{"optimizer": "adam", "learning_rate": 1e-3, "momentum": None, "weight_decay": 0.0},
     **{"schedule": "constant", "warmup": None, "label_smoothing": 0.0, "ema": 0.0, "lookahead": 0.0, "clip_norm": None},
     "bias_lr_scale": 1.0,
 }
-# Of an optimizer that is not the model's own, where the model's row has no others; decay and momentum are Keras's.
-OF_OPTIMIZERS = {
+# Defaults with an optimizer that is not the model's own, where its row has no others; decay and momentum are Keras's.
+OF_OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"weight_decay": 0.004},
     "sgd": {"momentum": 0.9},
     "muon": {"weight_decay": 0.004, "momentum": 0.95},
 }
 # Found on 17 flowers at 224 pixels and CIFAR-10 at 96, 979 and 45,000 images, with an EfficientNet-Lite0 of ImageNet.
-HEAD = {**TRAINING, "learning_rate": 2e-3, "schedule": "cosine", "dense_units": 256, "dropout": 0.2}
-FROZEN = {
+HEAD: dict[str, Any] = {**TRAINING, "learning_rate": 2e-3, "schedule": "cosine", "dense_units": 256, "dropout": 0.2}
+FROZEN: dict[str, Any] = {
     **{"frozen_precision": "auto", "feature_dtype": "auto"},
     **{"fine_tune": 0, "fine_tune_from": None, "fine_tune_learning_rate": None, "layer_decay": None},
 }
-HEAD_OPTIMIZERS = {"sgd": {"learning_rate": 2e-2}}
-RATES = {"learning_rate": Range(1e-4, 1e-2, log=True)}
-HEAD_SPACE = {
+HEAD_OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {"learning_rate": 2e-2}}
+RATES: dict[str, Any] = {"learning_rate": Range(1e-4, 1e-2, log=True)}
+HEAD_SPACE: dict[str, Any] = {
     **RATES,
     "dense_units": (0, 128, 256, 512),
     "dropout": Range(0.0, 0.7),
@@ -176,8 +191,36 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 )
 
 
-def find_model(name) -> Model:
-    """The row of a model, or one for a function in a file, given as `my_models.py:build_net`.
+def dependent_defaults(model: Model, values: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Look up the defaults that depend on other fields of the recipe.
+
+    Args:
+        model: the row of the recipe's model.
+        values: field to value, with the model's defaults in what was left open.
+        asked: the fields that were asked for.
+
+    Returns:
+        Field to default, for fields that may have been asked for too; `None` is a field without a value.
+    """
+    optimizer, is_models_own = values.get("optimizer"), values.get("optimizer") == model.defaults.get("optimizer")
+    # The model's own values of these do not go with what was asked for.
+    unfit = () if is_models_own else ("momentum", "bias_lr_scale")
+    unfit += ("warmup",) if values.get("schedule") == "plateau" else ()
+    unfit += ("lookahead",) if values.get("ema") else ()
+    unfit += ("bias_lr_scale",) if values.get("layer_decay") not in (None, 1) else ()
+    defaults = {name: TRAINING[name] for name in unfit if name in values}
+    if optimizer and not is_models_own:
+        defaults |= {**OF_OPTIMIZERS.get(optimizer, {}), **model.of_optimizers.get(optimizer, {})}
+    if values.get("schedule") == "one-cycle":
+        defaults["warmup"] = model.defaults.get("warmup") or 0.3
+    if values.get("fine_tune"):
+        rate = {**values, **defaults, **asked}.get("learning_rate")
+        defaults |= {"fine_tune_from": "top", "fine_tune_learning_rate": rate and rate / 10}
+    return defaults
+
+
+def find_model(name: str) -> Model:
+    """Look up the row of a model, or make one for a function in a file, given as `my_models.py:build_net`.
 
     Raises:
         ArgumentError: no model has that name, or the file has no such function.
@@ -190,7 +233,7 @@ def find_model(name) -> Model:
             defaults=defaults,
             space=RATES,
             of_optimizers={"sgd": {"learning_rate": 1e-2}},
-            own=True,
+            is_custom=True,
         )
     if name not in MODELS:
         usual = ("cnn", "resnet9", "vgg16", "transfer")

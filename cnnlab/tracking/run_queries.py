@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from cnnlab.evaluation.run_result import RunResult
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 from cnnlab.tracking.pagination import OURS, all_experiments, paginate
 from cnnlab.tracking.session import folder_of_waiting_run
 from cnnlab.tracking.store_location import local_database
@@ -191,9 +191,9 @@ def read_predictions(run: Run) -> tuple[tuple[str, ...], dict[str, Predictions]]
     return _artifact(run, PREDICTIONS_FILE, load_predictions)
 
 
-def read_recipe(run: Run) -> Recipe:
+def read_recipe(run: Run) -> ResolvedRecipe:
     """Read the recipe that a run logged."""
-    return Recipe.from_json(read_text(run, "recipe.json"))
+    return ResolvedRecipe.from_json(read_text(run, "recipe.json"))
 
 
 def read_text(run: Run, name: str) -> str:

@@ -20,7 +20,7 @@ from cnnlab.models.cnn import cnn
 from cnnlab.models.layers import image_input
 from cnnlab.models.model_table import TRAINING, find_model
 from cnnlab.models.transfer import transfer
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import Recipe, ResolvedRecipe
 from cnnlab.training import multi_device, runtime
 from cnnlab.training.optimizers import compile_for, compile_model
 from cnnlab.utils.log import log
@@ -39,6 +39,7 @@ def build_model(recipe: Recipe, dataset: ImageDataset) -> keras.Model:
         LabError: its weights cannot be had, or a custom model function fails.
     """
     runtime.expect_keras_settings()
+    recipe = recipe.with_defaults()
     row = find_model(recipe.model)
     precision, frozen = runtime.resolve_precision(recipe.precision), recipe.frozen_precision
     arguments = recipe.factory_arguments()
@@ -46,7 +47,7 @@ def build_model(recipe: Recipe, dataset: ImageDataset) -> keras.Model:
         arguments["frozen_precision"] = runtime.resolve_precision(frozen or precision)
     keras.utils.set_random_seed(recipe.seed)
     with runtime.dtype_policy(precision), multi_device.scope_for(recipe.batch_size):
-        if not row.own:
+        if not row.is_custom:
             model = row.factory(dataset.image_shape, len(dataset.class_names), **arguments)
         else:
             model = _build_custom_model(row.factory, recipe, dataset, arguments)
@@ -61,12 +62,12 @@ def build_model(recipe: Recipe, dataset: ImageDataset) -> keras.Model:
     return model
 
 
-def _expect_nothing_to_compile(recipe: Recipe, model: keras.Model, arguments: Mapping[str, Any]) -> None:
+def _expect_nothing_to_compile(recipe: ResolvedRecipe, model: keras.Model, arguments: Mapping[str, Any]) -> None:
     """Raise `ArgumentError` where a recipe sets what a custom model function has already compiled its model with."""
     rate = float(model.optimizer.learning_rate)
     same_rate = recipe.learning_rate is not None and math.isclose(recipe.learning_rate, rate, rel_tol=1e-6)
     for name in TRAINING:
-        if recipe.said(name) and name not in arguments and not (name == "learning_rate" and same_rate):
+        if getattr(recipe, name) is not None and name not in arguments and not (name == "learning_rate" and same_rate):
             raise ArgumentError(
                 f"Expected no {name} with a model that its function compiles. Received: {getattr(recipe, name)}. "
                 f"Leave it out, give the function an argument '{name}', or return the model without compiling it."
@@ -131,7 +132,7 @@ def build_vgg16(
 
 
 def _build_custom_model(
-    factory: Callable[..., Any], recipe: Recipe, dataset: ImageDataset, arguments: Mapping[str, Any]
+    factory: Callable[..., Any], recipe: ResolvedRecipe, dataset: ImageDataset, arguments: Mapping[str, Any]
 ) -> keras.Model:
     """Call a custom model function, check the model that it returns, and add the recipe's augmentation."""
     function = custom_model.function_name(recipe.model)

@@ -18,7 +18,7 @@ from cnnlab.data.class_weights import class_weights
 from cnnlab.data.dataset import ImageDataset, Split
 from cnnlab.evaluation.predictions import Predictions
 from cnnlab.models.augmentation import crop_side, has_alternating_flip, mixing_layers
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 from cnnlab.training import multi_device, runtime
 from cnnlab.training.callbacks import LearningRate, Lookahead
 from cnnlab.training.checkpointing import Checkpoint, CheckpointCallback, Progress
@@ -38,7 +38,7 @@ Callbacks = Sequence[keras.callbacks.Callback]
 def fit(
     part: TrainedPart,
     dataset: ImageDataset,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     stage: Stage,
     progress: Progress,
     checkpoint: Checkpoint | None,
@@ -87,7 +87,7 @@ def fit(
 
 
 def _callbacks(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     stage: Stage,
     num_images: int,
     further: Callbacks,
@@ -112,7 +112,7 @@ def _callbacks(
 
 
 def _fit_data(
-    part: TrainedPart, dataset: ImageDataset, recipe: Recipe, stage: Stage, epoch: int
+    part: TrainedPart, dataset: ImageDataset, recipe: ResolvedRecipe, stage: Stage, epoch: int
 ) -> tuple[keras.utils.PyDataset, dict[str, Any]]:
     """Return the training batches, from an epoch on, and the arguments of `fit` for the validation data."""
     devices = multi_device.device_count(part.model)

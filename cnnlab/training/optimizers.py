@@ -10,7 +10,7 @@ import keras
 
 from cnnlab.models.augmentation import mixing_strengths
 from cnnlab.models.model_table import TRAINING
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 
 ONE_CYCLE_START = 25  # how many times lower one-cycle starts, as in fastai and PyTorch
 LOOKAHEAD_STEPS = 5  # as in the paper and airbench
@@ -24,7 +24,7 @@ LearningRateOrSchedule = Any  # Keras takes a float or a LearningRateSchedule, t
 
 def compile_for(
     model: keras.Model,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     num_images: int,
     epochs: int,
     learning_rate: float | None = None,

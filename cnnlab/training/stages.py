@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.models.transfer import fine_tuned_layers
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 from cnnlab.training.optimizers import compile_for
 
 
@@ -56,7 +56,7 @@ class StageResult:
     kept: bool = True
 
 
-def plan_stages(recipe: Recipe) -> list[Stage]:
+def plan_stages(recipe: ResolvedRecipe) -> list[Stage]:
     """Return one stage for an ordinary training, two where it starts with crops or fine-tunes a backbone."""
     epochs, rate = recipe.epochs, recipe.learning_rate
     if recipe.progressive_resizing:
@@ -88,7 +88,7 @@ def clone_for_crops(model: keras.Model) -> keras.Model:
     return keras.models.clone_model(model, input_tensors=images, clone_function=reuse)
 
 
-def begin_fine_tuning(model: keras.Model, stage: Stage, recipe: Recipe, num_images: int) -> None:
+def begin_fine_tuning(model: keras.Model, stage: Stage, recipe: ResolvedRecipe, num_images: int) -> None:
     """Unfreeze the layers of the backbone that a stage trains, and compile the model for that stage.
 
     BatchNormalization keeps its stored statistics and stays frozen, as Keras's guide to fine-tuning advises

@@ -14,7 +14,7 @@ import keras
 
 from cnnlab.models.augmentation import has_alternating_flip, mixing_strengths
 from cnnlab.models.layers import member_networks, stack_outputs
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import ResolvedRecipe
 from cnnlab.training import multi_device
 from cnnlab.training.frozen_layers import Rows, compute_features, separate_frozen_layers
 from cnnlab.training.optimizers import compile_like
@@ -40,7 +40,9 @@ class TrainedPart:
     members: int = 1
 
 
-def select_trained_part(model: keras.Model, images: Mapping[str, Rows], recipe: Recipe, stage: Stage) -> TrainedPart:
+def select_trained_part(
+    model: keras.Model, images: Mapping[str, Rows], recipe: ResolvedRecipe, stage: Stage
+) -> TrainedPart:
     """Choose the part of a model that a stage trains.
 
     Args:
@@ -68,7 +70,7 @@ def select_trained_part(model: keras.Model, images: Mapping[str, Rows], recipe: 
 
 
 def features_by_split(
-    model: keras.Model, images: Mapping[str, Rows], recipe: Recipe
+    model: keras.Model, images: Mapping[str, Rows], recipe: ResolvedRecipe
 ) -> tuple[keras.Model, dict[str, Rows]] | None:
     """Compute, or read from the cache, the features that a model's frozen layers give for its images.
 

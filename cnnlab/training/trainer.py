@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import LabError
 from cnnlab.evaluation.predictions import Predictions
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import Recipe, ResolvedRecipe
 from cnnlab.training import fitting, multi_device, runtime
 from cnnlab.training.checkpointing import Checkpoint, Progress
 from cnnlab.training.fitting import Callbacks
@@ -76,6 +76,7 @@ def train(
     Raises:
         LabError: the loss is not a finite number.
     """
+    recipe = recipe.with_defaults()
     if recipe.deterministic:
         runtime.enable_determinism()
     progress = Progress.of(checkpoint.stored if checkpoint else None)
@@ -103,7 +104,7 @@ def train(
 
 
 def _begin_stage(
-    model: keras.Model, images: dict[str, Rows], recipe: Recipe, stage: Stage, progress: Progress
+    model: keras.Model, images: dict[str, Rows], recipe: ResolvedRecipe, stage: Stage, progress: Progress
 ) -> TrainedPart:
     """Unfreeze what a stage fine-tunes, and choose the part of the model that it trains."""
     if stage.fine_tune_from:

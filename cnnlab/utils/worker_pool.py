@@ -14,7 +14,6 @@ import pickle
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from cnnlab.errors import LabError
 from cnnlab.utils.log import log
@@ -43,7 +42,7 @@ class Ended:
     lost: str | None = None
     cause: Exception | None = None
 
-    def result(self) -> Any:
+    def result(self):
         """The value.
 
         Raises:

@@ -23,7 +23,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 def build_in_float64():
     """Return a recipe, data whose last batch has fewer images than four devices, and a network in float64."""
-    recipe = cnnlab.Recipe(epochs=2, class_weights="balanced")
+    recipe = cnnlab.Recipe(epochs=2, class_weights="balanced").with_defaults()
     dataset = cnnlab.load_dataset("digits", limit=146)  # 131 to train on: four batches of 32 and one of 3
     keras.utils.set_random_seed(0)
     with multi_device.scope_for(recipe.batch_size), runtime.dtype_policy("float64"):

@@ -88,11 +88,12 @@ def recipe(workplace):
 
 def test_its_arguments_are_params_and_options(recipe):
     assert recipe.label == "build_net"
-    assert recipe.dropout == 0.1  # an option of ours by name and type
-    assert recipe.params()["width"] == "3"
-    assert "filters" not in recipe.params()
+    used = recipe.with_defaults()
+    assert used.dropout == 0.1  # an option of ours by name and type
+    assert used.params()["width"] == "3"
+    assert "filters" not in used.params()
     other = dataclasses.replace(recipe, dropout=0.5, arguments=("wide=true",))
-    assert other.factory_arguments() == {"dropout": 0.5, "wide": True}
+    assert other.with_defaults().factory_arguments() == {"dropout": 0.5, "wide": True}
     assert cnnlab.Recipe.from_json(other.to_json()) == other
 
 

@@ -139,8 +139,8 @@ def test_small_pictures_stay_small_and_are_enlarged_inside(store, digits):
     # In and outside a graph alike; Keras's layer is not, for uint8.
     images = dataset.test.images[:4]
     assert model.predict(images, verbose=0) == pytest.approx(np.asarray(model(images)), abs=1e-3)
-    [unsaid] = prepare([cnnlab.Recipe(model="mobilenetv2", weights="random", dataset="digits")])[1]
-    assert unsaid.recipe.image_size == 32  # 3 times 8 pixels, but at least what the network takes
+    [open_size] = prepare([cnnlab.Recipe(model="mobilenetv2", weights="random", dataset="digits")])[1]
+    assert open_size.recipe.image_size == 32  # 3 times 8 pixels, but at least what the network takes
 
 
 def test_a_comparison_has_one_picture_size(picture_folder):
@@ -256,9 +256,11 @@ def test_a_changed_model_has_its_own_defaults():
     cnn = cnnlab.Recipe(dataset="digits", epochs=3)
     vgg16 = dataclasses.replace(cnn, model="vgg16")
     assert vgg16 == cnnlab.Recipe(model="vgg16", dataset="digits", epochs=3)
-    assert (vgg16.learning_rate, vgg16.dense_units, vgg16.pooling) == (1e-4, 256, "flatten")
-    assert dataclasses.replace(vgg16, model="mobilenetv2").pooling == "average"
+    used = vgg16.with_defaults()
+    assert (used.learning_rate, used.dense_units, used.pooling) == (1e-4, 256, "flatten")
+    assert dataclasses.replace(vgg16, model="mobilenetv2").with_defaults().pooling == "average"
     # What was given stays, also where it is another model's default.
     assert dataclasses.replace(cnn, model="vgg16", dense_units=128).dense_units == 128
     assert dataclasses.replace(dataclasses.replace(cnn, learning_rate=0.01), model="vgg16").learning_rate == 0.01
-    assert cnnlab.Recipe(model="vgg16", learning_rate=cnn.learning_rate).learning_rate == cnn.learning_rate == 1e-3
+    rate = cnn.with_defaults().learning_rate
+    assert cnnlab.Recipe(model="vgg16", learning_rate=rate).with_defaults().learning_rate == rate == 1e-3

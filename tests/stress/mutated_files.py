@@ -284,10 +284,10 @@ def recipes():
 
 
 def open_recipe(folder):
-    import cnnlab
+    from cnnlab.recipe import ResolvedRecipe
     from cnnlab.tracking.run_queries import text_of
 
-    recipe = cnnlab.Recipe.from_json(text_of(Path(folder, "recipe.json")))
+    recipe = ResolvedRecipe.from_json(text_of(Path(folder, "recipe.json")))
     assert recipe.params()
     assert recipe.label
 

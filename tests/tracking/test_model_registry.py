@@ -38,7 +38,7 @@ def test_the_best_run_is_registered_with_its_card(store, small_cnn, poor, good):
     cnnlab.compare_models([poor, good])
     version, said = model_registry.register_run()
     result = run_queries.read_result(run_queries.best_run())
-    assert result.recipe == good
+    assert result.recipe == good.with_defaults()
     assert version.run_id == result.run_id
     assert (version.name, version.number, version.aliases) == ("cnnlab-digits", 1, ())
     assert f"{result.validation.accuracy:.2%}" in said[0]

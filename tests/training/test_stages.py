@@ -122,7 +122,7 @@ def test_normalisation_stays_as_it_was_and_lower_stages_learn_slower(digits, wor
     recipe = cnnlab.Recipe(
         **{"model": "mobilenetv2", "weights": "random", "image_size": 32, "layer_decay": 0.5},
         **{**STAGED, "fine_tune_from": "2", "learning_rate": 0.01},
-    )
+    ).with_defaults()
     model = cnnlab.build_model(recipe, digits)
     begin_fine_tuning(model, plan_stages(recipe)[1], recipe, 100)
     unfrozen = {layer.name for layer in model.layers if layer.trainable_weights}

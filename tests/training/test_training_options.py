@@ -314,36 +314,44 @@ def test_every_optimizer_decays_convolutions(optimizer):
     assert kernels[1] == pytest.approx(np.full((3, 3, 1, 2), 1 - 0.01 * 0.5))
 
 
+def resolved(**fields):
+    return cnnlab.Recipe(**fields).with_defaults()
+
+
 def test_defaults_of_another_optimizer_are_its_own():
-    muon = cnnlab.Recipe(model="resnet9", optimizer="muon")
+    muon = resolved(model="resnet9", optimizer="muon")
     assert (muon.learning_rate, muon.momentum, muon.weight_decay, muon.bias_lr_scale) == (0.02, 0.9, 0.15, 1.0)
-    assert cnnlab.Recipe(optimizer="muon", momentum=0.5).momentum == 0.5
-    assert cnnlab.Recipe(optimizer="muon").momentum == 0.95
-    assert dataclasses.replace(muon, optimizer="sgd") == cnnlab.Recipe(model="resnet9", optimizer="sgd")
+    assert resolved(optimizer="muon", momentum=0.5).momentum == 0.5
+    assert resolved(optimizer="muon").momentum == 0.95
+    changed = dataclasses.replace(cnnlab.Recipe(model="resnet9", optimizer="muon"), optimizer="sgd")
+    assert changed == cnnlab.Recipe(model="resnet9", optimizer="sgd")
 
 
 @pytest.mark.parametrize("model", ["cnn", "resnet9", "vgg16"])
 def test_what_is_asked_for_wins_over_the_models_defaults(model):
     adam = cnnlab.Recipe(model=model, optimizer="adam")
-    assert (adam.momentum, adam.bias_lr_scale) == (None, 1.0)
-    assert cnnlab.Recipe(model=model, optimizer="adamw", bias_lr_scale=8.0).bias_lr_scale == 8.0
-    assert dataclasses.replace(adam, optimizer="sgd").momentum == cnnlab.Recipe(model=model, optimizer="sgd").momentum
-    assert cnnlab.Recipe(model=model, schedule="plateau").warmup is None
-    assert cnnlab.Recipe(model=model, ema=0.9).lookahead == 0.0
-    assert cnnlab.Recipe(model=model, fine_tune=1, layer_decay=0.5).bias_lr_scale == 1.0
+    assert (adam.with_defaults().momentum, adam.with_defaults().bias_lr_scale) == (None, 1.0)
+    assert resolved(model=model, optimizer="adamw", bias_lr_scale=8.0).bias_lr_scale == 8.0
+    sgd = dataclasses.replace(adam, optimizer="sgd").with_defaults()
+    assert sgd.momentum == resolved(model=model, optimizer="sgd").momentum == {"resnet9": 0.85}.get(model, 0.9)
+    assert resolved(model=model, schedule="plateau").warmup is None
+    assert resolved(model=model, ema=0.9).lookahead == 0.0
+    assert resolved(model=model, fine_tune=1, layer_decay=0.5).bias_lr_scale == 1.0
 
 
 def test_defaults_follow_the_optimizer_and_the_schedule():
-    assert (cnnlab.Recipe(optimizer="sgd").learning_rate, cnnlab.Recipe(optimizer="sgd").momentum) == (0.01, 0.9)
-    assert cnnlab.Recipe(optimizer="adamw").weight_decay == 0.004
-    assert cnnlab.Recipe(optimizer="adamw", weight_decay=0.1).weight_decay == 0.1
-    assert cnnlab.Recipe(schedule="one-cycle").warmup == 0.3
-    resnet9 = cnnlab.Recipe(model="resnet9")
+    assert (resolved(optimizer="sgd").learning_rate, resolved(optimizer="sgd").momentum) == (0.01, 0.9)
+    assert resolved(optimizer="adamw").weight_decay == 0.004
+    assert resolved(optimizer="adamw", weight_decay=0.1).weight_decay == 0.1
+    assert resolved(schedule="one-cycle").warmup == 0.3
+    resnet9 = resolved(model="resnet9")
     assert (resnet9.optimizer, resnet9.momentum, resnet9.batch_size) == ("sgd", 0.85, 512)
-    assert dataclasses.replace(resnet9, model="cnn") == cnnlab.Recipe(model="cnn")
+    assert dataclasses.replace(cnnlab.Recipe(model="resnet9"), model="cnn") == cnnlab.Recipe(model="cnn")
     tuned = cnnlab.Recipe(model="vgg16", fine_tune=2)
-    assert (tuned.fine_tune_from, tuned.fine_tune_learning_rate) == ("top", pytest.approx(1e-5))
-    assert dataclasses.replace(tuned, learning_rate=1e-2).fine_tune_learning_rate == pytest.approx(1e-3)
+    used = tuned.with_defaults()
+    assert (used.fine_tune_from, used.fine_tune_learning_rate) == ("top", pytest.approx(1e-5))
+    slower = dataclasses.replace(tuned, learning_rate=1e-2).with_defaults()
+    assert slower.fine_tune_learning_rate == pytest.approx(1e-3)
 
 
 def test_no_data_set_of_a_training_is_tuned(small_cnn, digits, monkeypatch, workplace):

@@ -1,23 +1,46 @@
-"""What a field of the recipe is: its help and bounds, whether its value was said, and which go together."""
+"""Check the recipe: the bounds of its fields, and which of them go together."""
 
+from __future__ import annotations
+
+import dataclasses
 import math
-from dataclasses import field as dataclass_field
+from collections.abc import Mapping
+from typing import Any
 
 from cnnlab.errors import ArgumentError, expect_one_of
 
-WITH_MOMENTUM = ("sgd", "muon")  # optimizers that take one
+WITH_MOMENTUM: tuple[str, ...] = ("sgd", "muon")  # optimizers that take one
 
 
-def field(default, help, *, low=None, above=None, high=None, choices=None, unsaid=None, space=None):
-    """A field with its help text, bounds (`low` inclusive, `above` exclusive), what `None` means, in words, and what a
-    search varies it over where only its name is given.
+def field(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    default_text: str | None = None,
+    space: Any = None,
+) -> Any:
+    """Make a field of the recipe.
+
+    Args:
+        default: its value where nothing is given; `None` is the model's default.
+        help: the help text of its option.
+        low, above, high: bounds of a number; `above` is exclusive.
+        choices: the texts that it may hold.
+        default_text: the default in words, where it depends on more than the model.
+        space: what a search varies it over where `--space` gives only its name: a tuple of choices or a `Range`.
     """
     bounds = {"low": low, "above": above, "high": high, "choices": choices}
-    return dataclass_field(default=default, metadata={"help": help, **bounds, "unsaid": unsaid, "space": space})
+    return dataclasses.field(
+        default=default, metadata={"help": help, **bounds, "default_text": default_text, "space": space}
+    )
 
 
-def bounds_text(metadata) -> str:
-    """A field's bounds in words, for error messages and `--help`; empty where there are none."""
+def bounds_text(metadata: Mapping[str, Any]) -> str:
+    """Put a field's bounds into words, for error messages and `--help`; empty where there are none."""
     if metadata["choices"]:
         return "one of: " + ", ".join(metadata["choices"])
     parts = []
@@ -30,7 +53,7 @@ def bounds_text(metadata) -> str:
     return " and ".join(parts)
 
 
-def check(name, value, metadata) -> None:
+def expect_in_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     """Raise `ArgumentError` where a value is none of its field's choices or out of its bounds."""
     if value is None:
         return
@@ -54,10 +77,10 @@ def check(name, value, metadata) -> None:
         raise ArgumentError(f"Expected {name} to name at least one number. Received: nothing.")
 
 
-def expect_to_combine(recipe):
-    """Raise `ArgumentError` where two fields do not go together."""
+def expect_to_combine(recipe: Any) -> None:
+    """Raise `ArgumentError` where two fields of a `ResolvedRecipe` do not go together."""
 
-    def expect(condition, what, received, advice):
+    def expect(condition: object, what: str, received: object, advice: str) -> None:
         if not condition:
             raise ArgumentError(f"Expected {what}. Received: {received}. {advice}")
 
@@ -114,36 +137,3 @@ def expect_to_combine(recipe):
         for name in ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"):
             value = getattr(recipe, name)
             expect(value is None, f"fine_tune, a number of epochs, with {name}", value, "Add --fine-tune 5, say.")
-
-
-class Unsaid:
-    """Marks a default that the model filled in, so that another model can replace it."""
-
-
-class _UnsaidInt(Unsaid, int):
-    pass
-
-
-class _UnsaidFloat(Unsaid, float):
-    pass
-
-
-class _UnsaidStr(Unsaid, str):
-    pass
-
-
-class _UnsaidTuple(Unsaid, tuple):
-    pass
-
-
-_KINDS = {int: _UnsaidInt, float: _UnsaidFloat, str: _UnsaidStr, tuple: _UnsaidTuple}
-
-
-def unsaid(value):
-    """A value marked as a default."""
-    return _KINDS[type(value)](value)
-
-
-def plain(value):
-    """A value without the mark, for libraries that look at types."""
-    return next((kind(value) for kind, marked in _KINDS.items() if isinstance(value, marked)), value)
