@@ -26,12 +26,12 @@ class Stored:
     seconds: float
 
 
-def store_features(recipe: Recipe, parts: Sequence[str] = ("train", "val", "test")) -> Stored:
+def store_features(recipe: Recipe, splits: Sequence[str] = ("train", "val", "test")) -> Stored:
     """Put the features that a training of this recipe starts from into the cache, where it finds them.
 
     Args:
         recipe: a `Recipe` of a model with frozen layers; what concerns its head only makes no difference.
-        parts: of the data; a training uses all of them, a trial of a search no "test".
+        splits: of the data; a training uses all of them, a trial of a search no "test".
 
     Raises:
         ArgumentError: the recipe's model is not cut behind its frozen layers, so nothing is stored for it.
@@ -40,7 +40,7 @@ def store_features(recipe: Recipe, parts: Sequence[str] = ("train", "val", "test
     with Session([recipe.model], writes=False), opened_store(writes=False):
         dataset, [prepared] = prepare([recipe])
         model = build_model(prepared.recipe, dataset)
-    images = {part: getattr(dataset, part).images for part in parts}
+    images = {split: getattr(dataset, split).images for split in splits}
     before = {entry["key"] for entry in user_cache.entries()}
     started = time.perf_counter()
     if features_by_split(model, images, prepared.recipe) is None:

@@ -87,7 +87,7 @@ def reproduce(
             prepared.recipe,
             run_name=f"{before.info.run_name}, again",
             tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **prepared.tags},
-            parts=("val", "test") if tested else ("val",),
+            splits=("val", "test") if tested else ("val",),
         )
         after = run_queries.find_finished_run(result.run_id)
     figures = _figures(history, test, result)

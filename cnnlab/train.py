@@ -103,7 +103,7 @@ def fit_and_evaluate(
     parent_run_id: str | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     tags: Mapping[str, Any] | None = None,
-    parts: Sequence[str] = ("val", "test"),
+    splits: Sequence[str] = ("val", "test"),
     resume_run_id: str | None = None,
 ) -> RunResult:
     """Train a compiled model, test it, and record everything in one MLflow run.
@@ -116,7 +116,7 @@ def fit_and_evaluate(
         parent_run_id: makes the run a child of that run.
         callbacks: further Keras callbacks.
         tags: further tags of the run.
-        parts: that the finished model is scored on. `("val",)` keeps the test set out of it, as in a search: the run
+        splits: that the finished model is scored on. `("val",)` keeps the test set out of it, as in a search: the run
             gets its curves and its validation scores, but no test scores and no model, and nothing is printed.
         resume_run_id: an interrupted run with a checkpoint and an equal recipe on equal data, to be resumed: `model`
             is as it was built for that. Callbacks of the caller begin anew.
@@ -128,7 +128,7 @@ def fit_and_evaluate(
         ArgumentError: the run to be resumed has another recipe or other data.
         LabError: the store cannot be opened, the loss is not finite, or the run to be resumed has no whole checkpoint.
     """
-    _expect_parts(parts)
+    _expect_splits(splits)
     with Session([recipe.model]) as session:
         recorder = session.recorder()
         started, recipe = time.perf_counter(), recipe.with_defaults()
@@ -143,7 +143,7 @@ def fit_and_evaluate(
         with recorder.start(recorder.experiment_for(dataset), **run, **place) as run_id:
             checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, stored)
             logged = epoch_metrics.logged_history(run_id, stored.progress["history"]) if stored else None
-            how = {"callbacks": callbacks, "splits": parts, "quiet": "test" not in parts, "checkpoint": checkpoint}
+            how = {"callbacks": callbacks, "splits": splits, "quiet": "test" not in splits, "checkpoint": checkpoint}
             trained = train(model, dataset, recipe, around_fit=epoch_metrics.fits_of_a_run(logged), **how)
             if logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
                 run_logging.tag_run(resumed=f"{run['tags']['resumed']}{resume.difference_told(difference)}")
@@ -154,9 +154,9 @@ def fit_and_evaluate(
         return result
 
 
-def _expect_parts(parts: Sequence[str]) -> None:
-    if not {"val"} <= set(parts) <= {"val", "test"} or isinstance(parts, str):
-        raise ArgumentError(f"Expected parts to be ('val',) or ('val', 'test'). Received: {parts!r}.")
+def _expect_splits(splits: Sequence[str]) -> None:
+    if not {"val"} <= set(splits) <= {"val", "test"} or isinstance(splits, str):
+        raise ArgumentError(f"Expected splits to be ('val',) or ('val', 'test'). Received: {splits!r}.")
 
 
 def _as_recorded(recipe: ResolvedRecipe, dataset: ImageDataset, model: keras.Model) -> ResolvedRecipe:

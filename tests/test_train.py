@@ -181,7 +181,7 @@ def test_a_callback_sees_the_logs_that_keras_gives(store, small_cnn, digits):
         on_train_end=lambda logs: seen.setdefault("on_train_end", []).append(logs),
     )
     result = cnnlab.fit_and_evaluate(
-        cnnlab.build_model(small_cnn, digits), digits, small_cnn, callbacks=[callback], parts=("val",)
+        cnnlab.build_model(small_cnn, digits), digits, small_cnn, callbacks=[callback], splits=("val",)
     )
     assert set(seen) == set(names)
     assert [logs["val_loss"] for logs in seen["on_epoch_end"]] == result.history["val_loss"]

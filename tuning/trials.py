@@ -67,7 +67,7 @@ class Place:
                 run = {"params": recipe.params(), "tags": tags, "parent_run_id": self.parent_run_id}
                 with session.recorder().start(self.experiment_id, run_name, **run):
                     raise
-            given = {"run_name": run_name, "tags": tags, "parts": ("val",), "resume_run_id": resumed}
+            given = {"run_name": run_name, "tags": tags, "splits": ("val",), "resume_run_id": resumed}
             result = fit_and_evaluate(model, self.dataset, recipe, parent_run_id=self.parent_run_id, **given)
         score = getattr(result.validation, search.objective.removeprefix("val_"))
         run_logging.log_metric_of(result.recorded_id, SCORE, score)

@@ -135,16 +135,16 @@ def _stored(version: Version) -> Stored:
             file = download_artifacts(
                 f"models:/{version.name}/{version.number}/{PREDICTIONS_FILE}", dst_path=str(folder)
             )
-            class_names, parts = load_predictions(file)
+            class_names, predictions = load_predictions(file)
         except (OSError, mlflow.MlflowException):  # registered by an earlier version
             try:
-                class_names, parts = run_queries.read_predictions(run_queries.find_finished_run(version.run_id))
+                class_names, predictions = run_queries.read_predictions(run_queries.find_finished_run(version.run_id))
             except LabError as error:
                 raise LabError(
                     f"Expected {version} to have its predictions. Received none beside the model, and of its run "
                     f"{version.run_id[:8]}: {first_line(error)}."
                 ) from error
-    return Stored(version.tags.get("dataset", "its data set"), class_names, parts["val"], parts["test"])
+    return Stored(version.tags.get("dataset", "its data set"), class_names, predictions["val"], predictions["test"])
 
 
 def _common_part(version: Version, champion: Version, challenger: Stored, defender: Stored) -> tuple[str | None, str]:

@@ -152,7 +152,7 @@ def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
             f"Expected a run with a model and test predictions. Received: {run.info.run_id[:8]}, a "
             f"{run.data.tags.get(TAG + 'kind')} run without them. Of a search, take the winner."
         )
-    class_names, parts = read_predictions(run)
+    class_names, predictions = read_predictions(run)
     return RunResult(
         recorded_id=run.info.run_id,
         name=run.info.run_name or "",
@@ -160,8 +160,8 @@ def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
         dataset_name=run.data.tags[TAG + "dataset"],
         class_names=class_names,
         history=read_history(run),
-        test=parts["test"],
-        validation=parts["val"],
+        test=predictions["test"],
+        validation=predictions["val"],
         params=int(metrics["params"]),
         trainable_params=int(metrics["trainable_params"]),
         train_seconds=metrics["train_seconds"],
