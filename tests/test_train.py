@@ -203,3 +203,15 @@ def test_second_run_in_a_process_has_its_own_params_and_steps(store, small_cnn, 
 
 def test_recipe_json_is_plain(small_cnn):
     assert json.loads(small_cnn.to_json())["filters"] == [8, 8]
+
+
+def test_a_run_of_several_fits_has_every_epoch_and_what_autologging_says_of_the_optimizer(store, digits):
+    fields = {"filters": (8,), "epochs": 3, "batch_size": 64, "progressive_resizing": 0.4, "precision": "float32"}
+    recipe = cnnlab.Recipe(model="resnet9", dataset="digits", limit=150, **fields)
+    result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, digits), digits, recipe)
+    for name, values in result.history.items():
+        logged = store.get_metric_history(result.run_id, name)
+        assert {metric.step: metric.value for metric in logged} == pytest.approx(dict(enumerate(values))), name
+    params = store.get_run(result.run_id).data.params
+    assert params["epochs"] == "3"
+    assert params["optimizer_name"]

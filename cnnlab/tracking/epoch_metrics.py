@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import mlflow
 from mlflow.entities import Metric
 
-from cnnlab.tracking.mlflow_internals import keras_autologging_alone, no_validation_copies
+from cnnlab.tracking.mlflow_internals import keras_autologging_alone, nothing_logged_twice
 from cnnlab.utils.log import log
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Logged = dict[str, dict[int, float]]  # what the store has of them: values by na
 @contextmanager
 def autologging() -> Iterator[list[keras.callbacks.Callback]]:
     """Turn on MLflow's Keras autologging for the `fit` inside; we log models and data sets, once and whole."""
-    with keras_autologging_alone(), no_validation_copies():
+    with keras_autologging_alone(), nothing_logged_twice():
         yield []
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,12 +279,25 @@ def keras_autologging_alone() -> Iterator[None]:
 
 
 @contextmanager
-def no_validation_copies() -> Iterator[None]:
-    """Keep autologging from logging `val_*` a second time as `validation_*`, all at step 0, after every validation."""
-    import keras
-    from mlflow.keras import MlflowCallback
+def nothing_logged_twice() -> Iterator[None]:
+    """Keep autologging from logging again what the run has from us, under a name of its own or with another value.
 
-    with mock.patch.object(MlflowCallback, "on_test_end", keras.callbacks.Callback.on_test_end):
+    It logs `val_*` a second time as `validation_*`, all at step 0, after every validation. And it logs the `epochs` of
+    the fit: the first of several fits has fewer than the recipe, MLflow refuses the second value of the parameter, and
+    with it everything else that autologging would have logged.
+    """
+    import keras
+    from mlflow.keras import MlflowCallback, autologging
+
+    log_arguments = autologging.log_fn_args_as_params
+
+    def log_other_arguments(fn: Callable, args: Sequence, kwargs: Mapping, unlogged: Sequence[str]) -> None:
+        log_arguments(fn, args, kwargs, [*unlogged, "epochs"])
+
+    with (
+        mock.patch.object(MlflowCallback, "on_test_end", keras.callbacks.Callback.on_test_end),
+        mock.patch.object(autologging, "log_fn_args_as_params", log_other_arguments),
+    ):
         yield
 
 
