@@ -15,7 +15,7 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.store.db import utils as db_utils
 
 from cnnlab.tracking import mlflow_store
-from tests.tracking.faulty import served
+from tests.helpers.faulty_proxy import served
 
 # What a program could notice of MLflow, before and after an import.
 SEEN = """
