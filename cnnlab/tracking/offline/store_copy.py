@@ -25,7 +25,14 @@ from cnnlab.tracking.offline.run_copy import OLDEST_FIRST, PARENT, Transfer, ori
 from cnnlab.tracking.pagination import all_experiments, paginate
 from cnnlab.tracking.server_checks import expect_reachable
 from cnnlab.tracking.session import opened_store
-from cnnlab.tracking.store_location import STORE_FOLDER, is_server, local_database, local_folder, sqlite_uri
+from cnnlab.tracking.store_location import (
+    STORE_FOLDER,
+    artifacts_folder,
+    is_server,
+    local_database,
+    local_folder,
+    sqlite_uri,
+)
 from cnnlab.tracking.tag_names import RECORDED_AS, UNDELIVERED
 
 IDS_IN_QUERY = 100  # run ids in one condition of a search
@@ -52,8 +59,9 @@ def export_runs(run_ids: Sequence[str] = (), output: str | Path | None = None) -
         )
     with opened_store(writes=False):
         source = mlflow.get_tracking_uri()
-        own = local_database(mlflow_store.address())
-        if own and folder == own.parent:
+        own = local_database(source)
+        # Of a store that may not be written, `source` is a copy beside a link to the store's artifacts.
+        if own and folder in (own.parent, artifacts_folder(own).resolve().parent):
             raise ArgumentError(f"Expected another folder than the store's own. Received: '{folder}'.")
         chosen = _chosen(source, run_ids)
         with mlflow_store.opened_at(sqlite_uri(database)):
