@@ -95,7 +95,7 @@ GRAPH = {
 }
 
 
-def test_arrows_go_down():
+def test_imports_go_down_only():
     floor_of = {room: i for i, floor in enumerate(FLOORS) for room in floor}
     wrong = [
         f"{module} imports {target}"
@@ -116,12 +116,12 @@ def test_each_file_has_one_name_in_the_whole_tree():
     assert sorted(set(names)) == sorted(names)
 
 
-def test_there_are_no_circles():
+def test_no_imports_are_circular():
     graphlib.TopologicalSorter(GRAPH).prepare()
 
 
 @pytest.mark.parametrize("package", KNOWN_IN)
-def test_packages_are_known_in_their_rooms_only(package):
+def test_packages_are_imported_in_their_rooms_only(package):
     knowing = {module for module, path in FILES.items() if any(n.split(".")[0] == package for n in imports_of(path))}
     assert knowing
     assert all(f"{module}.".startswith(KNOWN_IN[package]) for module in knowing), knowing

@@ -59,7 +59,7 @@ def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatc
     assert json.loads((folder / "metrics.json").read_text())["final_val_accuracy"] >= 0
 
 
-def test_what_nobody_named_falls_back_with_warning_and_tag(store, capsys):
+def test_a_default_data_set_that_is_unavailable_falls_back_with_a_warning_and_a_tag(store, capsys):
     """The network is closed: digits stand in for CIFAR-10, random weights for ImageNet's."""
     recipe = cnnlab.Recipe(model="vgg16", epochs=1, limit=60)
     result = train.train_model(recipe)
@@ -73,7 +73,7 @@ def test_what_nobody_named_falls_back_with_warning_and_tag(store, capsys):
 
 
 @pytest.mark.parametrize("fields", [{"dataset": "cifar10"}, {"dataset": "digits", "weights": "imagenet"}])
-def test_what_was_named_and_cannot_be_had_is_an_error(store, fields):
+def test_a_named_data_set_that_is_unavailable_is_an_error(store, fields):
     recipe = cnnlab.Recipe(model="vgg16", epochs=1, limit=60, **fields)
     with pytest.raises(cnnlab.LabError, match="Expected to download"):
         train.train_model(recipe)

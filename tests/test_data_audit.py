@@ -221,7 +221,7 @@ def test_a_store_that_may_only_be_read_gets_no_run(recipe, store, monkeypatch):
     assert not store.search_runs([e.experiment_id for e in store.search_experiments()])
 
 
-def test_what_cannot_be_trained_on_is_audited(digit_files, backbone, store, workplace):
+def test_data_that_cannot_be_trained_on_are_audited(digit_files, backbone, store, workplace):
     top = digit_files[0]
     for name in ("3", "4"):
         shutil.copytree(top / name, workplace / "data" / "train" / name)

@@ -19,7 +19,7 @@ def run(store, small_cnn):
     return train.train_model(dataclasses.replace(small_cnn, augment="flip,crop"))
 
 
-def test_the_champion_as_files_that_were_tried(run, digits):
+def test_the_champion_is_exported_to_files_that_were_checked(run, digits):
     version, _ = model_registry.register_run(run.run_id, name="digits")
     promotion.promote(version)
     for file_format in ("keras", "saved_model"):
@@ -36,7 +36,7 @@ def test_the_champion_as_files_that_were_tried(run, digits):
         export.export_model(file_format="keras")
 
 
-def test_what_is_not_as_it_was_is_said(store, small_cnn, monkeypatch):
+def test_differences_from_the_run_are_told(store, small_cnn, monkeypatch):
     run = train.train_model(dataclasses.replace(small_cnn, precision="mixed_bfloat16", epochs=1))
     done = export.export_model(run.run_id, "keras", "one.keras")
     assert done.difference == 0
@@ -59,7 +59,7 @@ def test_what_is_not_as_it_was_is_said(store, small_cnn, monkeypatch):
     assert set(Path.cwd().iterdir()) == before
 
 
-def test_arguments_that_do_not_go_together(workplace):
+def test_incompatible_arguments_of_an_export_are_refused(workplace):
     with pytest.raises(cnnlab.LabError, match=r"Expected --int8 with --format litert. Received: onnx"):
         export.export_model(file_format="onnx", int8=True)
     with pytest.raises(cnnlab.LabError, match=r"Expected --output in a folder that exists"):

@@ -8,7 +8,7 @@ import cnnlab
 SOURCE = Path(cnnlab.__file__).read_text(encoding="utf-8")
 
 
-def test_what_editors_see_is_what_there_is():
+def test_editors_see_every_public_name():
     tree = ast.parse(SOURCE)
     [seen] = [node for node in tree.body if isinstance(node, ast.If)]
     modules = {alias.name: node.module for node in seen.body for alias in node.names}

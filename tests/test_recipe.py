@@ -29,7 +29,7 @@ def test_params_hold_only_what_applies_to_the_model():
     assert not applies(next(f for f in dataclasses.fields(Recipe) if f.name == "weights"), "cnn")
 
 
-def test_json_round_trip():
+def test_a_recipe_is_equal_after_a_round_trip_through_json():
     recipe = Recipe(model="cnn", filters=(4, 8), learning_rate=3e-4, limit=100, patience=2)
     assert Recipe.from_json(recipe.to_json()) == recipe
     resolved = recipe.with_defaults()
@@ -125,7 +125,7 @@ def test_an_option_keeps_its_old_spelling_and_hides_it(old, name):
         ("seed", -1, "at least 0"),
     ],
 )
-def test_bounds(field, value, expected):
+def test_values_out_of_bounds_are_refused(field, value, expected):
     with pytest.raises(ArgumentError, match=f"Expected {field} to .*{expected}.* Received: "):
         Recipe(model="cnn", **{field: value})
 

@@ -62,7 +62,7 @@ def steps(client, run_id, name="loss"):
     return [metric.step for metric in sorted(client.get_metric_history(run_id, name), key=lambda m: m.step)]
 
 
-def test_the_same_command_goes_on_in_the_same_run(store, recipe, interrupt, capsys, monkeypatch):
+def test_the_same_command_resumes_the_same_run(store, recipe, interrupt, capsys, monkeypatch):
     whole = train.train_model(recipe)
     again = train.train_model(recipe)
     assert again.run_id != whole.run_id  # a finished one is not gone on with
@@ -105,7 +105,7 @@ def test_the_same_command_goes_on_in_the_same_run(store, recipe, interrupt, caps
     assert not list(kept.glob("*"))
 
 
-def test_a_run_is_gone_on_with_by_its_id(store, recipe, interrupt, monkeypatch, capsys):
+def test_a_run_is_resumed_by_its_id(store, recipe, interrupt, monkeypatch, capsys):
     interrupt(2)
     with pytest.raises(KeyboardInterrupt):
         train.train_model(recipe)
@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_and_restart_begin_anew(store, recipe, interrupt, m
     assert checkpoint_files.stored_checkpoints() == []
 
 
-def test_a_comparison_goes_on_with_what_is_left(store, recipe, interrupt, monkeypatch, capsys):
+def test_a_comparison_resumes_with_what_is_left(store, recipe, interrupt, monkeypatch, capsys):
     recipes = [dataclasses.replace(recipe, epochs=2, seed=seed) for seed in range(3)]
     interrupt(1, spared=1)
     with pytest.raises(KeyboardInterrupt):
@@ -209,7 +209,7 @@ def test_a_comparison_goes_on_with_what_is_left(store, recipe, interrupt, monkey
 
 
 @pytest.mark.long
-def test_a_trial_goes_on(store, recipe, digits, interrupt, monkeypatch, capsys):
+def test_an_interrupted_trial_is_resumed(store, recipe, digits, interrupt, monkeypatch, capsys):
     search = type("Search", (), {"objective": "val_accuracy"})
     with opened(), recorder.start("0", "search", params={}, tags={"kind": "search"}) as parent_run_id:
         place = Place("0", parent_run_id, digits, {})
@@ -228,7 +228,7 @@ def test_a_trial_goes_on(store, recipe, digits, interrupt, monkeypatch, capsys):
     assert "trial 1: going on with run" in capsys.readouterr().out
 
 
-def test_what_nobody_goes_on_with_is_swept_away_and_said(store, capsys):
+def test_checkpoints_that_nobody_resumes_are_removed_and_named(store, capsys):
     folder = checkpoint_files.checkpoint_folder()
     folder.mkdir()
     runs = {status: store.create_run("0").info.run_id for status in ("FINISHED", "KILLED", "FAILED", "RUNNING")}
@@ -250,7 +250,7 @@ def test_what_nobody_goes_on_with_is_swept_away_and_said(store, capsys):
     assert "kept for 14 days" in said
 
 
-def test_where_checkpoints_are_and_how_often(store, monkeypatch, workplace):
+def test_checkpoints_are_placed_and_timed_as_configured(store, monkeypatch, workplace):
     assert checkpoint_files.checkpoint_folder() == workplace / "mlruns" / "checkpoints"
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://user:secret@lab:5000")
     assert checkpoint_files.checkpoint_folder().is_relative_to(os.environ["CNNLAB_CACHE"])

@@ -59,7 +59,7 @@ def trainings(client):
     return dict(zip(NAMES, of_kind(client, "train"), strict=True))
 
 
-def test_its_runs_and_versions_are_listed(stored):
+def test_stored_runs_and_versions_are_listed(stored):
     statuses = {name: run.info.status for name, run in trainings(stored).items()}
     assert statuses == {**dict.fromkeys(NAMES, "FINISHED"), "interrupted": "KILLED"}
     assert [len(of_kind(stored, kind)) for kind in ("trial", "final", "search", "compare")] == [3, 4, 1, 1]
@@ -71,7 +71,7 @@ def test_its_runs_and_versions_are_listed(stored):
     assert run_queries.best_run("cnnlab-digits").info.run_id == trainings(stored)["better cnn"].info.run_id
 
 
-def test_its_recipes_load_by_the_names_that_their_fields_had(stored):
+def test_stored_recipes_load_by_the_old_names_of_their_fields(stored):
     fields = {f.name: f.default for f in dataclasses.fields(cnnlab.Recipe)}
     finished = [run for kind in ("train", "trial", "final") for run in of_kind(stored, kind)]
     differ_from_the_default = set()
@@ -91,7 +91,7 @@ def test_its_recipes_load_by_the_names_that_their_fields_had(stored):
     assert differ_from_the_default == set(fields)
 
 
-def test_its_runs_are_compared(stored):
+def test_stored_runs_can_be_compared(stored):
     runs = {name: run for name, run in trainings(stored).items() if name not in (*OTHER_TEST_IMAGES, "interrupted")}
     comparison = compare_runs([run.info.run_id for run in runs.values()])
     assert [result.run_id for result in comparison.results] == [run.info.run_id for run in runs.values()]
@@ -109,7 +109,7 @@ WITHOUT_PREDICTIONS = ("vgg16, staged", "pictures", "interrupted", "cnn, bfloat1
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_PREDICTIONS])
-def test_its_models_predict_what_was_stored(name, stored):
+def test_stored_models_predict_what_was_stored(name, stored):
     run = trainings(stored)[name]
     result = run_queries.read_result(run)
     classifier = classify.load_classifier(run.info.run_id)
@@ -117,7 +117,7 @@ def test_its_models_predict_what_was_stored(name, stored):
     np.testing.assert_allclose(probabilities, result.test.probabilities, atol=1e-5)
 
 
-def test_its_champion_is_loaded_rolled_back_and_followed_by_a_run_of_its(stored):
+def test_the_stored_champion_is_loaded_rolled_back_and_replaced(stored):
     champion = classify.load_classifier()
     assert (champion.uri, champion.image_size) == ("models:/cnnlab-digits/2", 32)
     assert champion.class_names == tuple("0123456789")
@@ -132,11 +132,11 @@ def test_its_champion_is_loaded_rolled_back_and_followed_by_a_run_of_its(stored)
 
 
 @pytest.mark.parametrize("name", ["resnet9, members", "cnn, every option", "saved backbone, staged"])
-def test_its_runs_are_repeated(name, stored):
+def test_stored_runs_are_repeated(name, stored):
     expect_repeated(trainings(stored)[name])
 
 
-def test_its_run_of_a_function_is_repeated_with_the_code_that_was_stored(stored):
+def test_a_stored_run_of_a_function_is_repeated_with_its_stored_code(stored):
     run = trainings(stored)["function"]
     assert run_queries.read_recipe(run).model == "/tmp/lab/my_models.py:build_net"  # which is not there
     expect_repeated(run)
@@ -154,7 +154,7 @@ def expect_repeated(run):
 
 
 @pytest.mark.parametrize("by_id", [True, False])
-def test_its_interrupted_run_is_gone_on_with(by_id, stored):
+def test_the_stored_interrupted_run_is_resumed(by_id, stored):
     run_id = trainings(stored)["interrupted"].info.run_id
     history = {name: stored.get_metric_history(run_id, name) for name in ("loss", "val_loss")}
     recipe = dataclasses.replace(PLAIN, epochs=4, dropout=0.2, seed=5)
@@ -168,7 +168,7 @@ def test_its_interrupted_run_is_gone_on_with(by_id, stored):
         assert len(result.history[name]) == 4
 
 
-def test_its_search_goes_on_without_training_anything_again(stored):
+def test_the_stored_search_resumes_without_training_anything_again(stored):
     kinds = ("trial", "final", "train", "search")
     before = [[run.info.run_id for run in of_kind(stored, kind)] for kind in kinds]
     space = {"learning_rate": Range(1e-3, 1e-2, log=True), "blocks": (1, 2), "filters": (4, 8)}

@@ -51,14 +51,14 @@ def test_metrics_are_one_per_epoch_from_step_0(trained):
     assert run.data.metrics["train_seconds"] < run.data.metrics["total_seconds"]
 
 
-def test_it_learns(trained):
+def test_a_training_learns(trained):
     """Ten balanced classes: chance is 0.10 with a standard deviation of 0.035 on these 75 images."""
     _, result, _, _ = trained
     assert result.test_accuracy > 0.3
     assert result.history["loss"][-1] < result.history["loss"][0]
 
 
-def test_params_and_tags(trained):
+def test_params_and_tags_are_recorded(trained):
     _, result, run, dataset = trained
     assert run.info.status == "FINISHED"
     expected = {"model": "cnn", "learning_rate": "0.01", "filters": "8,8", "batch_size": "32", "epochs": "3"}
@@ -71,7 +71,7 @@ def test_params_and_tags(trained):
     assert run.data.metrics["params"] == result.params == 3 * 3 * 3 * 8 + 8 + 3 * 3 * 8 * 8 + 8 + 288 * 16 + 16 + 170
 
 
-def test_artifacts(trained, here):
+def test_artifacts_are_recorded(trained, here):
     client, result, run, dataset = trained
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     figures = {"curves.png", "confusion_matrix.png", "class_scores.png", "mistakes.png", "gradcam.png"}
@@ -142,7 +142,7 @@ class StopAt(keras.callbacks.Callback):
     ("error", "status"),
     [(ValueError("broken disk"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")],
 )
-def test_what_ends_a_run_is_its_status_and_reason(store, small_cnn, digits, error, status):
+def test_the_error_that_ends_a_run_gives_its_status_and_reason(store, small_cnn, digits, error, status):
     with pytest.raises(type(error)):
         cnnlab.fit_and_evaluate(cnnlab.build_model(small_cnn, digits), digits, small_cnn, callbacks=[StopAt(error)])
     [run] = store.search_runs([e.experiment_id for e in store.search_experiments()])

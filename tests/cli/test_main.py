@@ -58,7 +58,7 @@ def test_train_prints_and_records(store):
     assert done.stderr == ""
 
 
-def test_what_to_go_on_with_is_asked_for_in_one_way(store, cnnlab, monkeypatch):
+def test_the_run_to_resume_is_named_by_one_option_only(store, cnnlab, monkeypatch):
     monkeypatch.setenv("CNNLAB_CHECKPOINT", "60")  # which the option sets
     for arguments, said in (
         (["train"], "Missing argument 'MODEL'"),
@@ -128,7 +128,7 @@ def test_help_and_wrong_arguments_load_no_heavy_package(workplace):
         (["audit", "digits", "--epochs", "3"], "No such option", 2),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, message, status, cnnlab, workplace):
+def test_bad_input_gives_one_sentence_and_records_nothing(arguments, message, status, cnnlab, workplace):
     (workplace / "text.h5").write_text("no weights")
     for name in ("damaged", "single"):
         for colour in ("red", "blue") if name == "damaged" else ("red",):

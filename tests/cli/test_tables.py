@@ -58,7 +58,7 @@ def test_predictions_show_every_name_on_its_line(tables):
     assert err.startswith(r"error: Expected 'shots/\x1b[1mbroken.png' to be an image")
 
 
-def test_predictions_in_files_are_whole(tables):
+def test_predictions_in_files_hold_whole_names(tables):
     rows = list(csv.DictReader(io.StringIO(tables("csv").out)))
     assert {row["file"] for row in rows} >= {r"shots/new\nline.png", r"shots/caf\udce9.png", "shots/猫猫.png"}
     assert {row["class_2"] for row in rows} == {r"\x1b[31mred"}
@@ -82,7 +82,7 @@ def test_errors_are_one_line_whatever_file_they_name():
 
 
 @pytest.mark.parametrize("variables", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}])
-def test_any_name_can_be_printed_wherever(variables):
+def test_any_name_can_be_printed_in_any_encoding(variables):
     script = (
         "import sys, click; from cnnlab.cli import main\n"
         "@main.cli.command()\n"

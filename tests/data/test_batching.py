@@ -39,7 +39,7 @@ def test_every_epoch_of_a_training_sees_all_pictures_in_a_new_order(digits):
         assert (before == after).mean() < 0.1
 
 
-def test_the_order_is_the_seeds_and_the_epochs_alone():
+def test_the_order_of_the_batches_depends_on_the_seed_and_the_epoch_alone():
     rows = np.arange(50)
     through = Batches(rows, rows, 8, seed=4)
     through.on_epoch_end()
@@ -49,7 +49,7 @@ def test_the_order_is_the_seeds_and_the_epochs_alone():
     assert (Batches(rows, rows, 8).order == rows).all()
 
 
-def test_the_state_of_pythons_random_changes_no_training(digits):
+def test_the_state_of_pythons_random_module_changes_no_training(digits):
     """Keras shuffles the batches by it where it is let."""
 
     class Draw(keras.callbacks.Callback):
@@ -64,7 +64,7 @@ def test_the_state_of_pythons_random_changes_no_training(digits):
     assert losses[0] == losses[1]
 
 
-def test_how_a_batch_is_mixed_goes_by_the_seed_the_epoch_and_its_number():
+def test_how_a_batch_is_mixed_depends_on_the_seed_the_epoch_and_its_number():
     images = np.random.default_rng(0).integers(256, size=(24, 8, 8, 3), dtype="uint8")
     labels = np.eye(24, dtype="float32")
 

@@ -97,7 +97,7 @@ def test_source_survives_a_move_and_tells_other_files_apart(picture_folder, work
     assert cnnlab.load_dataset(moved, image_size=8).source != before.source
 
 
-def test_nearest_name_is_offered():
+def test_an_unknown_data_set_is_answered_with_the_nearest_name():
     with pytest.raises(cnnlab.ArgumentError, match=r"Received: 'cifar01'. Did you mean 'cifar10'"):
         cnnlab.load_dataset("cifar01")
 
@@ -137,7 +137,7 @@ def test_unusable_folders_get_one_sentence(picture_folder, damage, message, stat
 
 
 @pytest.mark.parametrize("arguments", [{"val_fraction": 1.5}, {"val_fraction": float("nan")}, {"limit": 9}])
-def test_splits_that_cannot_be(arguments):
+def test_impossible_splits_are_refused(arguments):
     with pytest.raises(cnnlab.ArgumentError, match="Expected"):
         cnnlab.load_dataset("digits", **arguments)
 
@@ -149,7 +149,7 @@ def test_default_falls_back_to_digits_with_a_warning(capsys):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
-def test_named_but_unreachable_is_an_error(name):
+def test_a_named_set_that_cannot_be_downloaded_is_an_error(name):
     with pytest.raises(cnnlab.LabError, match=f"Expected to download {name}. Received: "):
         cnnlab.load_dataset(name)
 

@@ -114,7 +114,7 @@ def test_a_folder_never_gets_the_pictures_of_another(workplace):
     assert other.train.images[other.train.labels == 0][0, 0, 0].tolist() == [0, 255, 0]
 
 
-def test_what_could_not_be_read_once_is_read_again(birds, monkeypatch):
+def test_files_that_could_not_be_read_are_tried_again(birds, monkeypatch):
     original = parallel_decoding.read_file
 
     def refused(file):
@@ -161,7 +161,7 @@ def test_a_pass_that_was_killed_goes_on(birds, decoding, load_until_killed):
     assert not list(user_cache.cache_folder("pictures").glob("unfinished-*"))
 
 
-def test_a_pass_that_could_not_read_a_file_and_was_killed_starts_again(birds, load_until_killed, monkeypatch):
+def test_a_killed_pass_that_could_not_read_a_file_starts_again(birds, load_until_killed, monkeypatch):
     whole, original = load().digest, parallel_decoding.read_file
 
     def refused(file):
@@ -212,7 +212,7 @@ def test_kill_9_loses_nothing(workplace):
     assert done.stdout.split()[-1] == cnnlab.load_dataset("many", image_size=8).digest
 
 
-def test_no_room_for_them(birds, monkeypatch, capsys):
+def test_without_room_in_the_cache_pictures_are_kept_in_memory_or_refused(birds, monkeypatch, capsys):
     before = load().digest
     user_cache.clear()
     monkeypatch.setattr(decoded_cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100))
@@ -253,7 +253,7 @@ def test_rows_of_the_disk_train_as_those_in_memory_do(birds, monkeypatch, store)
     assert train_model(recipe).history["loss"] == mapped.history["loss"]
 
 
-def test_both_kinds_share_the_bound_of_the_cache(birds, monkeypatch, workplace):
+def test_pictures_and_features_share_the_bound_of_the_cache(birds, monkeypatch, workplace):
     load()
     [entry] = user_cache.entries()
     features = user_cache.cache_folder("features")

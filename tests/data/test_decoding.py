@@ -31,7 +31,7 @@ BROKEN_EXIF = {
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jfif", "png", "webp", "bmp", "gif", "tif", "avif", "jp2", "ppm"])
-def test_formats(suffix, workplace):
+def test_every_supported_format_is_decoded(suffix, workplace):
     path = workplace / f"x.{suffix}"
     Image.new("RGB", (20, 10), (200, 40, 90)).save(path)
     image = decode_image(path, 16)
@@ -39,7 +39,7 @@ def test_formats(suffix, workplace):
     assert np.abs(image.astype(int) - (200, 40, 90)).max() <= 4
 
 
-def test_formats_that_are_programs_are_not_read(workplace):
+def test_formats_that_run_programs_are_not_read(workplace):
     assert not {"EPS", "WMF", "PDF", "MPEG", "HDF5"} & set(FORMATS)
     with pytest.raises(UndecodableError, match="not in an image format"):
         decode_image(encoded(Image.new("RGB", (8, 8)), "EPS"), 8)
@@ -57,7 +57,7 @@ def test_exif_orientation_is_respected(workplace):
 
 
 @pytest.mark.parametrize("name", BROKEN_EXIF)
-def test_broken_exif_stops_no_picture(name):
+def test_broken_exif_does_not_prevent_decoding(name):
     """A good orientation beside broken tags still turns it: the red left half comes up."""
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, :8] = (255, 0, 0)
@@ -67,7 +67,7 @@ def test_broken_exif_stops_no_picture(name):
 
 
 @pytest.mark.parametrize("kind", ["large text", "large profile", "bad checksum", "tail", "second header", "no end"])
-def test_chunks_that_are_no_pixels_stop_no_picture(kind):
+def test_broken_chunks_without_pixels_do_not_prevent_decoding(kind):
     image = picture(0, 1)
     png = encoded(image, "PNG")
     head, rest = png[:33], png[33:]
@@ -83,7 +83,7 @@ def test_chunks_that_are_no_pixels_stop_no_picture(kind):
     assert (decode_image(made[kind], 16) == np.asarray(image)).all()
 
 
-def test_colour_modes(workplace):
+def test_every_colour_mode_is_converted_to_rgb(workplace):
     Image.new("L", (4, 4), 100).save(workplace / "grey.png")
     assert (decode_image(workplace / "grey.png", 4) == 100).all()
     Image.fromarray(np.full((4, 4), 257 * 100, np.uint16)).save(workplace / "grey16.png")
@@ -135,7 +135,7 @@ def test_large_pictures_are_read_within_a_bound():
     assert np.abs(decode_image(png, 64).astype(int) - (200, 120, 40)).max() == 0
 
 
-def test_pillows_own_guard_is_no_bound(monkeypatch):
+def test_pillows_limit_on_pixels_does_not_apply(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode_image(encoded(picture(0, 0), "PNG"), 8).shape == (8, 8, 3)
     assert Image.MAX_IMAGE_PIXELS == 100
@@ -177,7 +177,7 @@ def test_orientations_of_all_formats(orientation, file_format):
     assert np.abs(received.astype(int) - turned).mean() < 8
 
 
-def test_values_that_are_none_do_not_move_the_range():
+def test_values_that_mark_no_data_do_not_move_the_range():
     grey = np.full((4, 4), 0.5, np.float32)
     for mark in (np.inf, -np.inf, np.nan, -3.4e38):
         grey[0, 0] = mark
@@ -186,7 +186,7 @@ def test_values_that_are_none_do_not_move_the_range():
         assert np.asarray(decoded.image)[2, 2].tolist() == [127] * 3
 
 
-def test_what_is_no_file_or_too_large_is_not_read(workplace, monkeypatch):
+def test_what_is_not_a_file_or_too_large_is_not_read(workplace, monkeypatch):
     os.mkfifo("pipe.png")
     with pytest.raises(UndecodableError, match="it is no file"):
         decode_image("pipe.png", 8)

@@ -58,7 +58,7 @@ def test_a_validation_folder_is_the_validation_set(name, workplace):
         ("a/b/Train", "a/b/Test"),
     ],
 )
-def test_parts_by_their_usual_names(train, test, workplace):
+def test_splits_are_found_by_their_usual_folder_names(train, test, workplace):
     fill(f"lab/{train}", ["glioma", "pituitary"], 10)
     fill(f"lab/{test}", ["glioma", "pituitary"], 3, 100)
     d = load("lab")
@@ -98,14 +98,14 @@ def test_a_class_may_be_called_train_among_others(workplace):
         (["cat"], "only 'cat'"),
     ],
 )
-def test_what_is_not_clear_gets_a_sentence(folders, message, workplace):
+def test_an_ambiguous_layout_gives_a_sentence(folders, message, workplace):
     fill("data", folders, 4)
     with pytest.raises(cnnlab.ArgumentError, match=message) as caught:
         load("data")
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_data_is_counted(workplace):
+def test_files_that_are_not_pictures_are_counted(workplace):
     fill("data/train", ["cat", "dog"], 6)
     fill("data/test", ["cat", "dog"], 2, 100)
     for hidden in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
@@ -259,7 +259,7 @@ def test_a_table_may_begin_with_the_folder_itself_and_means_one_file_in_any_case
         find_layout("data", labels="labels.csv")
 
 
-def test_ids_get_their_names(workplace):
+def test_class_ids_are_replaced_by_their_names(workplace):
     fill("data", ["n02084071", "n02121808"], 6)
     (workplace / "names.csv").write_text("id,name\nn02084071,dog\nn02121808,cat\n")
     assert load("data", class_names="names.csv").class_names == ("cat", "dog")
@@ -303,7 +303,7 @@ def test_a_folder_with_the_name_of_a_set_is_said(workplace):
     assert load("./digits").class_names == ("a", "b")
 
 
-def test_what_was_left_out_in_words():
+def test_what_was_left_out_is_told_in_words():
     left_out = {".heic": ["dog/a", "dog/b"], "in hidden folders": ["x/.a/b"], "hidden files": [".a", "b/.c"]}
     assert describe_left_out(left_out) == "2 .heic in dog/, 1 file in hidden folders, 2 hidden files"
     assert describe_left_out({}) == ""
@@ -334,7 +334,7 @@ def test_a_folder_around_the_parts_is_found_beside_others(workplace):
     assert "folders inside of a class belong to it, such as apple/ to color" in said(load("plants"))
 
 
-def test_the_one_folder_in_a_class_is_no_class(workplace):
+def test_the_only_folder_inside_a_class_is_not_a_class(workplace):
     fill("data/train", ["cat", "dog"], 6)
     fill("data/val/cat", ["dog"], 3, 100)
     d = load("data")
@@ -370,7 +370,7 @@ def test_a_first_row_with_a_picture_is_no_header(label, workplace):
     assert sum(counts(load("data", labels="labels.csv", val_fraction=0))[::2]) == 8
 
 
-def test_splits_that_are_none_are_counted_once(workplace):
+def test_unknown_splits_of_a_table_are_counted_once(workplace):
     fill("data", ["A"], 9)
     rows = [f"{i:04}.png,{'cat' if i % 2 else 'dog'},{'train' if i < 6 else 'holdout'}" for i in range(9)]
     (workplace / "labels.csv").write_text("file,label,split\n" + "\n".join(rows))
@@ -385,7 +385,7 @@ def test_splits_that_are_none_are_counted_once(workplace):
         load("data", class_names="names.csv")
 
 
-def test_bad_files_of_a_rare_class_and_of_a_part(workplace):
+def test_bad_files_are_left_out_of_rare_classes_and_of_splits(workplace):
     fill("data/train", ["cat", "dog"], 6)
     fill("data/test", ["cat", "dog"], 2, 100)
     for file in (workplace / "data/test/dog").iterdir():
@@ -457,7 +457,7 @@ def test_a_folder_that_may_not_be_read_is_an_error_with_a_table_too(workplace, m
     assert sum(counts(load("data", labels="labels.csv", skip_bad=True))) == 8
 
 
-def test_folders_that_link_to_one_another_end(workplace):
+def test_loading_folders_that_link_to_one_another_ends(workplace):
     names = [f"class{i}" for i in range(8)]
     fill("data", names, 3)
     for one in names:
@@ -484,7 +484,7 @@ def test_wrong_arguments_get_a_sentence(arguments, workplace):
             cnnlab.load_dataset(name)
 
 
-def test_what_is_known_of_a_file_before_it_is_read_is_small(workplace):
+def test_little_memory_is_kept_for_each_file_before_it_is_read(workplace):
     """Of 200,000 files, half a gigabyte of objects would be as much as all the rest of a training."""
 
     def kept(count):

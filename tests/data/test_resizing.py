@@ -32,7 +32,7 @@ def test_a_named_set_too_large_for_memory_is_read_from_the_disk_and_is_the_same(
     assert on_disk.digest == in_memory.digest
 
 
-def test_it_is_resized_once(workplace, small_memory, monkeypatch):
+def test_a_named_set_is_resized_once(workplace, small_memory, monkeypatch):
     first = cnnlab.load_dataset("digits", image_size=20, limit=200)
     monkeypatch.setattr(resizing, "resize_to_rgb", lambda images, side: pytest.fail("resized again"))
     again = cnnlab.load_dataset("digits", image_size=20, limit=200, val_fraction=0.3)

@@ -16,7 +16,7 @@ SCORES = [0.4, 0.6, 0.5, 0.1]
 VARIED = ["blocks", "filters_3", "learning_rate", "augment"]
 
 
-def test_scores_are_drawn_against_what_varied():
+def test_scores_are_drawn_against_the_hyperparameters_that_varied():
     values = {**VALUES, "dropout": [0.0, 0.1, 0.2, 0.3]}  # a second row of plots
     axes = [axis for axis in plots.scores_by_hyperparameter(values, SCORES, "val_accuracy").axes if axis.axison]
     assert [axis.get_xlabel() for axis in axes] == [*VARIED, "dropout"]

@@ -11,7 +11,7 @@ from cnnlab.training import runtime
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 
 
-def test_cnn_is_the_seeds_architecture():
+def test_the_cnn_has_the_documented_architecture():
     model = build_cnn((32, 32, 3), 10)
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [(c.filters, c.kernel_size) for c in convolutions] == [(32, (3, 3)), (64, (3, 3)), (128, (3, 3))]
@@ -38,7 +38,7 @@ def test_vgg16_top_blocks_can_be_trained(train_blocks, first):
 
 
 @pytest.mark.parametrize("build", [build_cnn, lambda *a: build_vgg16(*a, weights="random")])
-def test_raw_images_in_probabilities_out(build):
+def test_a_model_maps_raw_images_to_probabilities(build):
     model = build((32, 32, 3), 7)
     probabilities = model.predict(IMAGES, verbose=0)
     assert probabilities.shape == (4, 7)
@@ -83,14 +83,14 @@ def test_same_seed_same_weights(digits):
     assert all((x == y).all() for x, y in zip(a.get_weights(), b.get_weights(), strict=True))
 
 
-def test_images_too_small():
+def test_images_that_are_too_small_are_refused():
     with pytest.raises(cnnlab.ArgumentError, match="used up before block 3"):
         build_cnn((12, 12, 3), 10)
     with pytest.raises(cnnlab.ArgumentError, match="at least 32x32"):
         build_vgg16((16, 16, 3), 10, weights="random")
 
 
-def test_weights_files(workplace):
+def test_weights_are_loaded_from_files(workplace):
     base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
     base.save_weights(workplace / "good.weights.h5")
     model = build_vgg16((32, 32, 3), 10, weights=str(workplace / "good.weights.h5"))

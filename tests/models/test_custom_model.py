@@ -86,7 +86,7 @@ def recipe(workplace):
     return cnnlab.Recipe(model="my_models.py:build_net", dataset="digits", limit=150, epochs=2, arguments=("width=3",))
 
 
-def test_its_arguments_are_params_and_options(recipe):
+def test_arguments_of_the_function_are_params_and_options(recipe):
     assert recipe.label == "build_net"
     used = recipe.with_defaults()
     assert used.dropout == 0.1  # an option of ours by name and type
@@ -121,7 +121,7 @@ def test_its_arguments_are_params_and_options(recipe):
         ("syntax.py:build_net", (), "Python file that can be imported. Received SyntaxError"),
     ],
 )
-def test_what_is_wrong_with_it_is_one_sentence(recipe, store, workplace, model, arguments, message):
+def test_an_unusable_function_gives_one_sentence(recipe, store, workplace, model, arguments, message):
     (workplace / "syntax.py").write_text("def build_net(:")
     (workplace / "binary.py").write_bytes(b"\xff\x00")
     (workplace / "empty.py").write_text("")
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_it_is_one_sentence(recipe, store, workplace, model, 
     assert len(store.search_experiments()) == 1
 
 
-def test_looking_at_it_changes_nothing(recipe, digits):
+def test_checking_a_custom_model_changes_no_weights(recipe, digits):
     """Layers that are at work in training only, of which one would make the whole model train when it is called."""
     model = cnnlab.build_model(dataclasses.replace(recipe, model="my_models.py:mirrored", arguments=()), digits)
     mean, variance = (value.numpy() for value in model.layers[1].non_trainable_variables[:2])
@@ -139,7 +139,7 @@ def test_looking_at_it_changes_nothing(recipe, digits):
     assert (variance == 1).all()
 
 
-def test_its_own_defaults_stay_where_its_arguments_have_names_of_ours(recipe, store):
+def test_defaults_of_the_function_win_where_its_arguments_are_named_like_options(recipe, store):
     result = train_model(dataclasses.replace(recipe, model="my_models.py:names", arguments=()))
     params = store.get_run(result.run_id).data.params
     assert (params["learning_rate"], params["seed"], params["arg.seed"]) == ("0.05", "0", "7")
@@ -158,7 +158,7 @@ def test_a_compiled_model_keeps_its_optimizer(recipe, store):
         train_model(dataclasses.replace(compiled, learning_rate=0.01))
 
 
-def test_its_images_are_augmented_too(recipe, digits):
+def test_images_for_a_custom_model_are_augmented_too(recipe, digits):
     model = cnnlab.build_model(dataclasses.replace(recipe, augment="flip,cutout"), digits)
     assert [type(layer).__name__ for layer in model.layers[1:3]] == ["RandomFlip", "RandomErasing"]
     images = digits.test.images[:4]
@@ -168,7 +168,9 @@ def test_its_images_are_augmented_too(recipe, digits):
         cnnlab.build_model(compiled, digits)
 
 
-def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, store, workplace, monkeypatch):
+def test_a_custom_model_is_tracked_registered_and_repeated_from_its_stored_source(
+    recipe, store, workplace, monkeypatch
+):
     before = train_model(dataclasses.replace(recipe, deterministic=True))
     run = store.get_run(before.run_id)
     assert (run.data.params["width"], run.data.params["wide"]) == ("3", "False")
@@ -195,7 +197,7 @@ def test_it_is_tracked_registered_and_repeated_from_its_stored_source(recipe, st
 
 
 @pytest.mark.long
-def test_its_own_arguments_are_searched(recipe, store):
+def test_arguments_of_the_function_can_be_searched(recipe, store):
     base = dataclasses.replace(recipe, arguments=())
     space = narrowed_space(base, ["epochs"], ["width=2:4", "wide=true,false", "learning_rate=1e-3,1e-2"])
     result = run_search(Search(base, space, "random", trials=3, finalists=1, final_seeds=1))

@@ -53,7 +53,7 @@ def test_a_file_answers_as_keras_does_and_says_what_it_is(model, images, tmp_pat
         assert zipfile.ZipFile(path).read("labels.txt").decode() == "a\nb\nç\n"
 
 
-def test_the_model_as_it_is_would_go_on_training(model, images):
+def test_an_exported_model_no_longer_learns_when_it_is_called(model, images):
     """Why an export needs a model of its own."""
     expected, kept, made = model.predict_on_batch(images), model.get_weights(), inference_model(model)
     assert np.abs(np.asarray(model(images)) - expected).max() > 1e-3

@@ -67,7 +67,7 @@ def change(file, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_a_folder_is_read(preset):
+def test_a_preset_in_a_folder_is_read(preset):
     folder, network = preset
     read = pretrained.load_backbone(f"hub:{folder}", None, None)
     images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
@@ -79,7 +79,7 @@ def test_a_folder_is_read(preset):
         pass
 
 
-def test_a_name_is_fetched_and_then_opened_from_its_folder(preset, keras_hub):
+def test_a_named_preset_is_downloaded_and_then_opened_from_its_folder(preset, keras_hub):
     folder, fetched = preset[0], []
 
     def get_file(preset, path):
@@ -165,7 +165,7 @@ def test_layers_without_weights_get_no_memory(preset):
     assert [load_weights for _, load_weights in OPENED] == [False]
 
 
-def test_kerashub_itself(workplace):
+def test_presets_load_with_keras_hub_itself(workplace):
     keras_hub = pytest.importorskip("keras_hub")
     network = keras_hub.models.ViTBackbone(
         image_shape=(32, 32, 3), patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64

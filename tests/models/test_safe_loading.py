@@ -45,7 +45,7 @@ def changed(path, made, config=None, weights=None, extra=(), **options):
     return made
 
 
-def test_a_good_model_is_the_same(good, workplace):
+def test_a_harmless_model_loads_unchanged(good, workplace):
     model, path = good
     images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
     expected = model.predict_on_batch(images)
@@ -56,7 +56,7 @@ def test_a_good_model_is_the_same(good, workplace):
         assert not loaded.compiled
 
 
-def test_its_folder_is_known_and_in_use_while_it_is_read(good, workplace, monkeypatch):
+def test_the_temporary_folder_of_a_model_is_in_use_while_it_is_read(good, workplace, monkeypatch):
     monkeypatch.setattr(temporary_folders, "UNTOUCHED", -1)
     monkeypatch.setattr(tempfile, "tempdir", str(workplace))
     seen, check = [], safe_loading.check_config
@@ -204,7 +204,7 @@ def test_archives_with_more_than_keras_writes_are_refused(name, good, workplace)
     assert os.listdir(workplace) == ["bad.keras"]
 
 
-def test_bombs_are_refused(good, workplace):
+def test_archives_that_expand_beyond_a_bound_are_refused(good, workplace):
     zeros = io.BytesIO(b"\x89HDF\r\n\x1a\n" + bytes(2**28))
     packed = {"compression": zipfile.ZIP_DEFLATED}
     file = changed(good[1], workplace / "bomb.keras", weights=zeros.getvalue(), **packed)
@@ -270,7 +270,7 @@ def test_weights_that_lie_elsewhere_or_nowhere_are_refused(reason, good, workpla
             safe_loading.load_model(changed(path, workplace / "bad.keras", weights=content))
 
 
-def test_a_group_in_itself_ends(good):
+def test_a_group_that_contains_itself_is_read_once(good):
     model, _ = good
     model.save_weights("round.weights.h5")
     with h5py.File("round.weights.h5", "a") as file:

@@ -213,7 +213,7 @@ def test_weights_are_read_once_a_process_and_no_model_is_built_twice(store, work
         ([], True, "pool"),
     ],
 )
-def test_sequential_models_lose_what_classifies_and_say_what_is_left(store, capsys, top, augmented, ends_at):
+def test_sequential_backbones_lose_their_head_and_name_their_last_layer(store, capsys, top, augmented, ends_at):
     augmentation = [keras.layers.RandomFlip(), keras.layers.RandomRotation(0.2)] if augmented else []
     body = [keras.layers.Conv2D(4, 3, name="conv"), keras.layers.GlobalAveragePooling2D(name="pool")]
     keras.Sequential([keras.Input((32, 32, 3)), *augmentation, *body, *top]).save("seq.keras")
@@ -223,7 +223,7 @@ def test_sequential_models_lose_what_classifies_and_say_what_is_left(store, caps
     assert len(user_cache.entries()) == 1
 
 
-def test_what_is_no_backbone_gets_a_sentence(store, workplace, digits):
+def test_an_unusable_backbone_gives_a_sentence(store, workplace, digits):
     images = keras.Input((32, 32, 3))
     x = keras.layers.Lambda(lambda x: x / 255)(images)
     keras.Model(images, keras.layers.Conv2D(4, 3)(x)).save("code.keras")

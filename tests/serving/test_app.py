@@ -71,7 +71,7 @@ def png_of(image):
     return file.getvalue()
 
 
-def test_pictures_are_named(classifier, image):
+def test_posted_pictures_are_classified(classifier, image):
     app, expected = make_app(classifier), classifier.probabilities(image[None])[0]
     status, text = ask(app, "/classify", png_of(image))
     assert status == 200
@@ -87,7 +87,7 @@ def test_pictures_are_named(classifier, image):
     assert "9000 x 9000 pixels, and at most 50 million are read" in text
 
 
-def test_the_page_is_told_what_it_shows(classifier, image):
+def test_the_page_is_given_the_models_name_and_card(classifier, image):
     app = make_app(classifier, about={"name": "shapes", "version": 2, "card": "# A card"})
     status, headers, text = asyncio.run(answer_of(app, "/", b"", "GET"))
     assert status == 200
@@ -110,7 +110,7 @@ def test_the_page_is_told_what_it_shows(classifier, image):
         assert json.loads(ask(app, f"/explain?class={wrong}", png_of(image))[1])["explained"] == first["explained"]
 
 
-def test_a_model_without_places_has_no_heat(image):
+def test_a_model_without_convolutions_gives_no_heat_map(image):
     inputs = keras.Input((8, 8, 3), dtype="uint8")
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
@@ -173,7 +173,7 @@ def test_arrays_get_the_answers_of_mlflow(classifier, image, monkeypatch):
     ] == answers
 
 
-def test_server_lets_nobody_else_in(classifier):
+def test_the_server_refuses_foreign_origins_and_wrong_tokens(classifier):
     """No page of another server, nobody by another name, and with a token nobody without it."""
     app = make_app(classifier, names=ports.names_of("127.0.0.1", 5001))
     assert ask(app)[0] == 400  # let in, and no picture
@@ -192,7 +192,7 @@ def test_server_lets_nobody_else_in(classifier):
     assert [ask(app, path, b"", "GET")[0] for path in ("/metrics", "/version", "/")] == [401, 401, 200]
 
 
-def test_server_bounds_what_it_takes(classifier, monkeypatch):
+def test_the_server_bounds_the_size_of_requests(classifier, monkeypatch):
     monkeypatch.setattr(middleware, "MOST_BYTES", 1000)
     app = make_app(classifier)
     for path in ("/classify", "/explain", "/invocations"):
@@ -203,7 +203,7 @@ def test_server_bounds_what_it_takes(classifier, monkeypatch):
     assert ask(app, "/classify", bytes(1000))[0] == 400
 
 
-def test_server_bounds_what_waits(classifier, monkeypatch):
+def test_the_server_bounds_the_number_of_waiting_requests(classifier, monkeypatch):
     monkeypatch.setattr(middleware, "MOST_WAITING", 250)
     image, gate = classify.Classifier.image, threading.Event()
 
@@ -224,7 +224,7 @@ def test_server_bounds_what_waits(classifier, monkeypatch):
     assert ask(app, "/classify", bytes(250))[0] == 400  # all of it is free again
 
 
-def test_bytes_that_were_announced_and_do_not_arrive_keep_nobody_out(classifier, image, monkeypatch):
+def test_announced_bytes_that_do_not_arrive_block_no_other_request(classifier, image, monkeypatch):
     monkeypatch.setattr(middleware, "MOST_WAITING", middleware.MOST_BYTES)
     app, announced = make_app(classifier), {"content_length": str(middleware.MOST_BYTES)}
 
@@ -253,7 +253,7 @@ def test_bytes_that_were_announced_and_do_not_arrive_keep_nobody_out(classifier,
     assert asyncio.run(ask_all()) == [200, 503, 400]
 
 
-def test_the_token_of_a_file(workplace):
+def test_the_token_is_read_from_a_file(workplace):
     (workplace / "token").write_text("secret\n")
     assert serve.read_token(f"@{workplace / 'token'}") == serve.read_token("secret") == "secret"
     assert serve.read_token(None) is None
@@ -292,7 +292,7 @@ def test_an_error_of_the_model_is_said(classifier, image, monkeypatch):
         b"[" * 100_000,
     ],
 )
-def test_bodies_that_mlflow_has_no_words_for(classifier, body):
+def test_unreadable_bodies_get_a_sentence_where_mlflow_has_none(classifier, body):
     app = make_app(classifier)
     status, text = ask(app, "/invocations", body, content_type="application/json")
     assert status == 400, text

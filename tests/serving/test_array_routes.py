@@ -51,7 +51,7 @@ GOOD = json.dumps({"inputs": IMAGES[:1].tolist()})
         "",
     ],
 )
-def test_all_else_is_left_to_mlflow(text):
+def test_other_bodies_are_left_to_mlflow(text):
     with pytest.raises(array_routes.UnusualError):
         array_routes.read_images(text.encode(), SHAPE)
 

@@ -63,7 +63,7 @@ def test_headers_that_trickle_do_not_keep_it_open(connect):
     assert time.perf_counter() - began < 4
 
 
-def test_headers_have_an_end(connect, monkeypatch):
+def test_endless_headers_are_cut_off(connect, monkeypatch):
     monkeypatch.setattr(idle_connections, "HEADERS_TIME", 60)
     with connect() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(GET)
@@ -78,7 +78,7 @@ def test_a_body_that_is_too_large_is_told_so(connect):
         assert b" 413 " in connection.recv(65_536)
 
 
-def test_who_leaves_in_the_midst_makes_no_traceback(connect, caplog):
+def test_a_client_that_disconnects_early_causes_no_traceback(connect, caplog):
     for request in (
         b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx",
         b"POST /classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -92,5 +92,5 @@ def test_who_leaves_in_the_midst_makes_no_traceback(connect, caplog):
     assert not [record for record in caplog.get_records("call") if record.exc_info]
 
 
-def test_an_origin_that_is_no_address_is_foreign():
+def test_an_origin_without_an_address_is_foreign():
     assert is_foreign("POST", {"origin": "http://[", "host": "localhost"})

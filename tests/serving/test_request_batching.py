@@ -15,7 +15,7 @@ def images_of(numbers):
     return np.array(numbers, np.uint8).reshape(-1, 1, 1, 1)
 
 
-def test_what_waits_goes_together_and_everyone_gets_their_own(monkeypatch):
+def test_waiting_requests_share_a_batch_and_each_gets_its_own_answer(monkeypatch):
     monkeypatch.setattr(request_batching, "MOST_IMAGES", 8)
     counts, open_gate = [], threading.Event()
 
@@ -46,7 +46,7 @@ def test_what_waits_goes_together_and_everyone_gets_their_own(monkeypatch):
     assert len(counts) <= 1 + 5 + 3 + 2  # 40 images of pairs, 20 of the large one, and what order leaves open
 
 
-def test_errors_reach_those_who_asked_and_nobody_else():
+def test_errors_reach_the_requests_that_caused_them_only():
     def predict(images):
         if (images == 13).any():
             raise RuntimeError("unlucky")
@@ -63,7 +63,7 @@ def test_errors_reach_those_who_asked_and_nobody_else():
     assert right.tolist() == [[3]]
 
 
-def test_who_is_gone_costs_nothing():
+def test_requests_whose_client_is_gone_are_not_computed():
     seen, gate = [], threading.Event()
 
     def prepare(number):

@@ -316,7 +316,7 @@ def test_a_server_that_refuses_is_one_sentence(status, monkeypatch):
     assert "secret" not in said
 
 
-def test_a_certificate_of_the_company_s_own(workplace, monkeypatch):
+def test_a_servers_own_certificate_works_in_mlflows_three_ways(workplace, monkeypatch):
     made = shutil.which("openssl") and subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem"),
@@ -342,7 +342,7 @@ def test_a_certificate_of_the_company_s_own(workplace, monkeypatch):
         stores.expect_usable_store()
 
 
-def test_no_password_on_the_screen(monkeypatch):
+def test_passwords_are_not_printed(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
     with pytest.raises(cnnlab.LabError, match=r"http://\*\*\*@127.0.0.1:9") as caught:
         stores.open_store()
@@ -434,7 +434,7 @@ def test_registered_names_are_legal(name, store):
     assert model_registry.list_versions(legal) == []
 
 
-def test_what_a_server_missed_is_sent_again(store, digits, capsys):
+def test_metrics_that_a_server_missed_are_sent_again(store, digits, capsys):
     with (
         stores.opened(),
         recorder.start(recorder.experiment_for(digits), "a", params={}, tags={}) as run_id,
@@ -490,7 +490,7 @@ def test_hosts_of_ipv6():
         pytest.skip("no IPv6 here")
 
 
-def test_system_s_errors_are_sentences():
+def test_errors_of_the_system_are_sentences():
     for error, said in (
         (OSError(28, "No space left on device", "mlruns/x"), "Expected space on the disk for 'mlruns/x'"),
         (sqlite3.OperationalError("database or disk is full"), "Expected space on the disk"),
@@ -501,7 +501,7 @@ def test_system_s_errors_are_sentences():
     assert sentence(ZeroDivisionError()) is None
 
 
-def test_who_may_only_read_gets_the_link(store, digits, monkeypatch):
+def test_a_reader_without_write_access_gets_the_link(store, digits, monkeypatch):
     log_something(digits)
 
     def refused(*_):
@@ -526,7 +526,7 @@ def test_the_names_that_the_ui_answers_to():
     }
 
 
-def test_without_git(monkeypatch, workplace):
+def test_without_git_no_tags_of_the_code_are_recorded(monkeypatch, workplace):
     monkeypatch.setenv("PATH", str(workplace))
     assert provenance._code_tags.__wrapped__() == {}
 

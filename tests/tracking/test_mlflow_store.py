@@ -154,7 +154,7 @@ def test_server_that_does_not_answer_is_reported_within_15_seconds(workplace, mo
     assert list(Path(workplace).iterdir()) == []
 
 
-def test_address_that_is_no_store(workplace, monkeypatch):
+def test_an_address_that_is_not_a_store_is_refused(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://server")
     with pytest.raises(cnnlab.LabError, match="Expected an MLflow store at htp://server"):
         open_store()

@@ -88,7 +88,7 @@ def test_certificates_of_both_sides(workplace, monkeypatch):
         assert [path for path, _ in asked] == ["/health"]
 
 
-def test_who_asks_is_said_to_the_server(monkeypatch):
+def test_credentials_are_sent_to_the_server(monkeypatch):
     basic = "Basic YW5uOnNlY3JldA=="  # ann:secret
     monkeypatch.setattr(stores, "reached_before", lambda server: False)  # or it is not asked a second time
     with noting() as (port, asked):
@@ -146,7 +146,7 @@ def test_a_store_in_memory_is_refused(address, monkeypatch, workplace):
     assert list(workplace.iterdir()) == []
 
 
-def test_a_port_that_is_none_is_one_sentence(monkeypatch):
+def test_an_invalid_port_gives_one_sentence(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab.example.org:mlflow")
     with pytest.raises(cnnlab.LabError, match=r"Expected an MLflow server at http://lab\.example\.org:mlflow"):
         stores.open_store()

@@ -32,7 +32,7 @@ def status(path, method="GET", **headers):
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_what_acts_for_the_user_is_closed(path, method):
+def test_paths_that_act_for_the_user_are_closed(path, method):
     assert status(path, method) == 404
 
 
@@ -49,7 +49,7 @@ def test_what_acts_for_the_user_is_closed(path, method):
         "/ajax-api/3.0/mlflow/server-info",
     ],
 )
-def test_what_a_lab_needs_is_open(path):
+def test_paths_that_a_lab_needs_are_open(path):
     assert status(path) == status(path, "POST", origin="http://127.0.0.1:5000") == status(path, "POST") == 200
 
 

@@ -31,7 +31,7 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize("fields", TOGETHER)
-def test_options_combine(fields, small_cnn, digits, workplace):
+def test_options_of_a_training_combine(fields, small_cnn, digits, workplace):
     recipe = dataclasses.replace(small_cnn, **fields)
     model = cnnlab.build_model(recipe, digits)
     trained = trainer.train(model, digits, recipe, splits=("val",), quiet=True)
@@ -160,7 +160,7 @@ def test_offsets_of_batch_normalization_have_a_rate_of_their_own():
     assert steps[64.0][1] == pytest.approx(steps[1.0][1] - 0.5 * 0.01 * steps[1.0][2], abs=1e-6)
 
 
-def test_class_weights(workplace, digits, small_cnn):
+def test_class_weights_are_computed_read_from_a_file_and_used(workplace, digits, small_cnn):
     labels = np.array([0] * 6 + [1] * 2)
     assert class_weights("none", labels, ("a", "b")) is None
     assert class_weights("balanced", labels, ("a", "b")) == pytest.approx([8 / 12, 8 / 4])
@@ -261,7 +261,7 @@ def test_mixed_labels_go_with_mixed_pictures(name):
     assert ((shares > 0.05) & (shares < 0.95)).any()
 
 
-def test_what_does_not_go_together_is_said():
+def test_incompatible_options_are_refused():
     for fields, message in (
         ({"schedule": "plateau", "warmup": 0.1}, "no warmup with schedule plateau"),
         ({"schedule": "plateau", "val_fraction": 0}, "val_fraction above 0 with schedule plateau"),

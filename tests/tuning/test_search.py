@@ -104,7 +104,7 @@ with job():
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.long)])
-def test_a_killed_search_goes_on_where_it_was(store, name):
+def test_a_killed_search_resumes_where_it_was(store, name):
     program = KILLED.format(checkout=str(Path(__file__).parents[2]), signal=name)
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert killed.returncode == (-signal.SIGKILL if name == "SIGKILL" else 128 + signal.SIGTERM), killed.stderr
@@ -193,7 +193,7 @@ def test_search_never_validates_on_the_test_set():
 
 
 @pytest.mark.parametrize("tuner", ["hyperband", pytest.param("bayesian", marks=pytest.mark.long)])
-def test_other_tuners(store, tuner):
+def test_hyperband_and_bayesian_searches_complete(store, tuner):
     recipe = cnnlab.Recipe(dataset="digits", limit=150, filters=(4,), epochs=3)
     result = run_search(small_search(recipe=recipe, tuner=tuner, trials=4))
     assert [row["status"] for row in result.rows] == ["COMPLETED"] * 4

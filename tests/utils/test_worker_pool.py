@@ -115,7 +115,7 @@ def test_a_cluster_without_room_is_refused():
         RayWorkers(cluster({"CPU": 4}), "host:6379", **arguments)
 
 
-def test_addresses(monkeypatch):
+def test_addresses_of_a_cluster_are_checked(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     sys.modules["ray"].__spec__ = types.SimpleNamespace()
     for on in ("ray", "10.0.0.1:6379", "ray://head.example:10001", "[::1]:6379"):

@@ -73,7 +73,7 @@ def snapshot():
     return sorted(map(str, HOME.rglob("*"))), None
 
 
-def test_a_healthy_store_and_no_store_at_all(lab, workplace, monkeypatch):
+def test_a_healthy_store_and_a_missing_store_have_no_findings(lab, workplace, monkeypatch):
     assert found() == found(fix=True) == []
     (workplace / "elsewhere").mkdir()
     monkeypatch.chdir(workplace / "elsewhere")
@@ -81,7 +81,7 @@ def test_a_healthy_store_and_no_store_at_all(lab, workplace, monkeypatch):
     assert not HOME.exists()
 
 
-def test_a_run_of_a_killed_process(lab, digits):
+def test_a_run_of_a_killed_process_is_closed(lab, digits):
     client, _ = lab
     run = client.create_run(recorder.experiment_for(digits), tags={"cnnlab.process": "elsewhere/1-1"})
     run_id = run.info.run_id

@@ -138,7 +138,7 @@ def test_a_server_that_stops_in_an_epoch_costs_nothing(server, digits, impatient
     assert spool.undelivered() is None
 
 
-def test_what_was_delivered_twice_is_there_once(server, digits, impatient, tmp_path):
+def test_results_that_are_delivered_twice_are_recorded_once(server, digits, impatient, tmp_path):
     server.fault = lambda method, path: 500 if method == "POST" else None
     with a_run(digits) as (_, recorder):
         kept = recorder.entry.folder
@@ -184,7 +184,7 @@ def test_lost_answers_double_nothing(server, digits):
 
 
 @pytest.mark.parametrize("fault", [500, 429, "hangs"])
-def test_a_server_in_trouble_is_not_waited_for(server, digits, impatient, fault, capsys):
+def test_a_training_does_not_wait_for_a_failing_server(server, digits, impatient, fault, capsys):
     stores.expect_usable_store()  # it has been reached before
     server.fault = lambda method, path: fault
     with Session() as session:
@@ -203,7 +203,7 @@ def test_a_server_in_trouble_is_not_waited_for(server, digits, impatient, fault,
     assert len(whole(server, there(server)["a run"])[2]["loss"]) == 20
 
 
-def test_artifacts_alone_are_refused(server, digits, impatient, capsys):
+def test_a_server_that_refuses_artifacts_only_gets_the_rest(server, digits, impatient, capsys):
     server.fault = lambda method, path: 503 if method == "PUT" else None
     with Session() as session:
         recorder = session.recorder()

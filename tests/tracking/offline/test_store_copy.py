@@ -127,7 +127,9 @@ def test_what_is_neither_a_run_nor_a_version_is_named(original, workplace, tmp_p
     assert not [line for line in store_copy.import_runs(str(other), [original[1]]) if "traces" in line]
 
 
-def test_by_way_of_a_folder_and_a_server_and_back(original, workplace, tmp_path_factory, store_template, monkeypatch):
+def test_runs_survive_a_copy_to_a_folder_to_a_server_and_back(
+    original, workplace, tmp_path_factory, store_template, monkeypatch
+):
     folder, _, ids, _ = original
     with working_in(folder):
         done = CliRunner().invoke(cli, ["export", "--format", "runs", "--output", str(workplace / "all")])
@@ -153,7 +155,7 @@ def test_by_way_of_a_folder_and_a_server_and_back(original, workplace, tmp_path_
     assert contents(uri_of(folder)) == expected
 
 
-def test_what_was_interrupted_goes_on(original, workplace, monkeypatch):
+def test_an_interrupted_copy_is_continued(original, workplace, monkeypatch):
     folder, *_ = original
     right, left, interrupted = run_copy.Interruptible.__getattr__, 0, 0
 
@@ -178,7 +180,7 @@ def test_what_was_interrupted_goes_on(original, workplace, monkeypatch):
     assert contents(uri_of(workplace)) == contents(uri_of(folder))
 
 
-def test_what_fails_is_said_and_repeated(original, workplace, monkeypatch):
+def test_failures_of_a_copy_are_told_and_retried(original, workplace, monkeypatch):
     folder, _, ids, _ = original
     right = run_copy.Transfer.copy_run
 
@@ -216,7 +218,7 @@ def test_an_alias_that_another_version_holds_is_moved_on_demand(original, workpl
     assert (before.number, now.number, now.run_id) == (3, 1, here.run_id)
 
 
-def test_some_runs_with_those_around_them(original, workplace):
+def test_some_runs_are_copied_with_their_parents_and_children(original, workplace):
     folder, parent, ids, _ = original
     client = mlflow.MlflowClient(uri_of(folder))
     with pytest.raises(cnnlab.ArgumentError, match="Received: 'ffff', of no run"):
@@ -259,7 +261,7 @@ def test_a_store_of_an_earlier_version_is_read_as_it_is(workplace):
     assert list(store_copy.import_runs(str(database)))[-1].startswith(("Nothing", "not carried"))
 
 
-def test_arguments_that_are_wrong(store, workplace):
+def test_wrong_arguments_of_an_import_are_refused(store, workplace):
     (workplace / "full").mkdir()
     (workplace / "full" / "note.txt").write_text("mine")
     for arguments, expected in (
