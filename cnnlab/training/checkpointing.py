@@ -84,7 +84,7 @@ class Progress:
     stage_started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def of(cls, stored: StoredCheckpoint | None) -> Progress:
+    def from_checkpoint(cls, stored: StoredCheckpoint | None) -> Progress:
         """Return the progress of a stored checkpoint, or that of a new training where there is none."""
         if stored is None:
             return cls()

@@ -119,7 +119,9 @@ def _fit_data(
     train_labels, val_labels = dataset.train.labels, dataset.val.labels
     if takes_one_hot_labels(part.model):
         classes = len(dataset.class_names)
-        train_labels, val_labels = (keras.utils.to_categorical(y, classes) for y in (train_labels, val_labels))
+        train_labels, val_labels = (
+            np.asarray(keras.utils.to_categorical(y, classes)) for y in (train_labels, val_labels)
+        )
     batches = Batches(
         part.inputs["train"],
         train_labels,

@@ -60,10 +60,10 @@ def plan_stages(recipe: ResolvedRecipe) -> list[Stage]:
     """Return one stage for an ordinary training, two where it starts with crops or fine-tunes a backbone."""
     epochs, rate = recipe.epochs, recipe.learning_rate
     if recipe.progressive_resizing:
-        small = min(max(1, round(recipe.progressive_resizing * epochs)), epochs - 1)
+        on_crops = min(max(1, round(recipe.progressive_resizing * epochs)), epochs - 1)
         return [
-            Stage("small pictures", small, epochs, rate, on_crops=True),
-            Stage("whole pictures", epochs - small, epochs, rate),
+            Stage("small pictures", on_crops, epochs, rate, on_crops=True),
+            Stage("whole pictures", epochs - on_crops, epochs, rate),
         ]
     if not recipe.fine_tune:
         return [Stage("training", epochs, epochs, rate)]

@@ -79,7 +79,7 @@ def train(
     recipe = recipe.with_defaults()
     if recipe.deterministic:
         runtime.enable_determinism()
-    progress = Progress.of(checkpoint.stored if checkpoint else None)
+    progress = Progress.from_checkpoint(checkpoint.stored if checkpoint else None)
     images = {name: getattr(dataset, name).images for name in dict.fromkeys(("train", "val", *splits))}
     stages, part = plan_stages(recipe), None
     for stage in stages[len(progress.stages) :]:
