@@ -87,7 +87,7 @@ def test_an_answer_is_the_mean_of_all_members(digits, monkeypatch):
     heat = grad_cam(model, images, digits.test.labels[:6])
     alone = [grad_cam(network, images, digits.test.labels[:6]) for network in networks]
     assert heat == pytest.approx(np.mean(alone, axis=0))
-    monkeypatch.setattr(multi_device, "count", lambda model: 2)
+    monkeypatch.setattr(multi_device, "device_count", lambda model: 2)
     with pytest.raises(cnnlab.ArgumentError, match="3 members side by side"):
         multi_device.expect_replicable(model)
     assert multi_device.expect_replicable(one) is None
