@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnlab.classify import Classifier, load_classifier
+    from cnnlab.classify import Classifier, load_classifier, predict
     from cnnlab.compare import Comparison, compare_models, compare_runs
     from cnnlab.data.dataset import ImageDataset, load_dataset
     from cnnlab.data_audit import Audit, audit
@@ -59,6 +59,7 @@ _MODULES = {
     "fit_and_evaluate": "train",
     "load_classifier": "classify",
     "load_dataset": "data.dataset",
+    "predict": "classify",
     "promote": "tracking.promotion",
     "register_run": "tracking.model_registry",
     "reproduce": "reproduction",
@@ -93,6 +94,7 @@ __all__ = [
     "fit_and_evaluate",
     "load_classifier",
     "load_dataset",
+    "predict",
     "promote",
     "register_run",
     "reproduce",

@@ -33,6 +33,12 @@ def load_classifier(model: str | None = None) -> Classifier:
 
     Raises:
         LabError: the registry is empty, has no such model or alias, or the model does not carry its class names.
+
+    Example:
+        result = cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
+        classifier = cnnlab.load_classifier(result.run_id)
+        images = cnnlab.load_dataset("digits", limit=150).test.images
+        print(classifier.top(classifier.probabilities(images)[0], 3))
     """
     with opened_store(writes=False):
         uri = stored_models.pinned(_uri(model))
@@ -40,6 +46,38 @@ def load_classifier(model: str | None = None) -> Classifier:
     low, high = about.get("grey_range") or SIXTEEN_BITS
     resize_mode = about.get("fit") or "stretch"  # of a named set, and before there was a choice
     return Classifier(uri, loaded, tuple(about["class_names"]), loaded.input_shape[1], resize_mode, (low, high))
+
+
+def predict(
+    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], model: str | Classifier | None = None
+) -> list[tuple[str, list[tuple[str, float]] | LabError]]:
+    """Name what is in pictures.
+
+    Args:
+        pictures: a file, a folder of pictures or a URL, or several of them.
+        model: a loaded `Classifier`, or which one to load, as `load_classifier` takes it.
+
+    Returns:
+        `(file, [(class name, probability), ...])` for each picture, in order, the most probable class first. A picture
+        that does not decode has a `LabError` in place of the list.
+
+    Raises:
+        ArgumentError: a path does not exist, or a folder holds no pictures.
+        LabError: the model cannot be loaded.
+
+    Example:
+        result = cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
+        keras.utils.save_img("seven.png", cnnlab.load_dataset("digits", limit=150).test.images[0])
+        [(file, classes)] = cnnlab.predict("seven.png", result.run_id)
+        print(file, classes[0])
+    """
+    classifier = model if isinstance(model, Classifier) else load_classifier(model)
+    paths = [pictures] if isinstance(pictures, (str, os.PathLike)) else pictures
+    every_class = len(classifier.class_names)
+    return [
+        (file, answer if isinstance(answer, LabError) else classifier.top(answer, every_class))
+        for file, answer in classify_files(classifier, list_pictures(paths))
+    ]
 
 
 def _uri(model: str | None) -> str | None:

@@ -52,6 +52,12 @@ def compare_models(recipes: Sequence[Recipe], restart: bool = False) -> Comparis
     Raises:
         ArgumentError: a recipe is there twice, or a model cannot be built for these images.
         LabError: as `train_model`.
+
+    Example:
+        small = cnnlab.Recipe(dataset="digits", limit=150, filters=(4, 4), epochs=1)
+        wide = cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1)
+        comparison = cnnlab.compare_models([small, wide])
+        print(comparison.verdicts)
     """
     if len({recipe.with_defaults() for recipe in recipes}) < len(recipes):
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
@@ -135,6 +141,11 @@ def compare_runs(run_ids: Sequence[str]) -> Comparison:
     Raises:
         ArgumentError: a run is unknown or unfinished, or they were tested on different images.
         LabError: a run's predictions are missing.
+
+    Example:
+        recipes = [cnnlab.Recipe(dataset="digits", limit=150, filters=(n,), epochs=1) for n in (4, 8)]
+        results = [cnnlab.train_model(recipe) for recipe in recipes]
+        print(cnnlab.compare_runs([result.run_id for result in results]).verdicts)
     """
     runs = {run.info.run_id: run for run in map(run_queries.find_finished_run, run_ids)}
     if len(runs) < 2:

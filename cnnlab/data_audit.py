@@ -55,6 +55,11 @@ def audit(recipe: Recipe, folder: str | Path | None = None) -> Audit:
     Raises:
         ArgumentError: the folder holds other files, or the data are not understood.
         LabError: the backbone cannot be had, or the report cannot be written.
+
+    Example:
+        recipe = cnnlab.Recipe(model="transfer", backbone="vgg16", weights="random", dataset="digits", limit=150)
+        report = cnnlab.audit(recipe)
+        print(report.lines, report.folder / "report.html")
     """
     started = time.perf_counter()
     name = Path(recipe.dataset).resolve().name if os.path.isdir(recipe.dataset) else recipe.dataset

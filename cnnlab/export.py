@@ -73,6 +73,10 @@ def export_model(model=None, file_format="onnx", output=None, *, int8=False, dat
     Raises:
         ArgumentError: the path is taken, or int8 of another format than LiteRT.
         LabError: the model or a package cannot be had, it does not convert, or the file answers otherwise.
+
+    Example:
+        result = cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
+        print(cnnlab.export_model(result.run_id, "keras", "digits.keras").lines)
     """
     expect_one_of("format", file_format, export_formats.ENDINGS)
     if int8 and file_format != "litert":

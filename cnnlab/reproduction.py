@@ -68,6 +68,11 @@ def reproduce(
 
     Raises:
         LabError: the run is unknown or failed, or its data or weights cannot be had.
+
+    Example:
+        recipe = cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1, deterministic=True)
+        again = cnnlab.reproduce(cnnlab.train_model(recipe).run_id)
+        print(again.verdict)
     """
     before = run_queries.find_finished_run(run_id)
     # All that is needed of it is read now, so that what is missing is found before an hour of training.

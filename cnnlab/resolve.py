@@ -148,6 +148,11 @@ def build_model(recipe: Recipe, dataset: ImageDataset) -> "keras.Model":
     Raises:
         ArgumentError: there is no such model, or it cannot be built for these images.
         LabError: its weights cannot be had.
+
+    Example:
+        dataset = cnnlab.load_dataset("digits", limit=150)
+        model = cnnlab.build_model(cnnlab.Recipe(model="cnn", filters=(8, 8)), dataset)
+        print(model.predict(dataset.test.images).shape)  # (37, 10)
     """
     return build.build_model(_located(recipe), dataset)
 

@@ -51,6 +51,10 @@ def train_model(
     Raises:
         ArgumentError: a model cannot be built for these images.
         LabError: data or weights cannot be had, the store cannot be used, or the loss is not a finite number.
+
+    Example:
+        result = cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
+        print(result.test_accuracy, result.run_id)
     """
     checkpoint_files.seconds_between()  # refuses a wrong number before any work
     with Session([recipe.model]) as session:
@@ -127,6 +131,12 @@ def fit_and_evaluate(
     Raises:
         ArgumentError: the run to be resumed has another recipe or other data.
         LabError: the store cannot be opened, the loss is not finite, or the run to be resumed has no whole checkpoint.
+
+    Example:
+        dataset = cnnlab.load_dataset("digits", limit=150)
+        recipe = cnnlab.Recipe(filters=(8, 8), epochs=1, limit=150, dataset="digits")
+        result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, dataset), dataset, recipe)
+        print(result.history["val_accuracy"])
     """
     _expect_splits(splits)
     with Session([recipe.model]) as session:

@@ -78,6 +78,12 @@ def run_search(
             the cluster has no room.
         LabError: several trials failed in a row, none succeeded, the state is damaged, the search runs already, or the
             cluster does not answer.
+
+    Example:
+        recipe = cnnlab.Recipe(dataset="digits", limit=150, filters=(8,), epochs=1)
+        space = {"learning_rate": cnnlab.Range(1e-3, 1e-2, log=True)}
+        found = cnnlab.run_search(cnnlab.Search(recipe, space, trials=2, finalists=1, final_seeds=1))
+        print(found.winner_run_id)
     """
     if on:
         expect_address(on)

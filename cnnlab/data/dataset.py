@@ -163,10 +163,8 @@ def load_dataset(
         LabError: pictures that do not decode, or data that was named and cannot be downloaded.
 
     Example:
-        >>> import cnnlab
-        >>> digits = cnnlab.load_dataset("digits", image_size=8)
-        >>> digits.train.images.shape, len(digits.val), digits.class_names[:3]
-        ((1294, 8, 8, 3), 144, ('0', '1', '2'))
+        digits = cnnlab.load_dataset("digits", image_size=8)
+        print(digits.train.images.shape, len(digits.val))  # (1294, 8, 8, 3) 144
     """
     from cnnlab.data import builtin_sets
 

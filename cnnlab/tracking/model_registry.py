@@ -61,6 +61,11 @@ def register_run(
 
     Raises:
         LabError: the run is unknown, failed, or has no model.
+
+    Example:
+        cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
+        version, reasons = cnnlab.register_run()  # the best run by validation accuracy
+        print(version, reasons)
     """
     client = mlflow.MlflowClient()
     run = run_queries.find_finished_run(run_id) if run_id else run_queries.best_run(experiment, by)

@@ -56,6 +56,11 @@ def promote(version: Version, *, by: str = "accuracy", margin: float = 0.0, forc
 
     Raises:
         LabError: the champion is not comparable (other data or classes), without `force`.
+
+    Example:
+        cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
+        version, _ = cnnlab.register_run()
+        print(cnnlab.promote(version, force=True).reason)
     """
     champion = find_champion(version.name)
     if champion is None:
