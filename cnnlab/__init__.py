@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cnnlab.evaluation.run_result import RunResult
     from cnnlab.export import Exported, export_model
     from cnnlab.models.model_table import Range
-    from cnnlab.recipe import Recipe
+    from cnnlab.recipe import Recipe, ResolvedRecipe, RunOptions
     from cnnlab.reproduction import Reproduction, reproduce
     from cnnlab.resolve import build_model
     from cnnlab.tracking.model_registry import Version, register_run
@@ -45,6 +45,8 @@ _MODULES = {
     "Range": "models.model_table",
     "Recipe": "recipe",
     "Reproduction": "reproduction",
+    "ResolvedRecipe": "recipe",
+    "RunOptions": "recipe",
     "RunResult": "evaluation.run_result",
     "Search": "tuning.search_settings",
     "SearchResult": "tuning.search",
@@ -80,6 +82,8 @@ __all__ = [
     "Range",
     "Recipe",
     "Reproduction",
+    "ResolvedRecipe",
+    "RunOptions",
     "RunResult",
     "Search",
     "SearchResult",

@@ -12,7 +12,7 @@ from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation import comparison_report
 from cnnlab.evaluation.run_result import RunResult
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import Recipe, RunOptions
 from cnnlab.resolve import Prepared, load_for, prepare
 from cnnlab.resume import training_key
 from cnnlab.tracking import checkpoint_files, mlflow_store, run_logging, run_queries
@@ -40,7 +40,9 @@ class Comparison:
     verdicts: list[str]
 
 
-def compare_models(recipes: Sequence[Recipe], restart: bool = False) -> Comparison:
+def compare_models(
+    recipes: Sequence[Recipe], restart: bool = False, *, options: RunOptions | None = None
+) -> Comparison:
     """Train each recipe on the same data as children of one parent run that carries the comparison.
 
     Where the newest comparison of these recipes on this data was interrupted, it is resumed: what it has trained stays.
@@ -48,6 +50,7 @@ def compare_models(recipes: Sequence[Recipe], restart: bool = False) -> Comparis
     Args:
         recipes: `Recipe`s that agree in their data fields (those of the first are used).
         restart: train all from the beginning in any case.
+        options: how the trainings are carried out.
 
     Raises:
         ArgumentError: a recipe is there twice, or a model cannot be built for these images.
@@ -61,9 +64,9 @@ def compare_models(recipes: Sequence[Recipe], restart: bool = False) -> Comparis
     """
     if len({recipe.with_defaults() for recipe in recipes}) < len(recipes):
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
-    checkpoint_files.seconds_between()  # refuses a wrong number before any work
-    with Session([recipe.model for recipe in recipes]) as session:
-        dataset, prepared = prepare(recipes)
+    options = options or RunOptions()  # refuses a wrong variable before any work
+    with Session([recipe.model for recipe in recipes], options=options) as session:
+        dataset, prepared = prepare(recipes, options=options)
         key = _key(prepared, dataset)
         recorder = session.recorder(resume_key=f"compare-{key[:12]}")
         checkpoint_files.sweep()
@@ -81,7 +84,8 @@ def compare_models(recipes: Sequence[Recipe], restart: bool = False) -> Comparis
             results = []
             for one in prepared:  # built one at a time: several models in memory are not needed
                 if (result := finished.get(training_key(one.recipe, dataset))) is None:
-                    result = train_model(one.recipe, restart, loaded=(dataset, one), parent_run_id=parent_run_id)
+                    how = {"options": options, "loaded": (dataset, one), "parent_run_id": parent_run_id}
+                    result = train_model(one.recipe, restart, **how)
                 results.append(result)
             verdicts = _log_comparison(results, dataset.test.images)
     return Comparison(recorder.id_to_show(parent_run_id), results, verdicts)
@@ -132,11 +136,12 @@ def _log_comparison(results: list[RunResult], test_images: npt.NDArray | None) -
 
 
 @opened_store(writes=False)
-def compare_runs(run_ids: Sequence[str]) -> Comparison:
+def compare_runs(run_ids: Sequence[str], *, options: RunOptions | None = None) -> Comparison:
     """Compare runs of the store on their stored test predictions; the comparison becomes a run of its own.
 
     Args:
         run_ids: at least two, whole or the first characters.
+        options: say whether the stored pictures of a folder are checked.
 
     Raises:
         ArgumentError: a run is unknown or unfinished, or they were tested on different images.
@@ -152,7 +157,7 @@ def compare_runs(run_ids: Sequence[str]) -> Comparison:
         raise ArgumentError("Expected at least two different runs to compare. Received one. Name another.")
     results = [run_queries.read_result(run) for run in runs.values()]
     _expect_same_images(results)
-    test_images = _test_images(results[0])
+    test_images = _test_images(results[0], options or RunOptions())
     if mlflow_store.is_read_only():
         return Comparison(None, results, comparison_report.comparison(results, test_images)[0])
     first = next(iter(runs.values()))
@@ -182,10 +187,10 @@ def _expect_same_images(results: list[RunResult]) -> None:
             )
 
 
-def _test_images(result: RunResult) -> npt.NDArray | None:
+def _test_images(result: RunResult, options: RunOptions) -> npt.NDArray | None:
     """Load the test images of a run; return `None`, with a warning, where they cannot be had any more."""
     try:
-        test = load_for(result.recipe).test
+        test = load_for(result.recipe, recheck=options.recheck).test
         reason = None if test.digest == result.test.digest else "its images are others now"
     except LabError as error:
         reason = str(error)

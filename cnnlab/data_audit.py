@@ -17,7 +17,7 @@ from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation import audit_report
 from cnnlab.evaluation.audit_page import audit_page
 from cnnlab.evaluation.label_issues import check_labels, compact, strangeness
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import Recipe, RunOptions
 from cnnlab.resolve import Prepared, build_model, prepare
 from cnnlab.tracking import mlflow_store, run_logging
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
@@ -42,7 +42,7 @@ class Audit:
     run_id: str | None
 
 
-def audit(recipe: Recipe, folder: str | Path | None = None) -> Audit:
+def audit(recipe: Recipe, folder: str | Path | None = None, *, options: RunOptions | None = None) -> Audit:
     """Look at all pictures of a data set, write a report, and record it as a run.
 
     The labels are judged by a head on the features of a frozen backbone, which are kept and found again as those of a
@@ -51,6 +51,7 @@ def audit(recipe: Recipe, folder: str | Path | None = None) -> Audit:
     Args:
         recipe: of the model `transfer`; its data, sizes, backbone and weights are used.
         folder: for the report; `audit-<data set>` here by default.
+        options: say which experiment it is recorded in, and whether stored pictures are checked.
 
     Raises:
         ArgumentError: the folder holds other files, or the data are not understood.
@@ -66,8 +67,9 @@ def audit(recipe: Recipe, folder: str | Path | None = None) -> Audit:
     folder = Path(folder or f"audit-{name or 'root'}").resolve()
     _expect_ours(folder)
     recipe = dataclasses.replace(recipe, skip_bad=True, drop_duplicates=False, dense_units=0, dropout=0.0)
-    with Session(writes=False) as session:
-        dataset, [prepared] = prepare([recipe], for_audit=True)
+    options = options or RunOptions()
+    with Session(writes=False, options=options) as session:
+        dataset, [prepared] = prepare([recipe], for_audit=True, options=options)
         found = _findings(dataset, prepared)
         texts = {audit_report.REPORT: audit_page(found), **audit_report.tables(found)}
         _write(folder, texts)

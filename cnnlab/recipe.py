@@ -1,9 +1,10 @@
 """The training recipe: `Recipe` is what the user asks for, `ResolvedRecipe` what is really used, with every default.
 
 A field of the recipe is an option of the command line and a param of the run. The defaults are in
-`cnnlab.models.model_table`.
+`cnnlab.models.model_table`. `RunOptions` is how a job is carried out, which is no part of the recipe.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -18,6 +19,7 @@ from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment
 from cnnlab.models.model_table import COMMON, MODELS, Model, Range, dependent_defaults, find_model
 from cnnlab.recipe_checks import expect_in_bounds, expect_to_combine, field
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.text import escape_control_characters
 
 PRECISIONS: tuple[str, ...] = ("float32", "mixed_bfloat16", "auto")
@@ -399,6 +401,72 @@ class ResolvedRecipe(Recipe):
         return values | {
             f"arg.{name}" if name in _FIELDS or name in OLD_NAMES else name: value for name, value in given.items()
         }
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a job is carried out: what is no hyperparameter and not part of the recipe.
+
+    Attributes:
+        devices: GPUs of this machine that share every batch: a number, or "auto" for all that can share it equally.
+            1 by default, or `$CNNLAB_DEVICES`.
+        checkpoint: seconds between two checkpoints of a training, 0 for one after every epoch, or "none". 60 by
+            default, or `$CNNLAB_CHECKPOINT`.
+        experiment: name of MLflow's experiment for the runs. By default `$MLFLOW_EXPERIMENT_NAME`, or one for each
+            data set.
+        recheck: whether the files of a folder are compared with its stored pictures byte by byte; else their names,
+            sizes and times tell whether they changed. `$CNNLAB_RECHECK` by default.
+        cluster: the Ray cluster that works for the job: "ray" (on this machine), "HOST:PORT" or "ray://HOST:PORT".
+        cpus, gpus: what each job asks the cluster for.
+
+    Raises:
+        ArgumentError: a value, of an argument or a variable, is none of these.
+
+    Example:
+        >>> cnnlab.RunOptions(devices=2, checkpoint=0).devices
+        2
+    """
+
+    devices: int | str = ""
+    checkpoint: float | str = ""
+    experiment: str | None = None
+    recheck: bool = False
+    cluster: str | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        devices = str(self.devices if self.devices != "" else read_variable("CNNLAB_DEVICES") or 1)
+        if devices != "auto":
+            if not (devices.isascii() and devices.isdigit() and int(devices)):
+                raise ArgumentError(f"Expected devices to be auto or a number from 1 upwards. Received: '{devices}'.")
+            devices = int(devices)
+        checkpoint = str(self.checkpoint if self.checkpoint != "" else read_variable("CNNLAB_CHECKPOINT") or 60)
+        if checkpoint != "none":
+            checkpoint = _seconds(checkpoint)
+        object.__setattr__(self, "devices", devices)
+        object.__setattr__(self, "checkpoint", checkpoint)
+        object.__setattr__(self, "experiment", self.experiment or read_variable("MLFLOW_EXPERIMENT_NAME"))
+        object.__setattr__(self, "recheck", self.recheck or bool(read_variable("CNNLAB_RECHECK")))
+        if (self.cpus, self.gpus) != (None, None) and self.cluster is None:
+            name = "gpus" if self.cpus is None else "cpus"
+            raise ArgumentError(
+                f"Expected {name} (--{name}) with a cluster (--on). Received: none. Give it, or leave {name} out."
+            )
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """Give the seconds between two checkpoints; `None` where there are to be none."""
+        return None if isinstance(self.checkpoint, str) else self.checkpoint
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if float(text) >= 0:
+            return float(text)
+    raise ArgumentError(
+        f"Expected CNNLAB_CHECKPOINT (--checkpoint) to be seconds, 0 for every epoch, or 'none'. Received: '{text}'."
+    )
 
 
 def renamed_fields(values: Mapping[str, Any]) -> dict[str, Any]:

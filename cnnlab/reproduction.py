@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cnnlab.evaluation.predictions import Predictions
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.models import custom_model
+from cnnlab.recipe import RunOptions
 from cnnlab.resolve import build_model, prepare
 from cnnlab.tracking import run_queries
 from cnnlab.tracking.run_queries import Run
@@ -56,6 +57,7 @@ def reproduce(
     dataset: str | Path | None = None,
     weights: str | Path | None = None,
     backbone: str | None = None,
+    options: RunOptions | None = None,
 ) -> Reproduction:
     """Train once more with a stored run's recipe, as a new run, and compare all figures.
 
@@ -65,6 +67,7 @@ def reproduce(
         run_id: whole or its first characters.
         deterministic: only operations that repeat bit for bit, also if the run did without.
         dataset, weights, backbone: where the run's folder, weights file and backbone are now, if they were moved.
+        options: how the training is carried out.
 
     Raises:
         LabError: the run is unknown or failed, or its data or weights cannot be had.
@@ -74,6 +77,7 @@ def reproduce(
         again = cnnlab.reproduce(cnnlab.train_model(recipe).run_id)
         print(again.verdict)
     """
+    options = options or RunOptions()
     before = run_queries.find_finished_run(run_id)
     # All that is needed of it is read now, so that what is missing is found before an hour of training.
     stored, history = run_queries.read_recipe(before), run_queries.read_history(before)
@@ -83,16 +87,17 @@ def reproduce(
     moved = {"dataset": dataset, "weights": weights, "backbone": backbone}
     moved = {name: value for name, value in moved.items() if value}
     recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
-    with Session([stored.model], source) as session:
-        data, [prepared] = prepare([recipe])
+    with Session([stored.model], source, options=options) as session:
+        data, [prepared] = prepare([recipe], options=options)
         session.recorder()
         result = fit_and_evaluate(
-            build_model(prepared.recipe, data),
+            build_model(prepared.recipe, data, options),
             data,
             prepared.recipe,
             run_name=f"{before.info.run_name}, again",
             tags={"reproduces": before.info.run_id, **({} if tested else {"kind": "trial"}), **prepared.tags},
             splits=("val", "test") if tested else ("val",),
+            options=options,
         )
         after = run_queries.find_finished_run(result.run_id)
     figures = _figures(history, test, result)

@@ -20,7 +20,7 @@ from cnnlab.models import custom_model, pretrained
 from cnnlab.models.augmentation import crop_side
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.models.model_table import find_model
-from cnnlab.recipe import Recipe, ResolvedRecipe, custom_arguments
+from cnnlab.recipe import Recipe, ResolvedRecipe, RunOptions, custom_arguments
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.training import build, multi_device, runtime
 from cnnlab.utils.log import log
@@ -49,7 +49,10 @@ class Prepared:
 
 
 def prepare(
-    recipes: Sequence[Recipe], for_audit: bool = False, quiet: bool = False
+    recipes: Sequence[Recipe],
+    for_audit: bool = False,
+    quiet: bool = False,
+    options: RunOptions | None = None,
 ) -> tuple[ImageDataset, list[Prepared]]:
     """Load the data that recipes ask for, and find out for each what it is really trained with.
 
@@ -60,16 +63,17 @@ def prepare(
     Args:
         recipes: that agree in their data fields; those of the first are used.
         for_audit: as in `load_dataset`.
-        quiet: what was found is not said, as another process has said it.
+        quiet: say nothing of the data, as another process has said it.
+        options: how the job is carried out.
 
     Raises:
         ArgumentError: a model cannot be built for these images.
         LabError: data, weights or a backbone cannot be had.
     """
-    say = (lambda line: None) if quiet else log.info
+    say, options = (lambda line: None) if quiet else log.info, options or RunOptions()
     recipes = [_located(recipe) for recipe in recipes]
     batch_sizes = dict.fromkeys(recipe.with_defaults().batch_size for recipe in recipes)
-    shared = {size: len(multi_device.devices_for(size)) for size in batch_sizes}  # or it refuses
+    shared = {size: len(multi_device.devices_for(size, options.devices)) for size in batch_sizes}  # or it refuses
     source = _locate(recipes[0], for_audit)
     if isinstance(source, FolderLayout):
         recipes = [dataclasses.replace(recipe, resize_mode=recipe.resize_mode or "crop") for recipe in recipes]
@@ -86,7 +90,7 @@ def prepare(
     for used in (recipe.with_defaults() for recipe in recipes):
         smallest = crop_side(used.image_size) if used.progressive_resizing else used.image_size
         find_model(used.model).check(smallest, **used.factory_arguments())
-    dataset = load_for(recipes[0], source, for_audit)
+    dataset = load_for(recipes[0], source, for_audit, options.recheck)
     say("\n".join(dataset.summary.lines if dataset.summary else ()))
     for label in sorted(shrunk if isinstance(source, FolderLayout) and side() > FROM_SCRATCH else ()):
         say(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
@@ -95,7 +99,7 @@ def prepare(
     for size, number in shared.items():
         if number:
             say(f"Batches of {size} pictures are shared by {number} devices.")
-        elif multi_device.wanted() == "auto" and (gpus := runtime.gpu_count()) > 1:
+        elif options.devices == "auto" and (gpus := runtime.gpu_count()) > 1:
             say(f"Batches of {size} pictures cannot be shared equally by {gpus} GPUs; training on one.")
     for label, features in dict.fromkeys((one.recipe.label, one.tags.get("features")) for one in prepared):
         if features:
@@ -124,7 +128,12 @@ def _locate(recipe: Recipe, for_audit: bool = False) -> str | FolderLayout | Non
     return data.locate_dataset(recipe.dataset, **given, for_audit=for_audit)
 
 
-def load_for(recipe: Recipe, source: str | FolderLayout | None = None, for_audit: bool = False) -> ImageDataset:
+def load_for(
+    recipe: Recipe,
+    source: str | FolderLayout | None = None,
+    for_audit: bool = False,
+    recheck: bool | None = None,
+) -> ImageDataset:
     """Load the data set that a recipe asks for; `source` is what `data.locate_dataset` gave for it."""
     return load_dataset(
         source or _locate(recipe),
@@ -136,11 +145,17 @@ def load_for(recipe: Recipe, source: str | FolderLayout | None = None, for_audit
         limit=recipe.limit,
         seed=recipe.split_seed,
         for_audit=for_audit,
+        recheck=recheck,
     )
 
 
-def build_model(recipe: Recipe, dataset: ImageDataset) -> "keras.Model":
+def build_model(recipe: Recipe, dataset: ImageDataset, options: RunOptions | None = None) -> "keras.Model":
     """Build the recipe's model for the dataset's image shape and classes, with the weights seeded, and compile it.
+
+    Args:
+        recipe: says which model.
+        dataset: gives the images' shape and the classes.
+        options: say on how many devices it will be trained.
 
     Returns:
         A compiled `keras.Model`: `(N, H, W, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities.
@@ -154,7 +169,7 @@ def build_model(recipe: Recipe, dataset: ImageDataset) -> "keras.Model":
         model = cnnlab.build_model(cnnlab.Recipe(model="cnn", filters=(8, 8)), dataset)
         print(model.predict(dataset.test.images).shape)  # (37, 10)
     """
-    return build.build_model(_located(recipe), dataset)
+    return build.build_model(_located(recipe), dataset, (options or RunOptions()).devices)
 
 
 def _located(recipe: Recipe) -> Recipe:

@@ -37,9 +37,10 @@ def training_facts(recipe: ResolvedRecipe, dataset: ImageDataset) -> dict[str, A
     }
 
 
-def checkpoint_for(run_id: str, about: dict[str, Any], stored: StoredCheckpoint | None) -> Checkpoint | None:
-    """Return the `Checkpoint` that a run's training is kept in; `None` where there is to be none."""
-    seconds = checkpoint_files.seconds_between()
+def checkpoint_for(
+    run_id: str, about: dict[str, Any], stored: StoredCheckpoint | None, seconds: float | None
+) -> Checkpoint | None:
+    """Return the `Checkpoint` that a run's training is kept in, saved every so many seconds; `None` for no seconds."""
     if seconds is None and stored is None:
         return None
     return Checkpoint(checkpoint_files.checkpoint_file(run_id), about, math.inf if seconds is None else seconds, stored)

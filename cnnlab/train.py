@@ -16,7 +16,7 @@ from cnnlab.errors import ArgumentError
 from cnnlab.evaluation import run_figures
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.models import custom_model
-from cnnlab.recipe import Recipe, ResolvedRecipe
+from cnnlab.recipe import Recipe, ResolvedRecipe, RunOptions
 from cnnlab.resolve import Prepared, build_model, prepare
 from cnnlab.tracking import checkpoint_files, epoch_metrics, run_logging, run_queries
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
@@ -27,6 +27,7 @@ from cnnlab.training import multi_device, runtime
 from cnnlab.training.stages import describe_stages
 from cnnlab.training.trainer import TrainingResult, train
 from cnnlab.utils.log import log
+from cnnlab.utils.ray_workers import passes_on_cluster
 from cnnlab.utils.text import escape_control_characters
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def train_model(
     recipe: Recipe,
     restart: bool = False,
     *,
+    options: RunOptions | None = None,
     loaded: tuple[ImageDataset, Prepared] | None = None,
     parent_run_id: str | None = None,
 ) -> RunResult:
@@ -45,6 +47,7 @@ def train_model(
     Args:
         recipe: says what is trained.
         restart: train from the beginning in any case.
+        options: how the training is carried out: devices, checkpoints, experiment, cluster.
         loaded: the data set, and what the recipe means for it, where both are known already.
         parent_run_id: makes the run a child of that run.
 
@@ -56,29 +59,32 @@ def train_model(
         result = cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
         print(result.test_accuracy, result.run_id)
     """
-    checkpoint_files.seconds_between()  # refuses a wrong number before any work
-    with Session([recipe.model]) as session:
-        dataset, prepared = loaded or _load(recipe)
+    options = options or RunOptions()  # refuses a wrong variable before any work
+    with (
+        Session([recipe.model], options=options) as session,
+        passes_on_cluster(options.cluster, options.cpus, options.gpus),
+    ):
+        dataset, prepared = loaded or _load(recipe, options)
         recipe = prepared.recipe
         recorder = session.recorder(resume_key=f"train-{resume.training_key(recipe, dataset)[:12]}")
         if not parent_run_id:
             checkpoint_files.sweep()
             parent_run_id = recorder.outer_run_id()
-        model = build_model(recipe, dataset)  # may refuse, before anything is in the store
+        model = build_model(recipe, dataset, options)  # may refuse, before anything is in the store
         resumed = None
         if not restart:
             place = recorder.experiment_for(dataset), parent_run_id
             resumed = resume.interrupted_run(recipe, dataset, *place, kind="train", reproduces=None)
         run = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
-        return fit_and_evaluate(model, dataset, recipe, **run)
+        return fit_and_evaluate(model, dataset, recipe, **run, options=options)
 
 
-def _load(recipe: Recipe) -> tuple[ImageDataset, Prepared]:
-    dataset, [prepared] = prepare([recipe])
+def _load(recipe: Recipe, options: RunOptions) -> tuple[ImageDataset, Prepared]:
+    dataset, [prepared] = prepare([recipe], options=options)
     return dataset, prepared
 
 
-def resume_run(run_id: str) -> RunResult:
+def resume_run(run_id: str, *, options: RunOptions | None = None) -> RunResult:
     """Resume a run that was interrupted, from its last checkpoint.
 
     Args:
@@ -88,14 +94,15 @@ def resume_run(run_id: str) -> RunResult:
         ArgumentError: there is no such run, it is none of a single model, it is finished, or its data or files changed.
         LabError: it has no checkpoint, a damaged one, or another process works on it.
     """
-    with Session() as session:
+    options = options or RunOptions()
+    with Session(options=options) as session:
         recorder = session.recorder(resumed_run_id=run_id)
         run_id = run_queries.find_interrupted_run(recorder.recorded_id(run_id)).info.run_id
         recipe = Recipe.from_json(resume.read_checkpoint(run_id).about["recipe"])
-        with Session([recipe.model]):
-            dataset, prepared = _load(recipe)
-            model = build_model(prepared.recipe, dataset)
-            return fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run_id)
+        with Session([recipe.model]), passes_on_cluster(options.cluster, options.cpus, options.gpus):
+            dataset, prepared = _load(recipe, options)
+            model = build_model(prepared.recipe, dataset, options)
+            return fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run_id, options=options)
 
 
 def fit_and_evaluate(
@@ -109,6 +116,7 @@ def fit_and_evaluate(
     tags: Mapping[str, Any] | None = None,
     splits: Sequence[str] = ("val", "test"),
     resume_run_id: str | None = None,
+    options: RunOptions | None = None,
 ) -> RunResult:
     """Train a compiled model, test it, and record everything in one MLflow run.
 
@@ -139,7 +147,8 @@ def fit_and_evaluate(
         print(result.history["val_accuracy"])
     """
     _expect_splits(splits)
-    with Session([recipe.model]) as session:
+    options = options or RunOptions()
+    with Session([recipe.model], options=options) as session:
         recorder = session.recorder()
         started, recipe = time.perf_counter(), recipe.with_defaults()
         stored = resume.checkpoint_to_resume(resume_run_id, recipe, dataset) if resume_run_id else None
@@ -151,7 +160,8 @@ def fit_and_evaluate(
             run["tags"]["resumed"] = resume.resumption_told(resume_run_id, stored, recipe, callbacks, run["tags"])
         place = {"parent_run_id": parent_run_id, "resumed_run_id": resume_run_id, "dataset": dataset}
         with recorder.start(recorder.experiment_for(dataset), **run, **place) as run_id:
-            checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, stored)
+            seconds = options.checkpoint_seconds
+            checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, stored, seconds)
             logged = epoch_metrics.logged_history(run_id, stored.progress["history"]) if stored else None
             how = {"callbacks": callbacks, "splits": splits, "quiet": "test" not in splits, "checkpoint": checkpoint}
             trained = train(model, dataset, recipe, around_fit=epoch_metrics.fits_of_a_run(logged), **how)

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from cnnlab import ArgumentError, Recipe
+import cnnlab
+from cnnlab import ArgumentError, Recipe, RunOptions
 from cnnlab.cli.main import cli
 from cnnlab.cli.recipe_options import option_name
 from cnnlab.recipe import OLD_NAMES, ResolvedRecipe, applies, first_names
+from cnnlab.utils.environment import VARIABLES
 
 
 def test_defaults_are_the_seeds_protocol_and_the_factories_own():
@@ -138,3 +141,42 @@ def test_choices_offer_the_nearest():
 def test_early_stopping_on_the_test_set_is_refused():
     with pytest.raises(ArgumentError, match="val_fraction above 0"):
         Recipe(patience=1, val_fraction=0)
+
+
+def test_how_a_job_is_carried_out_is_asked_for_or_in_a_variable(monkeypatch):
+    options = RunOptions()
+    assert (options.devices, options.checkpoint_seconds, options.experiment, options.recheck) == (1, 60, None, False)
+    monkeypatch.setenv("CNNLAB_DEVICES", "auto")
+    monkeypatch.setenv("CNNLAB_CHECKPOINT", "none")
+    monkeypatch.setenv("CNNLAB_RECHECK", "1")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    options = RunOptions()
+    assert (options.devices, options.checkpoint_seconds) == ("auto", None)
+    assert (options.experiment, options.recheck) == ("mine", True)
+    options = RunOptions(devices=2, checkpoint=0, experiment="other")
+    assert (options.devices, options.checkpoint_seconds, options.experiment) == (2, 0, "other")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 0}, "devices to be auto or a number from 1 upwards. Received: '0'"),
+        ({"devices": "all"}, "devices to be auto or a number from 1 upwards. Received: 'all'"),
+        ({"checkpoint": -1}, "to be seconds, 0 for every epoch, or 'none'. Received: '-1'"),
+        ({"checkpoint": "often"}, "to be seconds, 0 for every epoch, or 'none'. Received: 'often'"),
+        ({"cpus": 2}, "Expected cpus .* with a cluster"),
+    ],
+)
+def test_run_options_that_are_none_are_one_sentence(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        RunOptions(**options)
+
+
+def test_variables_are_read_in_one_module_and_listed_in_the_docs():
+    root = Path(cnnlab.__file__).parent
+    modules = [path for folder in (root, root.parent / "tuning") for path in folder.rglob("*.py")]
+    reads = re.compile(r"os\.getenv|environ\.get\(|(?<!del )os\.environ\[[^]]*\](?! =)|in os\.environ\b(?!\.)")
+    found = {path.name for path in modules if reads.search(path.read_text())}
+    assert found == {"environment.py", "mlflow_internals.py"}  # MLflow's variables are put back as they were
+    listed = re.findall(r"`([A-Z_]{6,})`", (root.parent / "docs" / "environment.md").read_text())
+    assert {name for name in VARIABLES if not name.startswith("_")} <= set(listed)

@@ -30,7 +30,7 @@ RATE = fitting.LearningRate
 
 @pytest.fixture(autouse=True)
 def every_epoch(monkeypatch):
-    monkeypatch.setenv(checkpoint_files.VARIABLE, "0")
+    monkeypatch.setenv("CNNLAB_CHECKPOINT", "0")
 
 
 @pytest.fixture
@@ -255,12 +255,12 @@ def test_checkpoints_are_placed_and_timed_as_configured(store, monkeypatch, work
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://user:secret@lab:5000")
     assert checkpoint_files.checkpoint_folder().is_relative_to(os.environ["CNNLAB_CACHE"])
     for given, seconds in (("none", None), ("0", 0), ("90", 90), ("", 60)):
-        monkeypatch.setenv(checkpoint_files.VARIABLE, given)
-        assert checkpoint_files.seconds_between() == seconds
+        monkeypatch.setenv("CNNLAB_CHECKPOINT", given)
+        assert cnnlab.RunOptions().checkpoint_seconds == seconds
     for given in ("-1", "often", "nan"):
-        monkeypatch.setenv(checkpoint_files.VARIABLE, given)
+        monkeypatch.setenv("CNNLAB_CHECKPOINT", given)
         with pytest.raises(cnnlab.ArgumentError, match="Expected CNNLAB_CHECKPOINT"):
-            checkpoint_files.seconds_between()
+            cnnlab.RunOptions()
 
 
 def test_a_diverged_training_leaves_no_checkpoint(store, recipe, digits):

@@ -93,7 +93,7 @@ def train_winner(address: Address, recipe: ResolvedRecipe) -> tuple[str, float]:
         The id under which the run is recorded, and its test accuracy; those of the finished run where this was done
         before.
     """
-    with Session([recipe.model]) as session:
+    with Session([recipe.model], options=address.options) as session:
         session.recorder(direct=True)
         place = place_of(address)
         label = "winner " + hashlib.sha256(recipe.key_text().encode()).hexdigest()[:12]
@@ -102,12 +102,13 @@ def train_winner(address: Address, recipe: ResolvedRecipe) -> tuple[str, float]:
                 return run["run_id"], run["metrics"]["test_accuracy"]
         resumed = place.interrupted_run(recipe, "train", label)
         result = fit_and_evaluate(
-            build_model(recipe, place.dataset),
+            build_model(recipe, place.dataset, place.options),
             place.dataset,
             recipe,
             run_name=f"winner {recipe.label} on {place.dataset.name}",
             parent_run_id=place.parent_run_id,
             tags={"label": label, **place.tags},
             resume_run_id=resumed,
+            options=place.options,
         )
     return result.recorded_id, result.test_accuracy

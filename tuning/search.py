@@ -20,13 +20,12 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, masked
-from cnnlab.recipe import first_names, renamed_fields
+from cnnlab.recipe import RunOptions, first_names, renamed_fields
 from cnnlab.tracking import checkpoint_files, run_logging, run_queries
 from cnnlab.tracking.provenance import data_tags
 from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.session import Session
 from cnnlab.tracking.store_location import TRACKING_VARIABLE, local_database, store_uri
-from cnnlab.training import multi_device
 from cnnlab.tuning import search_report
 from cnnlab.tuning.finalists import train_finalists, train_winner
 from cnnlab.tuning.oracles import make_oracle, reading_state, write_json
@@ -57,10 +56,8 @@ def run_search(
     *,
     name: str | None = None,
     workers: int | None = None,
-    on: str | None = None,
-    cpus: float | None = None,
-    gpus: float | None = None,
     restart: bool = False,
+    options: RunOptions | None = None,
 ) -> SearchResult:
     """Run a search to its end, or resume one that was interrupted.
 
@@ -69,9 +66,8 @@ def run_search(
         name: of the search's folder, `mlruns/searches/<name>`; the model's name by default.
         workers: trainings at the same time: 1 by default in this process, more in processes on this machine; on a
             cluster at most, by default as many as there is room for.
-        on: a Ray cluster that runs them: "ray", "HOST:PORT" or "ray://HOST:PORT".
-        cpus, gpus: that each training asks the cluster for.
         restart: forget the trials of an unfinished search of that name.
+        options: how the trainings are carried out; a cluster runs them.
 
     Raises:
         ArgumentError: the space is out of bounds, an unfinished search of that name has other settings or data, or
@@ -85,30 +81,32 @@ def run_search(
         found = cnnlab.run_search(cnnlab.Search(recipe, space, trials=2, finalists=1, final_seeds=1))
         print(found.winner_run_id)
     """
-    if on:
-        expect_address(on)
-    if (on or (workers or 1) > 1) and (wanted := multi_device.wanted()) != 1:
+    options = options or RunOptions()
+    if options.cluster:
+        expect_address(options.cluster)
+    if (options.cluster or (workers or 1) > 1) and options.devices != 1:
         raise ArgumentError(
-            f"Expected one device for each of several trainings at a time. Received: devices {wanted}. Leave it out, "
-            "or leave out workers and on."
+            f"Expected one device for each of several trainings at a time. Received: devices {options.devices}. Leave "
+            "it out, or leave out workers and on."
         )
-    with Session([search.recipe.model]) as session:  # all trials are of one source
+    with Session([search.recipe.model], options=options) as session:  # all trials are of one source
         check_space(search.space, search.recipe)
-        search, dataset, tags = load(search)
+        search, dataset, tags = load(search, options)
         name = name or search.recipe.label
         # What the nodes of a cluster write and read is on the server.
-        recorder = session.recorder(direct=on is not None, resume_key=f"search-{name}")
-        with _workers(workers, on, cpus, gpus) as at, _lock_of(search_folder(name), name):
-            parent_run_id, winner_run_id, rows = _search(recorder, search, dataset, tags, name, at, restart)
+        recorder = session.recorder(direct=options.cluster is not None, resume_key=f"search-{name}")
+        with _workers(workers, options) as at, _lock_of(search_folder(name), name):
+            parent_run_id, winner_run_id, rows = _search(recorder, search, dataset, tags, name, at, restart, options)
     rows = [{**row, "run_id": row["run_id"] and recorder.id_to_show(row["run_id"])} for row in rows]
     return SearchResult(recorder.id_to_show(parent_run_id), rows, recorder.id_to_show(winner_run_id))
 
 
 @contextlib.contextmanager
-def _workers(count: int | None, on: str | None, cpus: float | None, gpus: float | None) -> Iterator[tuple[Any, Any]]:
+def _workers(count: int | None, options: RunOptions) -> Iterator[tuple[Any, Any]]:
     """Start the workers for the trials; yield them, and those for the winner, beside which nothing else is trained."""
-    if on:
-        with ray_workers(on, cpus=cpus, gpus=gpus, limit=count, variables={TRACKING_VARIABLE: store_uri()}) as workers:
+    if options.cluster:
+        asked = {"cpus": options.cpus, "gpus": options.gpus, "limit": count}
+        with ray_workers(options.cluster, **asked, variables={TRACKING_VARIABLE: store_uri()}) as workers:
             if workers.elsewhere and local_database(store_uri()):
                 raise ArgumentError(
                     f"Expected a store that {workers.elsewhere[0]}, a node of the cluster, can reach. Received: "
@@ -130,6 +128,7 @@ def _search(
     name: str,
     at: tuple[Any, Any],
     restart: bool,
+    options: RunOptions,
 ) -> tuple[str, str, list[dict[str, Any]]]:
     """Run a search below its parent run; return the ids of the parent and the winner, and the trials' rows."""
     folder, settings = search_folder(name), search.settings(dataset)
@@ -148,7 +147,7 @@ def _search(
         resumed_run_id=run_queries.newest_run(experiment_id, search=key) if is_resumed else None,
     ) as parent_run_id:
         write_json(folder / SETTINGS, {"settings": settings})
-        place = Place(experiment_id, parent_run_id, dataset, tags)
+        place = Place(experiment_id, parent_run_id, dataset, tags, options)
         with data_loaded(place):
             winner_run_id, rows = _trials_to_winner(search, make_oracle(search, folder), place, *at)
     write_json(folder / SETTINGS, {"settings": settings, "finished": winner_run_id})

@@ -6,16 +6,16 @@ import contextlib
 import dataclasses
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, ServerUnavailable
 from cnnlab.evaluation.score_names import TOP5_CLASSES
-from cnnlab.recipe import ResolvedRecipe
+from cnnlab.recipe import ResolvedRecipe, RunOptions
 from cnnlab.resolve import build_model, prepare
 from cnnlab.resume import interrupted_run
-from cnnlab.tracking import checkpoint_files, run_logging, run_queries, server_unavailable
+from cnnlab.tracking import run_logging, run_queries, server_unavailable
 from cnnlab.tracking.session import Session
 from cnnlab.train import fit_and_evaluate
 from cnnlab.training.runtime import freed_models
@@ -27,12 +27,15 @@ SCORE = "score"  # the metric of a trial's run that says it is complete
 
 @dataclass(frozen=True)
 class Place:
-    """The experiment and the parent run of a search's runs, the data they are trained on, and tags for each of them."""
+    """The experiment and the parent run of a search's runs, the data they are trained on, tags for each of them, and
+    how they are carried out.
+    """
 
     experiment_id: str
     parent_run_id: str
     dataset: ImageDataset
     tags: dict[str, Any]
+    options: RunOptions = field(default_factory=RunOptions)
 
     def children(self, **tags: str) -> list[dict[str, Any]]:
         """Return the runs below the parent that carry these tags of ours, as `run_queries.children_of` gives them."""
@@ -60,32 +63,36 @@ class Place:
             if run["status"] == "FINISHED" and SCORE in run["metrics"]:
                 return run["metrics"][SCORE]
         resumed = self.interrupted_run(recipe, kind, label)
-        with Session([recipe.model]) as session:
+        with Session([recipe.model], options=self.options) as session:
             try:
-                model = build_model(recipe, self.dataset)
+                model = build_model(recipe, self.dataset, self.options)
             except LabError:  # a trial that cannot even be built is a failed run too
                 run = {"params": recipe.params(), "tags": tags, "parent_run_id": self.parent_run_id}
                 with session.recorder().start(self.experiment_id, run_name, **run):
                     raise
             given = {"run_name": run_name, "tags": tags, "splits": ("val",), "resume_run_id": resumed}
-            result = fit_and_evaluate(model, self.dataset, recipe, parent_run_id=self.parent_run_id, **given)
+            given |= {"parent_run_id": self.parent_run_id, "options": self.options}
+            result = fit_and_evaluate(model, self.dataset, recipe, **given)
         score = getattr(result.validation, search.objective.removeprefix("val_"))
         run_logging.log_metric_of(result.recorded_id, SCORE, score)
         return score
 
     def address(self, search: Search) -> Address:
         """Return what a worker finds its own place by."""
-        return Address(search, self.experiment_id, self.parent_run_id, self.dataset.digest)
+        return Address(search, self.experiment_id, self.parent_run_id, self.dataset.digest, self.options)
 
 
 @dataclass(frozen=True)
 class Address:
-    """What is sent to a worker, which loads the data: a search, its experiment and parent run, the data's digest."""
+    """What is sent to a worker, which loads the data: a search, its experiment and parent run, the data's digest, and
+    how trainings are carried out.
+    """
 
     search: Search
     experiment_id: str
     parent_run_id: str
     digest: str
+    options: RunOptions = field(default_factory=RunOptions)
 
 
 _places: dict[str, Place] = {}  # whose data this process has loaded, by the run that is their parent
@@ -107,7 +114,7 @@ def train_scored(address: Address, recipe: ResolvedRecipe, kind: str, label: str
     Where the server stops answering meanwhile, the training is repeated when it answers again: the recipe is not to
     blame.
     """
-    with Session([recipe.model]) as session:
+    with Session([recipe.model], options=address.options) as session:
         session.recorder(direct=True)
         place = place_of(address)
         for _ in range(ATTEMPTS - 1):
@@ -126,25 +133,25 @@ def place_of(address: Address) -> Place:
         LabError: the data here is not the search's.
     """
     if address.parent_run_id not in _places:
-        _, dataset, tags = load(address.search, quiet=True)
+        _, dataset, tags = load(address.search, address.options, quiet=True)
         if dataset.digest != address.digest:
             raise LabError(
                 f"Expected the images of the search in '{address.search.recipe.dataset}' on each worker. Received: "
                 f"others on {socket.gethostname()}. Put the same there."
             )
-        _places[address.parent_run_id] = Place(address.experiment_id, address.parent_run_id, dataset, tags)
+        place = Place(address.experiment_id, address.parent_run_id, dataset, tags, address.options)
+        _places[address.parent_run_id] = place
     return _places[address.parent_run_id]
 
 
-def load(search: Search, quiet: bool = False) -> tuple[Search, ImageDataset, dict[str, Any]]:
+def load(search: Search, options: RunOptions, quiet: bool = False) -> tuple[Search, ImageDataset, dict[str, Any]]:
     """Load the data of a search; return the search with the recipe that is really used, the data, and tags.
 
     Raises:
         ArgumentError: the data have too few classes for the objective, or the model cannot be built for them.
         LabError: data or weights cannot be had.
     """
-    checkpoint_files.seconds_between()  # refuses a wrong number before any work
-    dataset, [prepared] = prepare([search.recipe], quiet=quiet)
+    dataset, [prepared] = prepare([search.recipe], quiet=quiet, options=options)
     if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:
         raise ArgumentError(
             f"Expected at least {TOP5_CLASSES} classes for the objective val_top5_accuracy. Received: "

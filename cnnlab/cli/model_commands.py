@@ -5,7 +5,14 @@ import sys
 
 import click
 
-from cnnlab.cli.recipe_options import devices_option, experiment_option, recheck_option, recipe_options, recipes_of
+from cnnlab.cli.recipe_options import (
+    devices_option,
+    experiment_option,
+    recheck_option,
+    recipe_options,
+    recipes_of,
+    take_run_options,
+)
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.evaluation.score_names import SCORES
 from cnnlab.utils.startup import job
@@ -212,16 +219,17 @@ def export(model, file_format, output, int8, dataset):
 @click.option("--weights", metavar="FILE", help="Where the run's weights file is now.")
 @click.option("--backbone", metavar="FILE", help="Where the run's backbone is now.")
 @devices_option
-def reproduce(run_id, deterministic, dataset, weights, backbone):
+def reproduce(run_id, deterministic, devices, **moved):
     """Repeat the run RUN_ID from its stored recipe, and say which figures are equal.
 
     A run trained with --deterministic comes out equal bit for bit, with the same versions, data and machine.
     """
+    run = take_run_options({"devices": devices})
     with job():
         from cnnlab.cli.tables import print_next_step, print_reproduction
         from cnnlab.reproduction import reproduce as repeat
 
-        reproduction = repeat(run_id, deterministic=deterministic, dataset=dataset, weights=weights, backbone=backbone)
+        reproduction = repeat(run_id, deterministic=deterministic, **moved, options=run)
         print_reproduction(reproduction)
         print_next_step(reproduction.run_id)
 
@@ -238,13 +246,14 @@ def audit(out, **options):
     Writes report.html, with pictures, and tables as CSV. Labels are judged by cross-validated predictions from the
     features of a frozen backbone. Nothing in the data set is changed.
     """
+    run = take_run_options(options)
     options = {**options, "backbone": options["backbone"] or AUDITED_BY}
     [recipe] = recipes_of(["transfer"], options)
     with job():
         from cnnlab.cli.tables import print_next_step
         from cnnlab.data_audit import audit as audit_data
 
-        done = audit_data(recipe, out)
+        done = audit_data(recipe, out, options=run)
         print("\n".join(map(escape_control_characters, done.lines)))
         print(f"Report: {escape_control_characters(done.folder)}/report.html, with its tables beside it.")
         print_next_step(done.run_id)

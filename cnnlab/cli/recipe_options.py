@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from cnnlab.errors import ArgumentError
 from cnnlab.models.model_table import MODELS, find_model
-from cnnlab.recipe import OLD_NAMES, Recipe, applies
+from cnnlab.recipe import OLD_NAMES, Recipe, RunOptions, applies
 from cnnlab.recipe_checks import bounds_text
 
 SHOWN: tuple[str, ...] = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
@@ -63,41 +62,39 @@ class _RecipeOption(click.Option):
                 parser.add_option(self, ["--" + old.replace("_", "-")], self.name)
 
 
-def _variable_option(name, variable, text, **how):
-    """A decorator that adds an option which is a variable for this process and the workers that it starts."""
-
-    def set_variable(context, option, value):
-        if value:
-            os.environ[variable] = "1" if value is True else value
-
-    return click.option(name, expose_value=False, callback=set_variable, help=text, **how)
-
-
-experiment_option = _variable_option(
+experiment_option = click.option(
     "--experiment",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLflow's experiment for the runs.  [default: $MLFLOW_EXPERIMENT_NAME, or one for each data set]",
+    help="MLflow's experiment for the runs.  [default: $MLFLOW_EXPERIMENT_NAME, or one for each data set]",
 )
-recheck_option = _variable_option(
+recheck_option = click.option(
     "--recheck",
-    "CNNLAB_RECHECK",
-    "Compare the files of a folder with its stored pictures byte by byte; else names, sizes and times tell.",
     is_flag=True,
+    help="Compare the files of a folder with its stored pictures byte by byte; else names, sizes and times tell.",
 )
-checkpoint_option = _variable_option(
+checkpoint_option = click.option(
     "--checkpoint",
-    "CNNLAB_CHECKPOINT",
-    "Keep what an interrupted training goes on from, at the end of an epoch, if as many seconds have passed "
-    "since the last time; 0 for every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
     metavar="SECONDS|none",
+    help="Keep what an interrupted training goes on from, at the end of an epoch, if as many seconds have passed "
+    "since the last time; 0 for every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
 )
-devices_option = _variable_option(
+devices_option = click.option(
     "--devices",
-    "CNNLAB_DEVICES",
-    "Share every batch between so many GPUs of this machine; auto for all that can share it equally.  "
-    "[default: $CNNLAB_DEVICES, or 1]",
     metavar="auto|N",
+    help="Share every batch between so many GPUs of this machine; auto for all that can share it equally.  "
+    "[default: $CNNLAB_DEVICES, or 1]",
 )
+
+
+def take_run_options(options: dict[str, Any]) -> RunOptions:
+    """Take the options of a command that are no fields of the recipe out of `options`.
+
+    Raises:
+        ArgumentError: one is out of bounds.
+    """
+    names = {"on": "cluster", **{f.name: f.name for f in dataclasses.fields(RunOptions)}}
+    given = {field: options.pop(name) for name, field in names.items() if name in options}
+    _expect_on(given.get("cluster"), given.get("cpus"), given.get("gpus"))
+    return RunOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def cluster_options(command: Callable) -> Callable:
@@ -129,7 +126,7 @@ def cluster_options(command: Callable) -> Callable:
     return command
 
 
-def expect_on(on: str | None, cpus: float | None, gpus: float | None) -> None:
+def _expect_on(on: str | None, cpus: float | None, gpus: float | None) -> None:
     """Raise `ArgumentError` where something is asked of a cluster and there is none."""
     given = [name for name, value in (("--cpus", cpus), ("--gpus", gpus)) if value is not None]
     if given and on is None:

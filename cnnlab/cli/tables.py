@@ -1,10 +1,10 @@
 """What the command line prints: tables of runs, of registered models and of a repeated run."""
 
-import os
 import sys
 
 from cnnlab.errors import masked
 from cnnlab.tracking.session import folder_of_waiting_run
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.text import escape_control_characters
 
 ITEMS = 10  # of a finding that are listed
@@ -109,7 +109,7 @@ def print_next_step(run_id):
         print(f"Recorded as run {run_id}, on this disk. Deliver it with: cnnlab sync")
         return
     # `mlflow run` sets both for what it starts; the shell afterwards has neither, and would look into ./mlruns.
-    named = os.environ.get("MLFLOW_TRACKING_URI") if "MLFLOW_RUN_ID" in os.environ else None
+    named = read_variable("MLFLOW_TRACKING_URI") if read_variable("MLFLOW_RUN_ID") else None
     store = f"MLFLOW_TRACKING_URI='{masked(named)}' " if named else ""
     print(f"Recorded as run {run_id}. Look at it with: {store}cnnlab ui")
 

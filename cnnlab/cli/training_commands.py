@@ -1,6 +1,5 @@
 """The commands that train: one model, several, a search."""
 
-import contextlib
 import dataclasses
 import functools
 import re
@@ -11,12 +10,12 @@ from cnnlab.cli.recipe_options import (
     checkpoint_option,
     cluster_options,
     devices_option,
-    expect_on,
     experiment_option,
     option_name,
     recheck_option,
     recipe_options,
     recipes_of,
+    take_run_options,
 )
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.tuning.search_settings import OBJECTIVES
@@ -29,20 +28,6 @@ FEATURE_OPTIONS = (
     *("val_fraction", "limit", "split_seed", "augment", "backbone", "weights", "preprocessing", "train_blocks"),
     *("precision", "frozen_precision", "feature_dtype"),
 )
-
-
-@contextlib.contextmanager
-def helped(on, cpus, gpus):
-    """Around a job whose pass through frozen layers a cluster makes, where there is one."""
-    expect_on(on, cpus, gpus)
-    if on is None:
-        yield
-        return
-    from cnnlab.utils.ray_workers import ray_workers
-    from cnnlab.utils.worker_pool import helped_by
-
-    with ray_workers(on, cpus=cpus, gpus=gpus) as workers, helped_by(workers):
-        yield
 
 
 restart_option = click.option(
@@ -64,7 +49,7 @@ def _given(options):
 @experiment_option
 @recheck_option
 @recipe_options
-def train(model, resume, restart, on, cpus, gpus, **options):
+def train(model, resume, restart, **options):
     """Train MODEL as one tracked run.
 
     The same command again goes on with a run that was interrupted, from its last checkpoint.
@@ -73,6 +58,7 @@ def train(model, resume, restart, on, cpus, gpus, **options):
     --backbone, or a function of your own, FILE.py:FUNCTION, that takes (input_shape, num_classes, **arguments) and
     returns a model. With --on, a cluster makes the pass through its frozen layers; the rest is trained here.
     """
+    run = take_run_options(options)
     if resume:
         if given := ["MODEL"] * bool(model) + ["--restart"] * restart + _given(options):
             raise ArgumentError(
@@ -82,11 +68,11 @@ def train(model, resume, restart, on, cpus, gpus, **options):
     elif not model:
         raise click.UsageError("Missing argument 'MODEL'.")
     recipe = None if resume else recipes_of([model], options)[0]
-    with job(), helped(on, cpus, gpus):
+    with job():
         from cnnlab.cli.tables import print_next_step, print_results
         from cnnlab.train import resume_run, train_model
 
-        result = resume_run(resume) if resume else train_model(recipe, restart)
+        result = train_model(recipe, restart, options=run) if recipe else resume_run(resume, options=run)
         print_results([result], [result.recipe.label], f"on {result.dataset_name}")
         print_next_step(result.run_id)
 
@@ -108,6 +94,7 @@ def compare(models, seeds, restart, **options):
     A comparison is a run with the table, verdicts, and figures: curves, confusion matrices, calibration, and where the
     two best disagree. Models that are trained are tracked runs below it.
     """
+    run = take_run_options(options)
     trains = not models or not all(re.fullmatch("[0-9a-f]{4,32}", model) for model in models)
     given = ["--seeds"] * (seeds is not None) + ["--restart"] * restart + _given(options)
     if not trains and given:
@@ -125,9 +112,9 @@ def compare(models, seeds, restart, **options):
             seeded = [
                 dataclasses.replace(recipe, seed=recipe.seed + i) for recipe in recipes for i in range(seeds or 1)
             ]
-            comparison = compare_models(seeded, restart)
+            comparison = compare_models(seeded, restart, options=run)
         else:
-            comparison = compare_runs(models)
+            comparison = compare_runs(models, options=run)
         results = comparison.results
         print_results(results, labels_of(results), f"on {results[0].dataset_name}")
         print("\n".join(comparison.verdicts))
@@ -161,9 +148,7 @@ def compare(models, seeds, restart, **options):
 @experiment_option
 @recheck_option
 @recipe_options
-def tune(
-    model, tuner, trials, objective, space, finalists, final_seeds, workers, on, cpus, gpus, name, restart, **options
-):
+def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers, name, restart, **options):
     """Search the hyperparameters of MODEL, which is as in 'cnnlab train'.
 
     Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
@@ -172,6 +157,7 @@ def tune(
     from cnnlab.tuning.search_settings import TUNERS, Search
     from cnnlab.tuning.spaces import narrowed_space
 
+    run = take_run_options(options)
     [recipe] = recipes_of([model], options)
     given = [option for option, value in options.items() if value not in (None, ())]
     space = narrowed_space(recipe, given, space)
@@ -179,8 +165,7 @@ def tune(
     expect_one_of("objective", objective, OBJECTIVES)
     if name and not re.fullmatch(r"[\w-]+", name):
         raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
-    expect_on(on, cpus, gpus)
-    if on is None and (workers or 1) > MOST_PROCESSES:
+    if run.cluster is None and (workers or 1) > MOST_PROCESSES:
         raise ArgumentError(
             f"Expected at most {MOST_PROCESSES} --workers on one machine. Received: {workers}. Use fewer, or --on, a "
             "cluster."
@@ -190,7 +175,7 @@ def tune(
         from cnnlab.cli.tables import print_next_step
         from cnnlab.tuning.search import run_search
 
-        result = run_search(search, name=name, workers=workers, on=on, cpus=cpus, gpus=gpus, restart=restart)
+        result = run_search(search, name=name, workers=workers, restart=restart, options=run)
         print(f"Winner: run {result.winner_run_id}.")
         print_next_step(result.parent_run_id)
 
@@ -202,17 +187,18 @@ def tune(
 @cluster_options
 @recheck_option
 @functools.partial(recipe_options, names=FEATURE_OPTIONS)
-def features(model, for_search, on, cpus, gpus, **options):
+def features(model, for_search, **options):
     """Store the features that MODEL's frozen layers give for the pictures of DATASET.
 
     A training with the same options then starts at once; 'cnnlab cache' shows what is stored. With --on, the pass is
     spread over a cluster.
     """
+    run = take_run_options(options)
     [recipe] = recipes_of([model], options)
-    with job(), helped(on, cpus, gpus):
+    with job():
         from cnnlab.features import store_features
 
-        stored = store_features(recipe, ("train", "val") if for_search else ("train", "val", "test"))
+        stored = store_features(recipe, ("train", "val") if for_search else ("train", "val", "test"), options=run)
         if not stored.new:
             print(f"The features of {stored.pictures:,} pictures were stored already.")
             return

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 
 if TYPE_CHECKING:  # the command line asks for names only, and answers without NumPy
@@ -137,6 +138,7 @@ def load_dataset(
     skip_bad: bool = False,
     drop_duplicates: bool = False,
     for_audit: bool = False,
+    recheck: bool | None = None,
 ) -> ImageDataset:
     """Load an image data set by name or from a folder.
 
@@ -157,6 +159,8 @@ def load_dataset(
             left out.
         for_audit: whether all pictures are loaded, none held out for validation or test; duplicates within the splits
             are found too, and what a training would lack is a note in place of an error.
+        recheck: whether the files of a folder are compared with their stored pictures byte by byte, not by name, size
+            and time only; `$CNNLAB_RECHECK` by default.
 
     Raises:
         ArgumentError: an unknown name, a missing or unusable folder, a split or limit too small for the classes.
@@ -174,26 +178,28 @@ def load_dataset(
         raise ArgumentError(f"Expected image_size to be a whole number above 0. Received: {image_size!r}.")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ArgumentError(f"Expected seed to be a whole number from 0 to {2**32 - 1}. Received: {seed!r}.")
+    if recheck is None:
+        recheck = bool(read_variable("CNNLAB_RECHECK"))
     source = name_or_folder
     if source is None or isinstance(source, (str, os.PathLike)):
         source = locate_dataset(source, labels=labels, class_names=class_names, skip_bad=skip_bad, for_audit=for_audit)
     if source is not None and not isinstance(source, str):
         decoding: dict[str, Any] = {"resize_mode": resize_mode, "skip_bad": skip_bad}
-        decoding |= {"drop_duplicates": drop_duplicates, "for_audit": for_audit}
+        decoding |= {"drop_duplicates": drop_duplicates, "for_audit": for_audit, "recheck": recheck}
         return _from_folder(source, image_size, val_fraction, limit, seed, decoding)
     name = source or builtin_sets.DEFAULT_DATASET
     try:
-        return _from_name(name, image_size, val_fraction, limit, seed, for_audit)
+        return _from_name(name, image_size, val_fraction, limit, seed, for_audit, recheck)
     except LabError as error:
         if source is not None or isinstance(error, ArgumentError):
             raise
     fallback = builtin_sets.FALLBACK_DATASET
     log.warning(f"{name} cannot be downloaded; using the embedded {fallback} instead (name --dataset to choose).")
-    return replace(_from_name(fallback, image_size, val_fraction, limit, seed, for_audit), stands_in_for=name)
+    return replace(_from_name(fallback, image_size, val_fraction, limit, seed, for_audit, recheck), stands_in_for=name)
 
 
 def _from_name(
-    name: str, image_size: int, val_fraction: float, limit: int | None, seed: int, for_audit: bool
+    name: str, image_size: int, val_fraction: float, limit: int | None, seed: int, for_audit: bool, recheck: bool
 ) -> ImageDataset:
     """Load a built-in set, and hold out a validation set."""
     from cnnlab.data import builtin_sets, image_folder
@@ -205,7 +211,7 @@ def _from_name(
 
     source, loaded = builtin_sets.load_builtin_set(name, limit=limit, seed=seed)
     class_names = builtin_sets.BUILTIN_SETS[name].classes
-    resized = resize_images([split.images for split in loaded.values()], image_size, name)
+    resized = resize_images([split.images for split in loaded.values()], image_size, name, recheck)
     splits = {split: (images, loaded[split].labels) for split, images in zip(("train", "test"), resized, strict=True)}
     # Of the pixels, wherever they are: runs from before they were stored on the disk have the same digest.
     digest = dataset_digest(class_names, *splits["train"], *splits["test"], by_row=False)

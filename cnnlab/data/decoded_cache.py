@@ -33,7 +33,6 @@ from cnnlab.errors import LabError
 from cnnlab.utils import user_cache
 from cnnlab.utils.log import log
 
-RECHECK_VARIABLE = "CNNLAB_RECHECK"
 WRITTEN_AT_ONCE = 2**24  # bytes of pixels between two notes of the progress
 # What is stored of each file, as in `FileFacts`: the sha256 of its pixels and of its content, its difference hash, its
 # width and height, and the lowest and highest value of 16-bit grey, which are NaN for other pictures.
@@ -91,11 +90,14 @@ class DecodedImages:
 
 
 def decode_folder(
-    root: str, files: npt.NDArray[np.object_], stamps: npt.NDArray[np.int64], side: int, resize_mode: str
+    root: str,
+    files: npt.NDArray[np.object_],
+    stamps: npt.NDArray[np.int64],
+    side: int,
+    resize_mode: str,
+    recheck: bool = False,
 ) -> DecodedImages:
-    """Decode files, or find them decoded in the cache.
-
-    Entries are found by the files' names, sizes and times; with `$CNNLAB_RECHECK` their contents are compared too.
+    """Decode files, or find them decoded in the cache by their names, sizes and times.
 
     Args:
         root: the folder that the paths are relative to, absolute.
@@ -103,6 +105,7 @@ def decode_folder(
         stamps: `(N, 3) int64`, as in `FolderScan`.
         side: pixels a side of the squares that they become.
         resize_mode: how, as in `decode_image`.
+        recheck: whether the files' contents are compared with those that were decoded.
 
     Raises:
         LabError: there is no room for them, neither on the disk nor in memory.
@@ -115,7 +118,8 @@ def decode_folder(
     def contents() -> npt.NDArray[np.bytes_]:
         return np.array([_file_digest(os.path.join(root, file)) for file in files], "S32")
 
-    return load_or_build(_key(files, stamps, side, resize_mode), (len(files), side, side, 3), what, fill, contents)
+    key, shape = _key(files, stamps, side, resize_mode), (len(files), side, side, 3)
+    return load_or_build(key, shape, what, fill, contents, recheck)
 
 
 def load_or_build(
@@ -124,6 +128,7 @@ def load_or_build(
     what: str,
     fill: Fill,
     contents: Callable[[], npt.NDArray[np.bytes_]] | None = None,
+    recheck: bool = False,
 ) -> DecodedImages:
     """Load pictures of the cache, or build them there; in memory where the cache has no room for them.
 
@@ -133,7 +138,8 @@ def load_or_build(
         what: a description, for the list of what the cache holds.
         fill: called with `DecodedImages`, the number of rows that a killed pass has filled already, and a function to
             be called with the number of filled rows, so that a pass that is killed can be resumed.
-        contents: returns `(N,)` sha256 of the files that the pictures were made of, for `$CNNLAB_RECHECK`.
+        contents: returns `(N,)` sha256 of the files that the pictures were made of.
+        recheck: whether stored pictures are compared with their digests, and these with `contents`.
 
     Raises:
         LabError: there is no room for them, neither on the disk nor in memory.
@@ -144,7 +150,7 @@ def load_or_build(
         path.parent.mkdir(parents=True, exist_ok=True)
         # Of two processes that need them, one builds them and the other waits.
         with FileLock(path.with_suffix(".lock")):
-            stored = _load(path, contents)
+            stored = _load(path, contents, recheck)
             if stored is None:
                 stored = _build(path, shape, fill, what)
                 user_cache.remove_oldest(keep=path)
@@ -177,7 +183,7 @@ def _key(files: npt.NDArray[np.object_], stamps: npt.NDArray[np.int64], side: in
     return key.hexdigest()[:40]
 
 
-def _load(path: Path, contents: Callable[[], npt.NDArray[np.bytes_]] | None) -> DecodedImages | None:
+def _load(path: Path, contents: Callable[[], npt.NDArray[np.bytes_]] | None, recheck: bool) -> DecodedImages | None:
     """Load an entry; return `None` where there is none, or it is damaged, incomplete or outdated."""
     try:
         about = json.loads(path.with_suffix(".json").read_text())
@@ -199,7 +205,7 @@ def _load(path: Path, contents: Callable[[], npt.NDArray[np.bytes_]] | None) -> 
         return None
     if unread:  # a file that could not be read then may be readable now
         return None
-    if os.environ.get(RECHECK_VARIABLE):
+    if recheck:
         changed = np.count_nonzero(known["content"] != contents()) if contents else 0
         damaged = np.count_nonzero(known["pixels"] != np.array([hashlib.sha256(row).digest() for row in pixels], "S32"))
         log.info(f"Rechecked {len(known):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")

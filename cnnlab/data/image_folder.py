@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -168,13 +169,15 @@ def load_folder(
     skip_bad: bool,
     drop_duplicates: bool,
     for_audit: bool = False,
+    recheck: bool = False,
 ) -> LoadedFolder:
     """Choose and decode the pictures of a layout, and find duplicates.
 
     Args:
         layout: of the folder.
         image_size: pixels a side of the images.
-        resize_mode, val_fraction, limit, seed, skip_bad, drop_duplicates, for_audit: as in `load_dataset`.
+        resize_mode, val_fraction, limit, seed, skip_bad, drop_duplicates, for_audit, recheck: as in
+            `load_dataset`.
 
     Raises:
         ArgumentError: there are too few pictures for the splits or the limit.
@@ -186,7 +189,8 @@ def load_folder(
             return choose_all_pictures(layout, limit, seed)
         return choose_pictures(layout, val_fraction, limit, seed, bad)
 
-    choice, decoded, stored, bad = _choose_decodable(layout, image_size, resize_mode, choose, skip_bad, for_audit)
+    decode = functools.partial(decode_folder, layout.root, side=image_size, resize_mode=resize_mode, recheck=recheck)
+    choice, decoded, stored, bad = _choose_decodable(layout, decode, choose, skip_bad, for_audit)
     labels, splits = np.full(len(decoded), -1), np.full(len(decoded), "", choice.splits.dtype)
     places = np.searchsorted(decoded, choice.positions)
     labels[places], splits[places] = layout.labels[choice.positions], choice.splits
@@ -211,8 +215,7 @@ def load_folder(
 
 def _choose_decodable(
     layout: FolderLayout,
-    image_size: int,
-    resize_mode: str,
+    decode: Callable[..., DecodedImages],
     choose: Callable[[Collection[int]], Choice],
     skip_bad: bool,
     for_audit: bool,
@@ -230,8 +233,7 @@ def _choose_decodable(
         if stored is None or not np.isin(choice.positions, decoded).all():
             # In one order whatever the split, so that another split finds the same decoded pictures.
             decoded = np.sort(choice.positions)
-            files, stamps = layout.files[decoded], layout.stamps[decoded]
-            stored = decode_folder(layout.root, files, stamps, image_size, resize_mode)
+            stored = decode(layout.files[decoded], layout.stamps[decoded])
         failed = np.fromiter(stored.bad, np.int64)
         found = failed[np.isin(decoded[failed], choice.positions)].tolist()
         new = {int(decoded[i]): stored.bad[i] for i in found}

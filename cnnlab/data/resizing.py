@@ -18,7 +18,7 @@ BYTES_AT_ONCE = 2**24  # of images that are resized between two writes to the ca
 
 
 def resize_images(
-    arrays: Sequence[npt.NDArray[np.uint8]], side: int, name: str
+    arrays: Sequence[npt.NDArray[np.uint8]], side: int, name: str, recheck: bool = False
 ) -> list[npt.NDArray[np.uint8] | MappedRows]:
     """Resize several arrays of images to RGB squares of one size.
 
@@ -26,6 +26,7 @@ def resize_images(
         arrays: of shape `(N, H, W)` or `(N, H, W, 3)`, uint8.
         side: pixels a side of the result.
         name: of the data set, for the list of what the cache holds.
+        recheck: as in `load_dataset`.
 
     Returns:
         For each array `(N, side, side, 3) uint8`: an array, or, where all of them together are too large for memory,
@@ -55,7 +56,8 @@ def resize_images(
                 save_progress(done)
 
     shape = (int(ends[-1]), side, side, 3)
-    stored = load_or_build(key.hexdigest()[:40], shape, f"{shape[0]:,} of {name}, resized", fill)
+    what = f"{shape[0]:,} of {name}, resized"
+    stored = load_or_build(key.hexdigest()[:40], shape, what, fill, recheck=recheck)
     rows = [np.arange(start, end) for start, end in itertools.pairwise(ends)]
     return [MappedRows([(stored.pixels, some)], digests=stored.digests) for some in rows]
 

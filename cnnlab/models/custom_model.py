@@ -6,12 +6,12 @@ import functools
 import hashlib
 import importlib.util
 import inspect
-import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.startup import load_tensorflow
 
 STORED_CODE_VARIABLE = "CNNLAB_STORED_CODE"
@@ -78,7 +78,7 @@ def _expect_trusted(name, text):
     """A store may be somebody else's, and the code in it too."""
     file = name.rpartition(":")[0]
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        if os.environ.get(STORED_CODE_VARIABLE) == "run" or Path(file).read_text(encoding="utf-8") == text:
+        if read_variable(STORED_CODE_VARIABLE) == "run" or Path(file).read_text(encoding="utf-8") == text:
             return
     raise LabError(
         f"Expected '{file}' to hold the code that the store has of it. Received: other code, or no file. Put it there "

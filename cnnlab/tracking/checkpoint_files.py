@@ -7,7 +7,6 @@ reads and writes it.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -17,15 +16,11 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Run
 
-from cnnlab.errors import ArgumentError
 from cnnlab.tracking.store_location import local_folder
 from cnnlab.tracking.tag_names import TAG
 from cnnlab.utils.files import UNFINISHED
 from cnnlab.utils.log import log
 
-VARIABLE = "CNNLAB_CHECKPOINT"
-NONE = "none"  # the value for no checkpoints
-SECONDS = 60  # between two checkpoints
 DAYS = 14  # that one is kept for
 
 
@@ -37,23 +32,6 @@ class Stored:
     file: Path
     bytes: int
     written: float
-
-
-def seconds_between() -> float | None:
-    """Return how many seconds pass between two checkpoints, `None` where there are to be none.
-
-    Raises:
-        ArgumentError: `$CNNLAB_CHECKPOINT` says neither.
-    """
-    given = os.environ.get(VARIABLE) or str(SECONDS)
-    if given == NONE:
-        return None
-    with contextlib.suppress(ValueError):
-        if float(given) >= 0:
-            return float(given)
-    raise ArgumentError(
-        f"Expected {VARIABLE} (--checkpoint) to be seconds, 0 for every epoch, or '{NONE}'. Received: '{given}'."
-    )
 
 
 def checkpoint_folder() -> Path:

@@ -41,6 +41,7 @@ from cnnlab.tracking.store_location import (
     store_uri,
 )
 from cnnlab.tracking.tag_names import TAG
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.temporary_folders import private_folder
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _kind(uri: str) -> str:
 
 
 def _point_at(uri: str) -> None:
-    named = TRACKING_VARIABLE in os.environ
+    named = read_variable(TRACKING_VARIABLE) is not None
     mlflow.set_tracking_uri(uri)
     if not named:  # MLflow sets it too, and our own default must not pass for the user's choice
         os.environ.pop(TRACKING_VARIABLE, None)

@@ -27,6 +27,7 @@ from cnnlab.tracking.mlflow_internals import without_retries
 from cnnlab.tracking.run_locks import alive, process_tags
 from cnnlab.tracking.store_location import TRACKING_VARIABLE, is_server
 from cnnlab.tracking.tag_names import RUN_NAME, TAG
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.text import escape_control_characters, shortened
@@ -129,16 +130,19 @@ class MlflowRecorder:
     Args:
         experiment_id: for all runs, whatever else names an experiment.
         remote_parent_id: the user's own run that the job's runs go below, where the open store does not have it.
+        experiment: name of the experiment for runs that are below no run of the user's own.
     """
 
-    def __init__(self, experiment_id: str | None = None, remote_parent_id: str | None = None) -> None:
-        self.experiment_id, self.remote_parent_id = experiment_id, remote_parent_id
+    def __init__(
+        self, experiment_id: str | None = None, remote_parent_id: str | None = None, experiment: str | None = None
+    ) -> None:
+        self.experiment_id, self.remote_parent_id, self.experiment = experiment_id, remote_parent_id, experiment
 
     def outer_run(self) -> Run | None:
         """Return the run around the job: the active one, or the running one that `mlflow run` names."""
         if run := mlflow.active_run():
             return None if run.info.run_id == self.remote_parent_id else run
-        if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        if run_id := read_variable("MLFLOW_RUN_ID"):
             run = mlflow.MlflowClient().get_run(run_id)
             if run.info.status == "RUNNING":
                 return run
@@ -155,9 +159,9 @@ class MlflowRecorder:
             return self.experiment_id
         if outer := self.outer_run():
             return outer.info.experiment_id
-        if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        if name := self.experiment or read_variable("MLFLOW_EXPERIMENT_NAME"):
             return named_experiment(name).experiment_id
-        if TRACKING_VARIABLE in os.environ and (experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+        if read_variable(TRACKING_VARIABLE) and (experiment_id := read_variable("MLFLOW_EXPERIMENT_ID")):
             return experiment_id
         assert dataset is not None, "only a recorder made for an experiment does without the data set"
         return dataset_experiment(dataset)

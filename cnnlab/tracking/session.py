@@ -15,6 +15,7 @@ from typing import Self
 import mlflow
 
 from cnnlab.models import custom_model
+from cnnlab.recipe import RunOptions
 from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.mlflow_store import process
 from cnnlab.tracking.offline import spool
@@ -51,13 +52,21 @@ class Session:
         models: names of models; functions of the user's own are what they are now, whatever becomes of their files.
         source: the text of the file of the only model, as a store has it.
         writes: without, a store that may not be written is read from a copy of its database.
+        options: name the experiment of the runs.
 
     Raises:
         LabError: the store cannot be used, or `source` is not what the file holds and nobody allowed it to run.
     """
 
-    def __init__(self, models: Iterable[str] = (), source: str | None = None, writes: bool = True) -> None:
+    def __init__(
+        self,
+        models: Iterable[str] = (),
+        source: str | None = None,
+        writes: bool = True,
+        options: RunOptions | None = None,
+    ) -> None:
         self._models, self._source, self._writes = list(models), source, writes
+        self._experiment = options.experiment if options else None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -90,13 +99,18 @@ class Session:
         Raises:
             LabError: the store cannot be opened, or nobody ever reached the server.
         """
-        chosen = _recorder_for(self._writes, resume_key, resumed_run_id, experiment_id, direct)
+        chosen = _recorder_for(self._writes, resume_key, resumed_run_id, experiment_id, direct, self._experiment)
         return self._stack.enter_context(chosen)
 
 
 @contextlib.contextmanager
 def _recorder_for(
-    writes: bool, resume_key: str | None, resumed_run_id: str | None, experiment_id: str | None, direct: bool
+    writes: bool,
+    resume_key: str | None,
+    resumed_run_id: str | None,
+    experiment_id: str | None,
+    direct: bool,
+    experiment: str | None,
 ) -> Iterator[Recorder]:
     """Choose the recorder: that of the verb around, the spool's for a server, else one for MLflow's store."""
     if process.recorder:
@@ -107,10 +121,11 @@ def _recorder_for(
     entry = _entry_of(resumed_run_id) if resumed_run_id and is_server(uri) else None
     with contextlib.ExitStack() as stack:
         if is_server(uri) and not direct and not (resumed_run_id and entry is None):
-            process.recorder = stack.enter_context(recording_to_spool(uri, experiment_id, resume_key, entry))
+            spooled = recording_to_spool(uri, experiment_id, resume_key, entry, experiment)
+            process.recorder = stack.enter_context(spooled)
         else:
             stack.enter_context(opened_store(writes))
-            process.recorder = MlflowRecorder(experiment_id)
+            process.recorder = MlflowRecorder(experiment_id, experiment=experiment)
         try:
             yield process.recorder
         finally:

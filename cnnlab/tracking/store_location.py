@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError as NoUrl
 
 from cnnlab.errors import masked
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.user_cache import cache_folder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SERVER_VARIABLE = "_MLFLOW_SERVER_FILE_STORE"  # where MLflow's server keeps the
 
 def store_uri() -> str:
     """Return the store's address: `MLFLOW_TRACKING_URI` when set, else that of `./mlruns/mlflow.db`."""
-    return os.environ.get(TRACKING_VARIABLE) or sqlite_uri(Path(STORE_FOLDER).resolve() / "mlflow.db")
+    return read_variable(TRACKING_VARIABLE) or sqlite_uri(Path(STORE_FOLDER).resolve() / "mlflow.db")
 
 
 def sqlite_uri(database: Path) -> str:
@@ -99,7 +99,7 @@ def artifact_repository(
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
-    database = local_database(tracking_uri or os.environ.get(SERVER_VARIABLE) or mlflow.get_tracking_uri())
+    database = local_database(tracking_uri or read_variable(SERVER_VARIABLE) or mlflow.get_tracking_uri())
     if database is None or not is_own_store(database):
         return MlflowArtifactsRepository(artifact_uri, tracking_uri, registry_uri)
     folder = artifacts_folder(database).resolve()

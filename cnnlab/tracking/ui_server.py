@@ -17,6 +17,7 @@ from cnnlab.tracking.pagination import OURS, all_experiments
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.store_location import artifacts_folder, is_server, local_database
 from cnnlab.tracking.tag_names import TAG, matches
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 from cnnlab.utils.ports import LOOPBACK, address, choose_port, names_of
 
@@ -79,7 +80,7 @@ def _start(uri: str, host: str, port: int) -> subprocess.Popen[bytes]:
     else:
         arguments += ["--backend-store-uri", uri]
     if host not in LOOPBACK:
-        given = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS")
+        given = read_variable("MLFLOW_SERVER_ALLOWED_HOSTS")
         allowed = given or ",".join(names_of(host, port))
         arguments += ["--allowed-hosts", allowed]
         log.info(

@@ -28,8 +28,13 @@ from cnnlab.utils.signals import signals_held
 
 
 @signals_held()
-def build_model(recipe: Recipe, dataset: ImageDataset) -> keras.Model:
+def build_model(recipe: Recipe, dataset: ImageDataset, devices: int | str = 1) -> keras.Model:
     """Build the model of a recipe for a data set's image shape and classes, with seeded weights, and compile it.
+
+    Args:
+        recipe: says which model.
+        dataset: gives the images' shape and the classes.
+        devices: that it will be trained on, as in `RunOptions`.
 
     Returns:
         A compiled model: `(N, H, W, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities.
@@ -46,7 +51,7 @@ def build_model(recipe: Recipe, dataset: ImageDataset) -> keras.Model:
     if "frozen_precision" in row.arguments:
         arguments["frozen_precision"] = runtime.resolve_precision(frozen or precision)
     keras.utils.set_random_seed(recipe.seed)
-    with runtime.dtype_policy(precision), multi_device.scope_for(recipe.batch_size):
+    with runtime.dtype_policy(precision), multi_device.scope_for(recipe.batch_size, devices):
         if not row.is_custom:
             model = row.factory(dataset.image_shape, len(dataset.class_names), **arguments)
         else:

@@ -8,7 +8,6 @@ that does not divide is given to every device as a whole.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,30 +23,15 @@ from cnnlab.models.layers import member_networks
 from cnnlab.training.optimizers import compile_like
 from cnnlab.training.runtime import to_numpy
 
-VARIABLE = "CNNLAB_DEVICES"
 CLIP_ARGUMENTS = ("clipnorm", "global_clipnorm", "clipvalue")  # of Keras's optimizers
 
 
-def wanted() -> int | str:
-    """Read `$CNNLAB_DEVICES`: "auto" or a number from 1 upwards, 1 by default.
-
-    Raises:
-        ArgumentError: it is neither.
-    """
-    text = os.environ.get(VARIABLE) or "1"
-    if text == "auto":
-        return text
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise ArgumentError(f"Expected devices to be auto or a number from 1 upwards. Received: '{text}'.")
-    return int(text)
-
-
-def devices_for(batch_size: int) -> list[str]:
+def devices_for(batch_size: int, number: int | str = 1) -> list[str]:
     """Choose the devices of a training.
 
     Args:
-        batch_size: images of a step, on all devices together. "auto" is one device where all GPUs cannot share it
-            equally.
+        batch_size: images of a step, on all devices together.
+        number: as in `RunOptions.devices`; "auto" is one device where all GPUs cannot share the batch equally.
 
     Returns:
         TensorFlow's names of several devices; none for the usual single one.
@@ -55,7 +39,6 @@ def devices_for(batch_size: int) -> list[str]:
     Raises:
         ArgumentError: there are fewer devices than asked for, or they cannot share a batch equally.
     """
-    number = wanted()
     if number == 1:
         return []
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
@@ -77,9 +60,9 @@ def devices_for(batch_size: int) -> list[str]:
     return devices[:number]
 
 
-def scope_for(batch_size: int) -> AbstractContextManager[Any]:
+def scope_for(batch_size: int, number: int | str = 1) -> AbstractContextManager[Any]:
     """Return the context to build a model in, so that it can be trained on the devices for such batches."""
-    names = devices_for(batch_size)
+    names = devices_for(batch_size, number)
     return _strategy(tuple(names)).scope() if names else contextlib.nullcontext()
 
 

@@ -6,7 +6,6 @@ TensorFlow's private modules are imported here only.
 from __future__ import annotations
 
 import gc
-import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from cnnlab.errors import LabError
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 
@@ -96,7 +96,7 @@ def enable_determinism() -> None:
 def threads() -> int:
     """Return the number of threads that share an operation; it decides the last bits of a sum."""
     set_by_code = tf.config.threading.get_intra_op_parallelism_threads()
-    return set_by_code or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or joblib.cpu_count())
+    return set_by_code or int(read_variable("TF_NUM_INTRAOP_THREADS") or joblib.cpu_count())
 
 
 @contextmanager

@@ -22,10 +22,11 @@ from contextlib import contextmanager
 import psutil
 
 from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.user_cache import FOLDER_VARIABLE, cache_folder
-from cnnlab.utils.worker_pool import Ended, Shared, perform
+from cnnlab.utils.worker_pool import Ended, Shared, helped_by, perform
 
 LOCAL = "ray"
 OBJECT_STORE = 256 * 2**20  # bytes of a local cluster's: pictures and features on their way
@@ -70,6 +71,20 @@ def ray_workers(on, *, cpus=None, gpus=None, limit=None, variables=(), say=print
             yield workers
         finally:
             workers.close()
+
+
+@contextmanager
+def passes_on_cluster(on, cpus=None, gpus=None):
+    """Let a cluster make the passes through frozen layers of the job inside, where one is given.
+
+    Args:
+        on, cpus, gpus: as in `ray_workers`; nothing is done where `on` is `None`.
+    """
+    if on is None:
+        yield
+        return
+    with ray_workers(on, cpus=cpus, gpus=gpus) as workers, helped_by(workers):
+        yield
 
 
 @contextmanager
@@ -164,7 +179,7 @@ class RayWorkers:
                 f"{len(nodes)} nodes, the largest with {_text(largest)}. Ask for fewer with --cpus and --gpus."
             )
         self.variables = {name: value for name, value in os.environ.items() if name.startswith(SENT)} | dict(variables)
-        if FOLDER_VARIABLE in os.environ:
+        if read_variable(FOLDER_VARIABLE):
             self.variables[FOLDER_VARIABLE] = str(cache_folder().resolve())
         self.call = ray.remote(max_retries=0, num_cpus=cpus, num_gpus=gpus)(_perform)
         ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
@@ -263,7 +278,7 @@ def _perform(pickled, variables, *shared):
 
     os.environ.update(variables)
     # Ray sets this one to the CPUs that the task asked for.
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", read_variable("OMP_NUM_THREADS") or "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     with job():
         return perform(pickled, shared)

@@ -7,6 +7,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 
 
@@ -46,7 +47,7 @@ def load_tensorflow():
     """Import it with file descriptor 2 sent nowhere: it prints `I0000 ...` lines, whatever its log level."""
     # Its errors too: what goes wrong is raised, while a deterministic training logs "errors" about its own graphs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    backend = os.environ.get("KERAS_BACKEND")
+    backend = read_variable("KERAS_BACKEND")
     if backend not in (None, "tensorflow") and "keras" not in sys.modules:
         log.warning(f"KERAS_BACKEND is {backend}; cnnlab runs on tensorflow.")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # also over what a keras.json says

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from cnnlab.errors import ArgumentError
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.files import is_locked
 
 FOLDER_VARIABLE = "CNNLAB_CACHE"
@@ -21,9 +22,9 @@ UNFINISHED = "unfinished-"
 
 def cache_folder(kind="") -> Path:
     """`$CNNLAB_CACHE`, else `cnnlab` in the user's cache folder, and in it what is of one kind."""
-    if given := os.environ.get(FOLDER_VARIABLE):
+    if given := read_variable(FOLDER_VARIABLE):
         return Path(given, kind)
-    if given := os.environ.get("XDG_CACHE_HOME"):
+    if given := read_variable("XDG_CACHE_HOME"):
         return Path(given, "cnnlab", kind)
     try:
         return Path.home() / ".cache" / "cnnlab" / kind
@@ -95,7 +96,7 @@ def limit_bytes() -> float:
     Raises:
         ArgumentError: `$CNNLAB_CACHE_GB` is no number.
     """
-    given = os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT_GB
+    given = read_variable(LIMIT_VARIABLE) or DEFAULT_LIMIT_GB
     try:
         return float(given) * 1e9
     except ValueError as error:

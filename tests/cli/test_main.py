@@ -58,8 +58,7 @@ def test_train_prints_and_records(store):
     assert done.stderr == ""
 
 
-def test_the_run_to_resume_is_named_by_one_option_only(store, cnnlab, monkeypatch):
-    monkeypatch.setenv("CNNLAB_CHECKPOINT", "60")  # which the option sets
+def test_the_run_to_resume_is_named_by_one_option_only(store, cnnlab):
     for arguments, said in (
         (["train"], "Missing argument 'MODEL'"),
         (["train", "cnn", "--resume", "abcd1234"], "Received: MODEL. Leave it out."),

@@ -5,7 +5,6 @@ small network with BatchNormalization in that precision. The last line of standa
 """
 
 import json
-import os
 import sys
 
 import keras
@@ -21,12 +20,12 @@ from cnnlab.training.trainer import train
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
 
 
-def build_in_float64():
+def build_in_float64(devices):
     """Return a recipe, data whose last batch has fewer images than four devices, and a network in float64."""
     recipe = cnnlab.Recipe(epochs=2, class_weights="balanced").with_defaults()
     dataset = cnnlab.load_dataset("digits", limit=146)  # 131 to train on: four batches of 32 and one of 3
     keras.utils.set_random_seed(0)
-    with multi_device.scope_for(recipe.batch_size), runtime.dtype_policy("float64"):
+    with multi_device.scope_for(recipe.batch_size, devices), runtime.dtype_policy("float64"):
         x = images = keras.Input((32, 32, 3), dtype="uint8")
         x = keras.layers.Rescaling(1 / 255)(x)
         x = keras.layers.MaxPooling2D(2)(x)
@@ -41,12 +40,12 @@ def build_in_float64():
 
 done = []
 for asked in json.load(sys.stdin):
-    os.environ[multi_device.VARIABLE] = str(asked["devices"])
+    options = cnnlab.RunOptions(devices=asked["devices"])
     if asked.get("float64"):
-        recipe, dataset, model = build_in_float64()
+        recipe, dataset, model = build_in_float64(asked["devices"])
     else:
-        dataset, [prepared] = prepare([cnnlab.Recipe(**asked["recipe"])], quiet=True)
-        recipe, model = prepared.recipe, build_model(prepared.recipe, dataset)
+        dataset, [prepared] = prepare([cnnlab.Recipe(**asked["recipe"])], quiet=True, options=options)
+        recipe, model = prepared.recipe, build_model(prepared.recipe, dataset, options)
     trained = train(model, dataset, recipe, quiet=True)
     test = trained.predictions["test"]
     weights = np.concatenate([w.ravel().astype("float64") for w in model.get_weights()])

@@ -138,7 +138,6 @@ def test_lookahead_goes_by_five_steps_however_often_keras_gives_control():
 def test_devices_that_are_not_there_are_an_error_before_anything_is_written(
     devices, message, store, monkeypatch, capsys
 ):
-    monkeypatch.setenv("CNNLAB_DEVICES", "1")  # which the option sets
     for command in (["train", "cnn"], ["compare", "cnn", "resnet9"], ["tune", "cnn"]):
         monkeypatch.setattr(sys, "argv", ["cnnlab", *command, "--dataset", "digits", "--devices", devices])
         with pytest.raises(SystemExit) as stopped:

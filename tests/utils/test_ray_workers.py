@@ -58,7 +58,7 @@ def test_a_search_survives_a_node_that_is_killed(cluster, store, capfd):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    result = run_search(search, on=cluster.address)
+    result = run_search(search, options=cnnlab.RunOptions(cluster=cluster.address))
     thread.join()
     said = capfd.readouterr()
     assert said.err.count(" lost its worker: ") == 1

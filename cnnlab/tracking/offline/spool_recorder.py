@@ -17,6 +17,7 @@ from cnnlab.tracking.mlflow_internals import restored_globals, why_unavailable
 from cnnlab.tracking.offline import spool
 from cnnlab.tracking.offline.delivery import Sender
 from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 
 FIRST_ANSWER = 1  # seconds that a server has for its first answer, where it has answered some day before
@@ -30,10 +31,10 @@ class SpoolRecorder(MlflowRecorder):
         server_ids: the server's ids of runs and addresses of models by the recorded ones, once it has all of them.
     """
 
-    def __init__(self, entry: spool.Entry) -> None:
+    def __init__(self, entry: spool.Entry, experiment: str | None = None) -> None:
         # In the entry's store the server's experiment has an id of its own; its name there is the server's id.
         experiment_id = named_experiment(entry.experiment_id).experiment_id if entry.experiment_id else None
-        super().__init__(experiment_id, remote_parent_id=entry.parent)
+        super().__init__(experiment_id, remote_parent_id=entry.parent, experiment=experiment)
         self.entry = entry
         self.server_ids: dict[str, str] = {}
 
@@ -49,7 +50,11 @@ class SpoolRecorder(MlflowRecorder):
 
 @contextlib.contextmanager
 def recording_to_spool(
-    uri: str, experiment_id: str | None = None, resume_key: str | None = None, resumed_entry: spool.Entry | None = None
+    uri: str,
+    experiment_id: str | None = None,
+    resume_key: str | None = None,
+    resumed_entry: spool.Entry | None = None,
+    experiment: str | None = None,
 ) -> Iterator[SpoolRecorder]:
     """Open an entry of the spool as the store inside the block, and send what is recorded to a server.
 
@@ -59,6 +64,7 @@ def recording_to_spool(
         resume_key: names the entry; a later block with this key records into it again, unless this one ended without
             an error.
         resumed_entry: an entry to record into again.
+        experiment: name of the experiment, where none is given by its id.
 
     Raises:
         LabError: the disk is full, another process holds the entry, or nobody ever reached the server.
@@ -68,7 +74,7 @@ def recording_to_spool(
         mlflow.set_tracking_uri(uri)
         mlflow_store.expect_usable_store()
         reason = why_unavailable(uri, FIRST_ANSWER)
-        place = _parent_and_experiment(reason, experiment_id)
+        place = _parent_and_experiment(reason, experiment_id, experiment)
         entry = stack.enter_context(spool.new_entry(uri, *place, name=resume_key, again=resumed_entry))
         spool.sweep()
         if entry.database.exists():
@@ -79,7 +85,7 @@ def recording_to_spool(
             log.warning(sentence)
         sender = Sender(entry, uri, reason, stays=resume_key is not None)
         stack.enter_context(mlflow_store.opened_at(entry.uri))
-        recorder = SpoolRecorder(entry)
+        recorder = SpoolRecorder(entry, experiment)
         sender.start()
         try:
             yield recorder
@@ -89,11 +95,13 @@ def recording_to_spool(
             recorder.server_ids = sender.finish()
 
 
-def _parent_and_experiment(reason: str | None, experiment_id: str | None) -> tuple[str | None, str | None]:
+def _parent_and_experiment(
+    reason: str | None, experiment_id: str | None, experiment: str | None
+) -> tuple[str | None, str | None]:
     """Return the server's ids of the user's own run, and of its experiment, that the job's runs go below."""
     named = experiment_id
-    if not named and "MLFLOW_EXPERIMENT_NAME" not in os.environ:
-        named = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if not named and not experiment and not read_variable("MLFLOW_EXPERIMENT_NAME"):
+        named = read_variable("MLFLOW_EXPERIMENT_ID")
     if mlflow.active_run() is None and reason:  # the delivery will ask for the run that a variable names
         return os.environ.pop("MLFLOW_RUN_ID", None), named
     run = MlflowRecorder().outer_run()
