@@ -52,7 +52,7 @@ class Recipe:
             is read when the recipe is used.
     """
 
-    model: str = field("cnn", "Model factory.")
+    model: str = field("cnn", "Name of the model.")
     dataset: str | None = field(
         None, "cifar10, cifar100, mnist, fashion_mnist, digits, or an image folder.", default_text="cifar10"
     )
@@ -73,10 +73,10 @@ class Recipe:
     )
     labels: str | None = field(None, "CSV file with the labels of the pictures, in place of class folders.")
     class_names: str | None = field(None, "CSV file with the names of classes whose folders are ids.")
-    skip_bad: bool = field(False, "Leave files that do not decode out, and class folders without pictures.")
+    skip_bad: bool = field(False, "Leave out files that do not decode, and class folders without pictures.")
     drop_duplicates: bool = field(
         False,
-        "Keep pictures that validation or test has too, that come again or have two labels out of training.",
+        "Leave out training pictures that are in another split too, come again, or have two labels.",
     )
     stored_size: int | None = field(
         None,
@@ -97,12 +97,12 @@ class Recipe:
     batch_size: int | None = field(None, "Images per optimizer step.", low=1, high=65_536, space=(32, 64, 128, 256))
     optimizer: str | None = field(
         None,
-        "Of the weights; muon is AdamW for the last layer and whatever is no convolution or dense layer.",
+        "Optimizer of the weights; muon uses AdamW for the last layer and for what is no convolution or dense layer.",
         choices=OPTIMIZERS,
         space=OPTIMIZERS,
     )
     learning_rate: float | None = field(
-        None, "The optimizer's, at its highest.", above=0, high=10, space=Range(1e-4, 1e-2, log=True)
+        None, "Learning rate of the optimizer, at its highest.", above=0, high=10, space=Range(1e-4, 1e-2, log=True)
     )
     momentum: float | None = field(
         None,
@@ -117,8 +117,8 @@ class Recipe:
     )
     schedule: str | None = field(
         None,
-        "Of the learning rate; cosine falls to 0 by the last epoch, one-cycle rises before it falls, plateau halves it "
-        "after 2 epochs without a lower val_loss.",
+        "Schedule of the learning rate: cosine falls to 0 by the last epoch, one-cycle rises before it falls, plateau "
+        "halves it after 2 epochs without a lower val_loss.",
         choices=SCHEDULES,
         space=("constant", "cosine", "one-cycle"),
     )
@@ -139,7 +139,7 @@ class Recipe:
     )
     class_weights: str | None = field(
         None,
-        "Of each class in the loss: none, balanced, or a JSON file of class names and numbers.",
+        "Weight of each class in the loss: none, balanced, or a JSON file of class names and numbers.",
         space=("none", "balanced"),
     )
     augment: str | None = field(
@@ -166,7 +166,7 @@ class Recipe:
     )
     lookahead: float | None = field(
         None,
-        "How much of the way of 5 steps is taken back after them, at the training's end; it rises from 0 "
+        "Share of every 5 steps' way that is taken back after them, at the training's end; it rises from 0 "
         "(arXiv:1907.08610). 0 for none, 0.77 is usual.",
         low=0,
         high=0.99,
@@ -194,13 +194,15 @@ class Recipe:
         "A backbone's name, a saved model (.keras), models:/NAME@ALIAS of the registry, or hub:PRESET of KerasHub.",
     )
     weights: str | None = field(
-        None, "imagenet, random, or a file of the backbone's weights without its top.", default_text="imagenet"
+        None, "Weights of the backbone: imagenet, random, or a file without its top.", default_text="imagenet"
     )
-    pooling: str | None = field(None, "What the head makes of the features.", choices=("average", "max", "flatten"))
+    pooling: str | None = field(None, "How the head pools the features.", choices=("average", "max", "flatten"))
     dense_units: int | None = field(None, "Width of the dense layer before the softmax, or 0.", low=0, high=65_536)
     dropout: float | None = field(None, "Dropout rate before the softmax.", low=0, high=0.95)
     preprocessing: str | None = field(
-        None, "The backbone's own, or plain 0..1 scaling.", choices=("own", "vgg16", "scale")
+        None,
+        "Preprocessing of the pictures: the backbone's own, or scaling to 0..1.",
+        choices=("own", "vgg16", "scale"),
     )
     train_blocks: int | None = field(
         None, "Stages of the backbone that are trained too, counted from the top.", low=0, high=16
@@ -221,7 +223,7 @@ class Recipe:
     )
     fine_tune_learning_rate: float | None = field(
         None,
-        "The optimizer's while fine-tuning.",
+        "Learning rate of the optimizer while fine-tuning.",
         above=0,
         high=10,
         default_text="a tenth of learning_rate",
@@ -242,7 +244,7 @@ class Recipe:
     )
     feature_dtype: str | None = field(
         None,
-        "What the output of frozen layers is stored in; auto is float16 where that loses nothing, after bfloat16.",
+        "Type of the stored output of frozen layers; auto is float16 where that loses nothing, after bfloat16.",
         choices=("float16", "float32", "auto"),
     )
     filters: tuple[int, ...] | None = field(None, "Filters of each convolution block.", low=1, high=4096)
@@ -261,7 +263,7 @@ class Recipe:
     )
     kernel_size: int | None = field(None, "Side of the convolution kernels.", low=1, high=11)
     padding: str | None = field(None, "Padding of the convolutions.", choices=("valid", "same"))
-    arguments: tuple[str, ...] = field((), "name=value of a function of your own.")
+    arguments: tuple[str, ...] = field((), "name=value for an argument of a custom model's function; may be repeated.")
 
     def __post_init__(self) -> None:
         for name in ("filters", "arguments"):

@@ -1,4 +1,4 @@
-"""The recipe as options of the command line: one for each of its fields, with its help, default and bounds."""
+"""Make the options of the command line that give a recipe and run options: one for each field, with help and bounds."""
 
 import dataclasses
 import inspect
@@ -74,8 +74,8 @@ recheck_option = click.option(
 checkpoint_option = click.option(
     "--checkpoint",
     metavar="SECONDS|none",
-    help="Keep what an interrupted training goes on from, at the end of an epoch, if as many seconds have passed "
-    "since the last time; 0 for every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
+    help="Save a checkpoint of a training at the end of an epoch, when so many seconds have passed since the last one; "
+    "0 saves one after every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
 )
 devices_option = click.option(
     "--devices",
