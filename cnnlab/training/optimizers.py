@@ -91,7 +91,9 @@ def compile_model(
         lr_scales: patterns of weight paths to factors of their learning rate.
     """
 
-    def make(scale: float, decay: float = weight_decay, undecayed: tuple[str, ...] = ("bias", "beta", "gamma")):
+    def make(
+        scale: float, decay: float = weight_decay, undecayed: tuple[str, ...] = ("bias", "beta", "gamma")
+    ) -> keras.optimizers.Optimizer:
         end = LOOKAHEAD_END if lookahead else 0.0
         rate = _learning_rate(float(learning_rate) * scale, schedule, warmup or 0.0, steps, end)
         return _optimizer(optimizer, rate, decay, undecayed, momentum, clip_norm, ema)
@@ -148,7 +150,7 @@ def _orthogonalize_convolutions(muon: keras.optimizers.Muon) -> None:
     """
     keras_update_step = muon.update_step
 
-    def update_step(gradient, variable, learning_rate):
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
         if len(variable.shape) != 4 or variable.shape[-1] == 1:  # a depthwise kernel has no such matrix
             return keras_update_step(gradient, variable, learning_rate)
         momentum = muon.momentums[muon._get_variable_index(variable)]

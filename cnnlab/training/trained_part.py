@@ -58,8 +58,8 @@ def select_trained_part(
     if trained is not model:
         compile_like(trained, model)
         part = TrainedPart(trained, model, images, members=len(networks))
-    elif (found := features_by_split(model, images, recipe)) is not None:
-        head, features = found
+    elif (head_and_features := features_by_split(model, images, recipe)) is not None:
+        head, features = head_and_features
         part = TrainedPart(head, head, features, on_features=True)
     else:
         part = TrainedPart(model, model, images)

@@ -98,8 +98,7 @@ def train(
         log.info(describe_stages(progress.stages, dataset))
     predictions = _predict_splits(part, dataset, splits)
     if part.on_features and splits:
-        first, rounded = splits[0], "mixed_bfloat16" in (recipe.precision, recipe.frozen_precision)
-        _check_head(model, images[first][:16], predictions[first].probabilities[:16], rounded)
+        _check_head(model, images[splits[0]][:16], predictions[splits[0]].probabilities[:16], recipe)
     return TrainingResult(progress.history, seconds, predictions, tuple(progress.stages))
 
 
@@ -157,7 +156,7 @@ def _predict_splits(part: TrainedPart, dataset: ImageDataset, splits: Sequence[s
 
 
 def _check_head(
-    model: keras.Model, images: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32], rounded: bool
+    model: keras.Model, images: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32], recipe: ResolvedRecipe
 ) -> None:
     """Raise `RuntimeError` where the whole model and its head on stored features differ, as with a wrong file.
 
@@ -165,13 +164,14 @@ def _check_head(
         model: the whole model.
         images: a few images, `(n, H, W, 3)`.
         probabilities: `(n, num_classes)` that the head gives for their features.
-        rounded: whether bfloat16 was used, which keeps 8 bits, so that single images, but not most of them, may differ
-            by more in another pass.
+        recipe: gives the precisions. bfloat16 keeps 8 bits, so that single images, but not most of them, may differ by
+            more in another pass.
     """
     # Called, not predicted: compiling the whole model for a few images would take longer than running it.
     with signals_held():
         expected = np.asarray(model(images, training=False))
     by_image = np.abs(expected - probabilities).max(axis=1)
-    difference = float(by_image.mean() if rounded else by_image.max())
+    is_rounded = "mixed_bfloat16" in (recipe.precision, recipe.frozen_precision)
+    difference = float(by_image.mean() if is_rounded else by_image.max())
     if difference > MOST_DIFFERENCE:
         raise RuntimeError(f"The full model and its head on cached features differ by {difference} in a probability.")
