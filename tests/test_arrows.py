@@ -31,7 +31,7 @@ KNOWN_IN = {
     "keras_hub": ("cnnlab.models.keras_hub_presets",),
     "fastapi": ("cnnlab.tracking.ui_middleware",),
     "starlette": ("cnnlab.serving.", "cnnlab.tracking.ui_middleware"),
-    "jinja2": ("cnnlab.evaluation.html_pages",),
+    "jinja2": ("cnnlab.evaluation.html_pages", "cnnlab.evaluation.model_card"),
     "cleanlab": ("cnnlab.evaluation.label_issues",),
     "rich": ("cnnlab.cli.", "cnnlab.data.decoded_cache", "cnnlab.training.frozen_features"),
 }

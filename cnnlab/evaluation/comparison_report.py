@@ -1,12 +1,22 @@
-"""What several runs show side by side: scores with intervals, verdicts in words, and figures."""
+"""Compare several runs on the same test images: scores with intervals, verdicts in sentences, and figures."""
+
+from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnlab.evaluation import plots, statistics
+from cnnlab.evaluation.predictions import Predictions
+from cnnlab.evaluation.run_result import RunResult
+from cnnlab.recipe import Recipe
 from cnnlab.utils.text import csv_line, markdown
+
+if TYPE_CHECKING:
+    from cnnlab.data.dataset import Images
 
 CURVES = "comparison_curves.png"
 SECONDS = "accuracy_by_seconds.png"
@@ -19,26 +29,29 @@ COLUMNS = (
 EXAMPLES = 12  # images of each direction in the grid of disagreements
 
 
-def comparison(results, test_images=None):
-    """What several models show on the same test images.
+def comparison(
+    results: Sequence[RunResult], test_images: Images | None = None
+) -> tuple[list[str], dict[str, plots.Figure], dict[str, str]]:
+    """Compare several models on the same test images.
 
     Args:
-        results: `RunResult`s with predictions of the same test images.
-        test_images: `(N, H, W, 3) uint8`; without them there is no grid of disagreements.
+        results: with predictions of the same test images.
+        test_images: `(N, H, W, 3)`; without them there is no grid of disagreements.
 
     Returns:
-        `(verdicts, figures, texts)`: sentences, as `verdicts` gives them, and figures and texts by artifact path.
+        The sentences of `verdicts`, and figures and texts by artifact path.
     """
     named = dict(zip(labels_of(results), results, strict=True))
     class_names = results[0].class_names
-    matrices = {f"{label} ({r.test_accuracy:.1%})": r.test.confusion for label, r in named.items()}
-    calibrations = {label: statistics.calibration(r.test.probabilities, r.test.labels) for label, r in named.items()}
+    tests = {label: _test_of(r) for label, r in named.items()}
+    matrices = {f"{label} ({test.accuracy:.1%})": test.confusion for label, test in tests.items()}
+    calibrations = {label: statistics.calibration(test.probabilities, test.labels) for label, test in tests.items()}
     figures = {
         CURVES: plots.curves(
             {label: r.history for label, r in named.items()}, {label: r.stage_borders for label, r in named.items()}
         ),
         SECONDS: plots.accuracy_by_seconds(
-            {label: (r.train_seconds, r.test_accuracy, *r.test.interval) for label, r in named.items()}
+            {label: (r.train_seconds, r.test_accuracy, *tests[label].interval) for label, r in named.items()}
         ),
         "comparison_confusion.png": plots.confusion_matrices(matrices, class_names),
         "calibration.png": plots.reliability(calibrations),
@@ -47,14 +60,20 @@ def comparison(results, test_images=None):
         first, second = (max(group, key=lambda r: r.test_accuracy) for group in list(groups.values())[:2])
         labels = {r.run_id: label for label, r in named.items()}
         figures["disagreements.png"] = _disagreements(
-            {labels[r.run_id]: r.test for r in (first, second)}, class_names, test_images
+            {labels[r.run_id]: _test_of(r) for r in (first, second)}, class_names, test_images
         )
-    said = verdicts(results)
-    return said, figures, {"comparison.csv": _table(named, calibrations), VERDICTS: _in_markdown(named, said)}
+    sentences = verdicts(results)
+    return sentences, figures, {"comparison.csv": _table(named, calibrations), VERDICTS: _in_markdown(named, sentences)}
 
 
-def labels_of(results) -> list[str]:
-    """A label for each result: its model; with the seed or the run's id where several have the same."""
+def _test_of(result: RunResult) -> Predictions:
+    """Return the test predictions of a result that has some."""
+    assert result.test is not None
+    return result.test
+
+
+def labels_of(results: Sequence[RunResult]) -> list[str]:
+    """Label each result by its model, and by the seed or the run's id where several have the same model."""
     models = [r.recipe.label for r in results]
     if len(set(models)) == len(models):
         return models
@@ -64,9 +83,9 @@ def labels_of(results) -> list[str]:
     return [f"{r.recipe.label} {r.run_id[:6]}" for r in results]
 
 
-def groups_of(results) -> dict:
-    """Results by label of what differs only in the seed, best mean test accuracy first."""
-    groups = {}
+def groups_of(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Group results that differ only in the seed, by label, best mean test accuracy first."""
+    groups: dict[Recipe, list[RunResult]] = {}
     for r in results:
         groups.setdefault(_group(r), []).append(r)
     models = [recipe.label for recipe in groups]
@@ -75,22 +94,23 @@ def groups_of(results) -> dict:
         for recipe, group in groups.items()
     ]
     named = dict(zip(labels, groups.values(), strict=True))
-    return dict(sorted(named.items(), key=lambda item: -np.mean([r.test_accuracy for r in item[1]])))
+    return dict(sorted(named.items(), key=lambda item: -float(np.mean([r.test_accuracy for r in item[1]]))))
 
 
-def verdicts(results) -> list[str]:
-    """A sentence for each model's score, then for the best against each other one.
+def verdicts(results: Sequence[RunResult]) -> list[str]:
+    """Write a sentence on each model's score, then on the best model against each other one.
 
-    One training of each: Wilson's interval, and the paired bootstrap with McNemar's test on the same test images.
-    Several seeds of each: the t interval of the mean, and Welch's of the difference. Since the best is picked after
-    looking, the intervals of differences are widened for all pairs (Bonferroni; Dunn, 1961).
+    For one training of each: Wilson's interval, and the paired bootstrap with McNemar's test on the same test images.
+    For several seeds of each: the t interval of the mean, and Welch's of the difference. Since the best one is picked
+    by its score, the intervals of differences are widened for all pairs (Bonferroni; Dunn, 1961).
     """
     groups = groups_of(results)
     said = []
     for label, group in groups.items():
-        total = len(group[0].test.labels)
+        test = _test_of(group[0])
+        total = len(test.labels)
         if len(group) == 1:
-            low, high = group[0].test.interval
+            low, high = test.interval
             said.append(f"{label}: {group[0].test_accuracy:.1%} of {total:,} test images ({low:.1%} to {high:.1%})")
         else:
             mean, low, high = statistics.mean_interval([r.test_accuracy for r in group])
@@ -100,35 +120,37 @@ def verdicts(results) -> list[str]:
     for label, group in others:
         confidence = 1 - (1 - statistics.CONFIDENCE) / pairs
         if min(len(first), len(group)) > 1:
-            scores = [[r.test_accuracy for r in runs] for runs in (first, group)]
-            difference = statistics.seeds_difference(*scores, confidence)
-            said.append(statistics.in_words(best, label, *difference, confidence, "Welch's t over the seeds"))
+            best_scores, scores = ([r.test_accuracy for r in runs] for runs in (first, group))
+            interval = statistics.seeds_difference(best_scores, scores, confidence)
+            said.append(statistics.in_words(best, label, *interval, confidence, "Welch's t over the seeds"))
         else:
-            difference = statistics.paired(first[0].test.right, group[0].test.right, confidence)
-            said.append(difference.in_words(best, label))
+            paired = statistics.paired(_test_of(first[0]).right, _test_of(group[0]).right, confidence)
+            said.append(paired.in_words(best, label))
     return said
 
 
-def _group(result):
+def _group(result: RunResult) -> Recipe:
+    """Return the recipe without its seed."""
     return dataclasses.replace(result.recipe, seed=0)
 
 
-def _in_markdown(named, said):
-    """The scores, best first, and the verdicts."""
+def _in_markdown(named: Mapping[str, RunResult], sentences: Sequence[str]) -> str:
+    """Write a table of the scores, best first, and the verdicts."""
     columns = ("model", "test accuracy", "95 % interval", "test loss", "parameters", "train seconds")
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for label, r in sorted(named.items(), key=lambda item: -item[1].test_accuracy):
-        low, high = r.test.interval
+        low, high = _test_of(r).interval
         cells = (f"{r.test_accuracy:.2%}", f"{low:.1%} to {high:.1%}", f"{r.test_loss:.4f}", f"{r.params:,}")
         lines.append(f"| {markdown(label)} | {' | '.join(cells)} | {r.train_seconds:.1f} |")
-    return "\n".join([*lines, "", *(f"- {markdown(line)}" for line in said)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {markdown(line)}" for line in sentences)]) + "\n"
 
 
-def _table(named, calibrations):
-    lines = [COLUMNS]
+def _table(named: Mapping[str, RunResult], calibrations: Mapping[str, statistics.Calibration]) -> str:
+    lines: list[tuple[Any, ...]] = [COLUMNS]
     for label, r in named.items():
-        low, high = r.test.interval
-        further = (r.test.balanced_accuracy, r.test.macro_f1, r.test.top5_accuracy)
+        test = _test_of(r)
+        low, high = test.interval
+        further = (test.balanced_accuracy, test.macro_f1, test.top5_accuracy)
         scores = (r.test_accuracy, low, high, r.test_loss, *further, calibrations[label][3])
         sizes = (r.params, r.trainable_params, round(r.train_seconds, 1), r.run_id)
         lines.append(
@@ -137,8 +159,10 @@ def _table(named, calibrations):
     return "".join(map(csv_line, lines))
 
 
-def _disagreements(predictions, class_names, images):
-    """Images that only one of two models gets right, the other's most confident mistakes first."""
+def _disagreements(
+    predictions: Mapping[str, Predictions], class_names: tuple[str, ...], images: Images
+) -> plots.Figure:
+    """Draw images that only one of two models gets right, the other's most confident mistakes first."""
     chosen, captions, counts = [], [], []
     (first, a), (second, b) = predictions.items()
     for label, mine, other_label, other in ((first, a, second, b), (second, b, first, a)):

@@ -1,10 +1,16 @@
-"""Names of people's on figures: as they are, in any script, and no longer than there is room for."""
+"""Write names on matplotlib figures as they are, in any script, and shortened to the room there is."""
+
+from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import warnings
+from collections.abc import Iterator
+from typing import IO
 
 from matplotlib import rc_context, rcParams
+from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
 from cnnlab.utils.log import log
@@ -21,34 +27,34 @@ FURTHER_FONTS = (
 
 
 @contextlib.contextmanager
-def as_written():
-    """Texts on figures are names: no formulas in them, and in any script that the system has a font for."""
-    there = set(fontManager.get_font_names())
-    families = [*rcParams["font.family"], *(name for name in FURTHER_FONTS if name in there)]
+def literal_texts() -> Iterator[None]:
+    """Draw texts as they are written: without formulas, and in any script that the system has a font for."""
+    installed = set(fontManager.get_font_names())
+    families = [*rcParams["font.family"], *(name for name in FURTHER_FONTS if name in installed)]
     with rc_context({"text.parse_math": False, "text.usetex": False, "font.family": families}):
         yield
 
 
-def save(figure, path) -> None:
-    """Write a figure to a file; of characters that no font has it is said once, not for each one and each figure."""
-    with as_written(), warnings.catch_warnings(record=True) as caught:
+def save(figure: Figure, path: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Write a figure to a file; warn once a process, not for each one, of characters that no font has."""
+    with literal_texts(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(path)
     for warning in caught:
         if str(warning.message).startswith(("Glyph ", "Matplotlib currently does not support")):
-            _say_missing()
+            _warn_of_missing_fonts()
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @functools.cache  # once a process
-def _say_missing():
+def _warn_of_missing_fonts() -> None:
     log.warning(
         "names hold characters that no font of this system has; figures show boxes for them (a package such "
         "as fonts-noto-cjk has many; remove matplotlib's cache after installing it)."
     )
 
 
-def fitting(name, length=NAME) -> str:
-    """A name on one line, in at most so many characters."""
+def shorten_name(name: object, length: int = NAME) -> str:
+    """Write a name on one line, in at most `length` characters."""
     return shortened(escape_control_characters(name), length)

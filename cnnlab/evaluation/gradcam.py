@@ -1,22 +1,50 @@
-"""Where a model looked: Grad-CAM (Selvaraju et al., 2017, arXiv:1610.02391).
+"""Compute and draw Grad-CAM heat maps of what speaks for a class in an image (Selvaraju et al., arXiv:1610.02391).
 
-Keras has no word for gradients outside of a training, so that this room knows TensorFlow.
+Keras has no gradients outside of a training, so this module uses TensorFlow.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from cnnlab.evaluation import plots
-from cnnlab.evaluation.predictions import confident_mistakes
+from cnnlab.evaluation.predictions import Predictions, confident_mistakes
 from cnnlab.models.layers import member_networks
 
+if TYPE_CHECKING:
+    from cnnlab.data.dataset import Images
 
-def looked_at(model, class_names, images, predictions, count=12) -> dict:
-    """A figure by artifact path: where the model looked in its most confident mistakes; none where it cannot be said.
+# From images `(N, H, W, 3)` and the classes `(N,)` to explain to heat maps `(N, h, w)`, 0 to 1 for each image, in the
+# size of the features; `None` where no gradient reaches these.
+HeatMaker: TypeAlias = Callable[
+    [npt.NDArray[np.uint8], Sequence[int] | npt.NDArray[np.int64]], npt.NDArray[np.float32] | None
+]
+
+
+def gradcam_figures(
+    model: keras.Model,
+    class_names: tuple[str, ...],
+    images: Images,
+    predictions: Predictions,
+    count: int = 12,
+) -> dict[str, plots.Figure]:
+    """Draw heat maps over the most confident mistakes of a model.
 
     Args:
-        images: `(N, H, W, 3) uint8`, those of the `Predictions`.
+        model: functional, from images to probabilities.
+        class_names: of the probabilities.
+        images: `(N, H, W, 3)`.
+        predictions: of these images.
+        count: number of mistakes at most.
+
+    Returns:
+        A figure by artifact path; nothing where the model has no heat maps.
     """
     wrong, captions = confident_mistakes(predictions, class_names, count)
     heat = grad_cam(model, images[wrong], predictions.predicted[wrong]) if len(wrong) else None
@@ -26,38 +54,39 @@ def looked_at(model, class_names, images, predictions, count=12) -> dict:
     return {"gradcam.png": plots.image_grid(images[wrong], captions, title, heat=heat)}
 
 
-def grad_cam(model, images, classes):
-    """Heat maps of what speaks for a class, as `heat_maker`'s; `None` where the model has none."""
+def grad_cam(
+    model: keras.Model, images: npt.NDArray[np.uint8], classes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32] | None:
+    """Compute the heat maps of `heat_maker` for images; `None` where the model has none."""
     make = heat_maker(model)
     return make and make(images, classes)
 
 
-def heat_maker(model):
-    """What makes heat maps of what speaks for a class: the last spatial features, weighted by their gradient, without
-    negatives.
+def heat_maker(model: keras.Model) -> HeatMaker | None:
+    """Make a function that computes heat maps of what speaks for a class in images.
+
+    A heat map is the sum of the last spatial features, weighted by their gradients, without negative values. The heat
+    map of an ensemble is the mean of its members'.
 
     Args:
-        model: functional `keras.Model` from images to probabilities.
+        model: functional, from images to probabilities.
 
     Returns:
-        A function of images, `(N, H, W, 3) uint8`, and classes, `(N,)` integers that each is explained for, which
-        gives `(N, h, w) float32`, 0 to 1 for each image, in the size of the features, or `None` where no gradient
-        reaches them; `None` where the model has no features with places before its answer. Of several members the
-        mean of their maps.
+        The function; `None` where the model has no spatial features in front of its output.
     """
-    makers = [_maker(_inner(network)) for network in member_networks(model)]
-    if None in makers:
+    makers = [make for network in member_networks(model) if (make := _network_maker(_inner(network)))]
+    if len(makers) < len(member_networks(model)):
         return None
 
     def mean(images, classes):
-        heats = [make(images, classes) for make in makers]
-        return None if any(heat is None for heat in heats) else np.mean(heats, axis=0)
+        heats = [heat for make in makers if (heat := make(images, classes)) is not None]
+        return np.mean(heats, axis=0) if len(heats) == len(makers) else None
 
     return mean
 
 
-def _maker(model):
-    """`heat_maker` of one network."""
+def _network_maker(model: keras.Model) -> HeatMaker | None:
+    """Make the function of `heat_maker` for one network."""
     last = _last_spatial(model)
     if last is None:
         return None
@@ -78,29 +107,30 @@ def _maker(model):
     return make
 
 
-def _inner(model):
-    """The model within one that only augments its images."""
+def _inner(model: keras.Model) -> keras.Model:
+    """Return the model inside of one that only augments its images."""
     outer = [layer for layer in model.layers if layer.weights]
     if len(outer) == 1 and isinstance(outer[0], keras.Model):
         return _inner(outer[0])
     return model
 
 
-def _last_spatial(model):
-    """The last layer that gives features with places, behind a first one with weights."""
+def _last_spatial(model: keras.Model) -> keras.layers.Layer | None:
+    """Find the last layer that outputs spatial features, behind a first layer with weights."""
     layers = list(model.layers)
     weighted = next((i for i, layer in enumerate(layers) if layer.weights), len(layers))
-    shapes = [getattr(getattr(layer, "output", None), "shape", ()) for layer in layers]
+    shapes: list[tuple[int, ...]] = [getattr(getattr(layer, "output", None), "shape", ()) for layer in layers]
     places = [i for i in range(weighted, len(layers)) if len(shapes[i]) == 4 and shapes[i][1] * shapes[i][2] > 1]
     return layers[places[-1]] if places else None
 
 
-def _scores(model):
-    """What the last softmax is taken of: after it a confident answer has no gradient."""
+def _scores(model: keras.Model) -> Any:
+    """Return the input of the last softmax, as a confident prediction has no gradient behind it."""
     last = model.layers[-1]
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
         if isinstance(last, keras.layers.Dense):
-            x = keras.ops.cast(last.input, "float32")
-            return keras.ops.matmul(x, last.kernel) + (0 if last.bias is None else last.bias)
+            x: Any = keras.ops.cast(last.input, "float32")
+            product: Any = keras.ops.matmul(x, last.kernel)
+            return product + (0 if last.bias is None else last.bias)
         return last.input
     return model.outputs[0]

@@ -1,6 +1,12 @@
-"""Figures from plain arrays."""
+"""Draw figures from plain arrays: curves, confusion matrices, images in a grid, and the trials of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -12,7 +18,8 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from cnnlab.evaluation.fonts import NAME, as_written, fitting
+from cnnlab.evaluation.fonts import NAME, literal_texts, shorten_name
+from cnnlab.evaluation.statistics import Calibration
 
 # Without pyplot: no global state, no display, and nothing to close.
 DPI = 110
@@ -21,10 +28,15 @@ LEGEND = 36  # characters of a name in a legend
 MARKERS = "osD^v"  # once the colours are used up
 CAPTION = 24  # characters over an image of a grid
 
+Values: TypeAlias = Mapping[str, Sequence[Any]]  # of hyperparameters in the trials, `None` where a trial has none
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
-@as_written()
-def curves(histories, borders=None) -> Figure:
-    """Accuracy and loss by epoch, training dashed and validation solid, one colour a run; of one run its learning rate.
+
+@literal_texts()
+def curves(
+    histories: Mapping[str, Mapping[str, Sequence[float]]], borders: Mapping[str, Sequence[int]] | None = None
+) -> Figure:
+    """Draw accuracy and loss by epoch, training dashed and validation solid; for one run its learning rate too.
 
     Args:
         histories: label to a Keras history, `{"accuracy": [...], "val_accuracy": [...], "loss": ..., "val_loss": ...}`,
@@ -38,12 +50,11 @@ def curves(histories, borders=None) -> Figure:
     for axis, metric in zip(axes, ("accuracy", "loss"), strict=False):
         for i, (label, history) in enumerate(histories.items()):
             colour = COLOURS[i % len(COLOURS)]
-            for key, style, part in ((metric, "--", "training"), (f"val_{metric}", "-", "validation")):
+            for key, style, split in ((metric, "--", "training"), (f"val_{metric}", "-", "validation")):
                 values = history.get(key, [])
                 epochs = range(1, len(values) + 1)
-                axis.plot(
-                    epochs, values, style, marker="o", markersize=3, color=colour, label=f"{fitting(label)} {part}"
-                )
+                name = f"{shorten_name(label)} {split}"
+                axis.plot(epochs, values, style, marker="o", markersize=3, color=colour, label=name)
         axis.set(title=metric.capitalize())
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     axes[0].legend(**_all_of(axes[0].lines), fontsize=8)
@@ -61,14 +72,14 @@ def curves(histories, borders=None) -> Figure:
     return figure
 
 
-def _all_of(drawn):
-    """A legend of all that was drawn: matplotlib by itself leaves out labels with an underscore in front."""
+def _all_of(drawn: Sequence[Any]) -> dict[str, Any]:
+    """Name all that was drawn for a legend, as matplotlib leaves out labels with an underscore in front."""
     return {"handles": drawn, "labels": [each.get_label() for each in drawn]}
 
 
-@as_written()
-def accuracy_by_seconds(points) -> Figure:
-    """Accuracy against training seconds, one point a run, with its interval as a bar.
+@literal_texts()
+def accuracy_by_seconds(points: Mapping[str, tuple[float, float, float, float]]) -> Figure:
+    """Draw accuracy against training seconds, one point a run, with its interval as a bar.
 
     Args:
         points: label to `(seconds, accuracy, low, high)`.
@@ -79,7 +90,9 @@ def accuracy_by_seconds(points) -> Figure:
     spread = [max(seconds, 1e-3) for seconds, *_ in points.values()]
     for i, (label, (seconds, accuracy, low, high)) in enumerate(best_first.items()):
         how = {"fmt": MARKERS[i // len(COLOURS) % len(MARKERS)], "color": COLOURS[i % len(COLOURS)], "capsize": 3}
-        axis.errorbar(seconds, accuracy, [[accuracy - low], [high - accuracy]], label=fitting(label, LEGEND), **how)
+        axis.errorbar(
+            seconds, accuracy, [[accuracy - low], [high - accuracy]], label=shorten_name(label, LEGEND), **how
+        )
     # Beside the points names would lie on each other where several runs come out alike.
     figure.legend(**_all_of(axis.containers), loc="outside right upper", fontsize=8)
     if max(spread) / min(spread) > 8:
@@ -94,15 +107,15 @@ def accuracy_by_seconds(points) -> Figure:
     return figure
 
 
-@as_written()
-def confusion_matrices(matrices, class_names) -> Figure:
-    """Confusion matrices side by side: rows are the true classes, colour is the share of the row.
+@literal_texts()
+def confusion_matrices(matrices: Mapping[str, npt.ArrayLike], class_names: Sequence[str]) -> Figure:
+    """Draw confusion matrices side by side: rows are the true classes, colour is the share of the row.
 
     Args:
         matrices: label to `(C, C)` counts, rows true and columns predicted.
         class_names: C names. The counts are written in the cells up to 20 classes, the names up to 50.
     """
-    size, class_names = len(class_names), [fitting(name) for name in class_names]
+    size, class_names = len(class_names), [shorten_name(name) for name in class_names]
     side = min(max(4.0, 1.2 + 0.5 * size + 0.08 * max(map(len, class_names))), 14.0)
     figure = Figure(figsize=(side * len(matrices), side), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
@@ -110,7 +123,7 @@ def confusion_matrices(matrices, class_names) -> Figure:
         matrix = np.asarray(matrix)
         share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        axis.set(title=fitting(label), xlabel="predicted", ylabel="true")
+        axis.set(title=shorten_name(label), xlabel="predicted", ylabel="true")
         if size <= 50:
             axis.set_xticks(range(size), class_names, rotation=90, fontsize=8 if size <= 20 else 5)
             axis.set_yticks(range(size), class_names, fontsize=8 if size <= 20 else 5)
@@ -122,9 +135,9 @@ def confusion_matrices(matrices, class_names) -> Figure:
     return figure
 
 
-@as_written()
-def class_scores(precision, recall, class_names) -> Figure:
-    """Recall and precision of each class as horizontal bars, the lowest recall at the bottom.
+@literal_texts()
+def class_scores(precision: Floats, recall: Floats, class_names: Sequence[str]) -> Figure:
+    """Draw recall and precision of each class as horizontal bars, the lowest recall at the bottom.
 
     Args:
         precision, recall: `(C,)`, NaN for an absent class.
@@ -135,10 +148,10 @@ def class_scores(precision, recall, class_names) -> Figure:
     axis = figure.subplots()
     places = np.arange(len(order))
     for shift, values, name, colour in ((0.2, recall, "recall", COLOURS[0]), (-0.2, precision, "precision", "#aec7e8")):
-        shown = np.asarray(values, float)[order]
-        bars = axis.barh(places + shift, shown, 0.4, color=colour, label=name)
-        axis.bar_label(bars, [f"{value:.1%}" for value in shown], padding=3, fontsize=7)
-    axis.set_yticks(places, [fitting(class_names[i]) for i in order])
+        sorted_values = np.asarray(values, float)[order]
+        bars = axis.barh(places + shift, sorted_values, 0.4, color=colour, label=name)
+        axis.bar_label(bars, [f"{value:.1%}" for value in sorted_values], padding=3, fontsize=7)
+    axis.set_yticks(places, [shorten_name(class_names[i]) for i in order])
     axis.set(xlim=(0, 1.15), title="Test images by class")
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
@@ -146,18 +159,28 @@ def class_scores(precision, recall, class_names) -> Figure:
     return figure
 
 
-@as_written()
-def image_grid(images, captions, title, columns=6, heat=None) -> Figure:
-    """Images `(N, H, W, 3) uint8` in a grid with a caption over each; a line of text where there are none.
+@literal_texts()
+def image_grid(
+    images: npt.NDArray[np.uint8],
+    captions: Sequence[str],
+    title: str,
+    columns: int = 6,
+    heat: npt.NDArray[np.float32] | None = None,
+) -> Figure:
+    """Draw images in a grid with a caption over each; a line of text where there are none.
 
     Args:
+        images: `(N, H, W, 3)`.
+        captions: N texts of one or two lines.
+        title: over the grid.
+        columns: number of images in a row.
         heat: `(N, h, w)`, 0 to 1, laid over the images.
     """
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.7 * columns, 2.1 * rows + 0.4), dpi=DPI, layout="constrained")
     # One axis for all: an axis an image takes ten times as long to lay out. Each gets a unit cell.
     axis = figure.subplots()
-    axis.set_title(fitting(title if len(images) else f"{title}: none", 3 * NAME))
+    axis.set_title(shorten_name(title if len(images) else f"{title}: none", 3 * NAME))
     axis.axis("off")
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = i % columns, i // columns * 1.3 + 0.3
@@ -165,20 +188,22 @@ def image_grid(images, captions, title, columns=6, heat=None) -> Figure:
         axis.imshow(image, **place)
         if heat is not None:
             axis.imshow(heat[i], cmap="jet", vmin=0, vmax=1, alpha=0.45, interpolation="bicubic", **place)
-        caption = "\n".join(fitting(line, CAPTION) for line in caption.split("\n"))
+        caption = "\n".join(shorten_name(line, CAPTION) for line in caption.split("\n"))
         axis.text(left + 0.5, top, caption, ha="center", va="bottom", fontsize=7)
     axis.set(xlim=(0, columns), ylim=(rows * 1.3, 0))  # imshow moved them
     return figure
 
 
-@as_written()
-def best_so_far(trials, seconds, scores, objective, higher_is_better) -> Figure:
-    """Scores of trials as dots and the best so far as steps, by the trial's number and by seconds spent.
+@literal_texts()
+def best_so_far(
+    trials: Sequence[int], seconds: Sequence[float], scores: Sequence[float], objective: str, higher_is_better: bool
+) -> Figure:
+    """Draw scores of trials as dots and the best so far as steps, by the trial's number and by seconds spent.
 
     Args:
         trials, seconds, scores: one entry a trial, in the order of the trials.
-        objective: what the scores are.
-        higher_is_better: the direction of "best".
+        objective: name of the scores.
+        higher_is_better: whether the best score is the highest one.
     """
     best = (np.maximum if higher_is_better else np.minimum).accumulate(np.asarray(scores, float))
     figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
@@ -194,13 +219,14 @@ def best_so_far(trials, seconds, scores, objective, higher_is_better) -> Figure:
     return figure
 
 
-@as_written()
-def scores_by_hyperparameter(values, scores, objective) -> Figure:
-    """Score against each hyperparameter that varied, one small plot each.
+@literal_texts()
+def scores_by_hyperparameter(values: Values, scores: Sequence[float], objective: str) -> Figure:
+    """Draw the score against each hyperparameter that varied, one small plot each.
 
     Args:
-        values: name to the trials' values, `None` where the trial has no such hyperparameter.
+        values: name of a hyperparameter to its values in the trials.
         scores: of the trials.
+        objective: name of the scores.
     """
     values = _varied(values) or values
     columns = min(4, len(values))
@@ -210,9 +236,9 @@ def scores_by_hyperparameter(values, scores, objective) -> Figure:
     for axis in axes[::columns]:
         axis.set(ylabel=objective)
     for axis, (name, column) in zip(axes, values.items(), strict=False):
-        there = [(value, score) for value, score in zip(column, scores, strict=True) if value is not None]
-        positions, ticks, log = _positions([value for value, _ in there])
-        axis.plot(positions, [score for _, score in there], "o", color=COLOURS[0], alpha=0.6)
+        known = [(value, score) for value, score in zip(column, scores, strict=True) if value is not None]
+        positions, ticks, log = _positions([value for value, _ in known])
+        axis.plot(positions, [score for _, score in known], "o", color=COLOURS[0], alpha=0.6)
         axis.set(xlabel=name)
         if log:
             axis.set_xscale("log")
@@ -229,9 +255,13 @@ def scores_by_hyperparameter(values, scores, objective) -> Figure:
     return figure
 
 
-@as_written()
-def parallel_coordinates(values, scores, objective) -> Figure:
-    """A line for each trial through its values and its score, coloured by the score; arguments as above."""
+@literal_texts()
+def parallel_coordinates(values: Values, scores: Sequence[float], objective: str) -> Figure:
+    """Draw a line for each trial through its values and its score, coloured by the score.
+
+    Args:
+        values, scores, objective: as for `scores_by_hyperparameter`.
+    """
     names = list(_varied(values))
     figure = Figure(figsize=(max(6, 1.1 * (len(names) + 1)), 5.5), dpi=DPI, layout="constrained")
     axis = figure.subplots()
@@ -251,37 +281,39 @@ def parallel_coordinates(values, scores, objective) -> Figure:
     colours = colormaps["viridis"]
     share = (np.asarray(scores) - min(scores)) / max(np.ptp(scores), 1e-12)
     for line, colour in zip(np.array(scaled).T, share, strict=True):
-        there = ~np.isnan(line)  # on to the score, over what this trial does not have
-        axis.plot(np.flatnonzero(there), line[there], color=colours(colour), alpha=0.8, lw=1.2)
+        known = ~np.isnan(line)  # the line skips hyperparameters that this trial does not have
+        axis.plot(np.flatnonzero(known), line[known], color=colours(colour), alpha=0.8, lw=1.2)
     axis.set_xticks(range(len(names) + 1), [*names, objective], rotation=20, ha="right")
     axis.set(yticks=[], xlim=(-0.2, len(names) + 0.4), ylim=(-0.05, 1.05))  # one trial alone would leave no range
     axis.grid(axis="x")
     return figure
 
 
-def _varied(values):
-    """The hyperparameters of which the trials had several values."""
+def _varied(values: Values) -> Values:
+    """Keep the hyperparameters of which the trials had several values."""
     return {name: column for name, column in values.items() if len({v for v in column if v is not None}) > 1}
 
 
-def _positions(values):
-    """`(positions, tick labels or None, whether to draw them on a log scale)`: numbers as they are, texts and few
-    distinct integers by rank.
+def _positions(values: Sequence[Any]) -> tuple[Sequence[Any], list[str] | None, bool]:
+    """Place values on an axis: numbers as they are, texts and few distinct integers by rank.
+
+    Returns:
+        Positions, the labels of the ticks or `None`, and whether to draw them on a log scale.
     """
     distinct = sorted(set(values))
     if any(isinstance(value, str) for value in distinct) or (
         len(distinct) <= 6 and all(isinstance(value, int) for value in distinct)
     ):
-        return [distinct.index(value) for value in values], [fitting(value, 20) for value in distinct], False
+        return [distinct.index(value) for value in values], [shorten_name(value, 20) for value in distinct], False
     return values, None, min(values) > 0 and max(values) / min(values) > 5
 
 
-@as_written()
-def reliability(calibrations) -> Figure:
-    """Accuracy against confidence, one diagram a model, with the share of the images in each bin below.
+@literal_texts()
+def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
+    """Draw accuracy against confidence, one diagram a model, with the share of the images in each bin below.
 
     Args:
-        calibrations: label to `(confidence, accuracy, count, error)` as `evidence.calibration` gives them.
+        calibrations: label to what `statistics.calibration` returns.
     """
     figure = Figure(figsize=(3.6 * len(calibrations), 4.4), dpi=DPI, layout="constrained")
     axes = figure.subplots(2, len(calibrations), squeeze=False, sharex=True, height_ratios=(3, 1))
@@ -290,9 +322,8 @@ def reliability(calibrations) -> Figure:
         filled = count > 0
         top.plot((0, 1), (0, 1), "--", color="grey", lw=1)
         top.plot(confidence[filled], accuracy[filled], marker="o", markersize=4, color=COLOURS[0])
-        top.set(
-            title=f"{fitting(label, 20)}: calibration error {error:.1%}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1)
-        )
+        top.set(title=f"{shorten_name(label, 20)}: calibration error {error:.1%}", ylabel="accuracy")
+        top.set(xlim=(0, 1), ylim=(0, 1))
         bottom.bar(edges[:-1], count / count.sum(), np.diff(edges), align="edge", color=COLOURS[0], alpha=0.6)
         bottom.set(xlabel="confidence", ylabel="images")
         for formatted in (top.yaxis, bottom.xaxis, bottom.yaxis):

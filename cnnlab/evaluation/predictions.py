@@ -1,77 +1,93 @@
-"""A model's predictions on one part of a data set: what scores, figures, comparisons and promotions work from."""
+"""Hold, score, store and describe a model's predictions on one split of a data set.
 
+Scores, figures, comparisons and promotions all work from them.
+"""
+
+from __future__ import annotations
+
+import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from cnnlab.errors import ArgumentError, reading
 from cnnlab.evaluation import statistics
 from cnnlab.evaluation.score_names import SCORES, TOP5_CLASSES
 from cnnlab.utils.text import csv_line
 
+if TYPE_CHECKING:
+    from cnnlab.data.dataset import Images
+
 PREDICTIONS_FILE = "predictions.npz"
-EXPANSION, SMALL = 100, 2**26  # times that predictions may be larger than their file, beyond so many bytes
+MOST_EXPANSION, SMALL = 100, 2**26  # times that predictions may be larger than their file, above this many bytes
+Integers: TypeAlias = npt.NDArray[np.integer[Any]]
+Score: TypeAlias = Literal["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"]
 
 
-def balanced_accuracy(labels, predicted) -> float:
-    """Mean recall of the classes that there are among the labels, `(N,)` integers."""
+def balanced_accuracy(labels: Integers, predicted: Integers) -> float:
+    """Compute the mean recall of the classes that occur among the labels, `(N,)`."""
     from sklearn.metrics import recall_score
 
     return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
 
 
-def macro_f1(labels, predicted) -> float:
-    """Mean F1 of the classes that there are among the labels, `(N,)` integers."""
+def macro_f1(labels: Integers, predicted: Integers) -> float:
+    """Compute the mean F1 of the classes that occur among the labels, `(N,)`."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0))
+    zero: Any = 0
+    return float(f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=zero))
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a finished model says of the images of one part, in their order.
+    """The predictions of a finished model for the images of one split, in their order.
 
     Attributes:
-        probabilities: `(N, num_classes) float32`.
-        labels: `(N,) int64`, the true classes.
+        probabilities: `(N, num_classes)`.
+        labels: `(N,)`, the true classes.
         digest: sha256 of the class names, images and labels; two models are compared on the same images or not at all.
     """
 
-    probabilities: np.ndarray
-    labels: np.ndarray
+    probabilities: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
     digest: str
 
     @property
-    def predicted(self) -> np.ndarray:
-        """`(N,) int64`: the most probable class of each image."""
+    def predicted(self) -> npt.NDArray[np.int64]:
+        """The most probable class of each image, `(N,)`."""
         return self.probabilities.argmax(axis=1)
 
     @property
-    def right(self) -> np.ndarray:
-        """`(N,) bool`: whether the most probable class is the true one."""
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Whether the most probable class of each image is the true one, `(N,)`."""
         return self.predicted == self.labels
 
     @property
-    def confusion(self) -> np.ndarray:
-        """`(num_classes, num_classes)` counts, rows true and columns predicted."""
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """The confusion matrix: `(num_classes, num_classes)` counts, rows true and columns predicted."""
         from sklearn.metrics import confusion_matrix
 
         return confusion_matrix(self.labels, self.predicted, labels=np.arange(self.probabilities.shape[1]))
 
     @property
     def accuracy(self) -> float:
+        """Share of images whose most probable class is the true one."""
         return float(self.right.mean())
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean over the classes of the share that is named right (scikit-learn)."""
+        """Mean recall of the classes that occur (scikit-learn)."""
         return balanced_accuracy(self.labels, self.predicted)
 
     @property
     def macro_f1(self) -> float:
-        """Mean over the classes that there are of F1, the harmonic mean of precision and recall (scikit-learn)."""
+        """Mean over the classes that occur of F1, the harmonic mean of precision and recall (scikit-learn)."""
         return macro_f1(self.labels, self.predicted)
 
     @property
@@ -81,30 +97,31 @@ class Predictions:
         return None if hits is None else float(hits.mean())
 
     @property
-    def in_top5(self) -> np.ndarray | None:
-        """`(N,) bool`: whether the true class is among the five most probable; `None` for fewer than ten classes."""
+    def in_top5(self) -> npt.NDArray[np.bool_] | None:
+        """Whether the true class of each image is among the five most probable, `(N,)`; `None` below ten classes."""
         if self.probabilities.shape[1] < TOP5_CLASSES:
             return None
         return (np.argsort(-self.probabilities, axis=1, kind="stable")[:, :5] == self.labels[:, None]).any(axis=1)
 
     @property
     def scores(self) -> dict[str, float]:
-        """All figures by name, of `SCORES`, that there are for so many classes."""
+        """All of `SCORES` that are defined for this number of classes, by name."""
         scores = {name: getattr(self, name) for name in SCORES}
         return {name: value for name, value in scores.items() if value is not None}
 
     @property
-    def by_class(self):
-        """`(precision, recall, f1, count)`, each `(num_classes,)`; NaN where there is nothing to divide by."""
+    def by_class(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """Precision, recall, F1 and number of images by class, each `(num_classes,)`; NaN for a division by zero."""
         from sklearn.metrics import precision_recall_fscore_support
 
-        classes = np.arange(self.probabilities.shape[1])
-        return precision_recall_fscore_support(self.labels, self.predicted, labels=classes, zero_division=np.nan)
+        classes, nan = np.arange(self.probabilities.shape[1]), cast("str", np.nan)
+        scores = precision_recall_fscore_support(self.labels, self.predicted, labels=classes, zero_division=nan)
+        return cast("tuple[npt.NDArray[np.float64], ...]", scores)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's interval of the accuracy."""
-        return statistics.wilson_interval(self.right.sum(), len(self.labels))
+        """Wilson's interval of the accuracy, `(low, high)`."""
+        return statistics.wilson_interval(int(self.right.sum()), len(self.labels))
 
     @property
     def loss(self) -> float:
@@ -112,19 +129,19 @@ class Predictions:
         import keras
 
         losses = keras.losses.sparse_categorical_crossentropy(self.labels, self.probabilities)
-        return float(np.mean(keras.ops.convert_to_numpy(losses)))
+        return float(np.mean(np.asarray(keras.ops.convert_to_numpy(losses))))
 
 
-def compared(first, second, by="accuracy") -> statistics.Paired:
-    """Two models on the same images by one of `SCORES`.
+def compared(first: Predictions, second: Predictions, by: Score = "accuracy") -> statistics.Paired:
+    """Compare two models' predictions on the same images by a score.
 
     Raises:
-        ArgumentError: that score takes more classes.
+        ArgumentError: the score is not defined for so few classes.
     """
     if by == "accuracy":
         return statistics.paired(first.right, second.right)
     if by == "top5_accuracy":
-        if first.in_top5 is None:
+        if first.in_top5 is None or second.in_top5 is None:
             raise ArgumentError(
                 f"Expected at least {TOP5_CLASSES} classes for top5_accuracy. Received: "
                 f"{first.probabilities.shape[1]}. Compare by another score."
@@ -133,16 +150,16 @@ def compared(first, second, by="accuracy") -> statistics.Paired:
     return statistics.paired_by_class(first.labels, first.predicted, second.predicted, by)
 
 
-def save_predictions(path, class_names, **parts) -> None:
-    """Write the `Predictions` of several parts, by name, to one npz file."""
-    arrays = {"class_names": np.array(class_names)}
-    for name, part in parts.items():
-        arrays |= {f"{name}_{field}": value for field, value in vars(part).items()}
+def save_predictions(path: str | os.PathLike[str], class_names: tuple[str, ...], **splits: Predictions) -> None:
+    """Write the predictions of several splits, by name, to one npz file."""
+    arrays: dict[str, Any] = {"class_names": np.array(class_names)}
+    for name, predictions in splits.items():
+        arrays |= {f"{name}_{field}": value for field, value in vars(predictions).items()}
     np.savez_compressed(path, **arrays)
 
 
-def load_predictions(path) -> tuple[tuple[str, ...], dict[str, Predictions]]:
-    """`(class_names, parts)` as `save_predictions` wrote them.
+def load_predictions(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[str, Predictions]]:
+    """Read the class names and the predictions by split, "test" and "val", that `save_predictions` wrote.
 
     Raises:
         LabError: the file holds something else.
@@ -150,14 +167,14 @@ def load_predictions(path) -> tuple[tuple[str, ...], dict[str, Predictions]]:
     with reading(f"'{Path(path).name}' to hold predictions", "Restore the store's artifacts, or train again."):
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-            if size > max(SMALL, EXPANSION * Path(path).stat().st_size):
+            if size > max(SMALL, MOST_EXPANSION * Path(path).stat().st_size):
                 raise ValueError(f"it unpacks to {size:,} bytes")
         with np.load(path) as arrays:
             class_names = tuple(map(str, arrays["class_names"].tolist()))
             return class_names, {name: _checked(name, arrays, len(class_names)) for name in ("test", "val")}
 
 
-def _checked(name, arrays, num_classes):
+def _checked(name: str, arrays: Mapping[str, Any], num_classes: int) -> Predictions:
     probabilities, labels = arrays[f"{name}_probabilities"], arrays[f"{name}_labels"]
     if probabilities.shape != (len(labels), num_classes) or labels.ndim != 1 or not len(labels):
         raise ValueError(f"shapes {probabilities.shape} and {labels.shape} for {num_classes} classes")
@@ -168,36 +185,43 @@ def _checked(name, arrays, num_classes):
     return Predictions(probabilities, labels, str(arrays[f"{name}_digest"]))
 
 
-def describe(model_name, class_names, images, test):
-    """What the test predictions of one model show.
+def describe(
+    model_name: str, class_names: tuple[str, ...], images: Images, test: Predictions
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Draw the confusion matrix, the scores by class and the worst mistakes of a model on the test images.
 
     Args:
         model_name: for the figures.
         class_names: of the labels.
-        images: `(N, H, W, 3) uint8`, those of `test`.
-        test: `Predictions`.
+        images: `(N, H, W, 3)`, the test images.
+        test: predictions of them.
 
     Returns:
-        `(figures, texts)` by artifact path.
+        Figures and texts, each by artifact path.
     """
     from cnnlab.evaluation import plots
 
-    names, matrix = class_names, test.confusion
     precision, recall, f1, count = test.by_class
-    wrong, captions = confident_mistakes(test, names, 24)
-    lines = [("class", "test_images", "precision", "recall", "f1")]
-    for row in zip(names, count, precision, recall, f1, strict=True):
+    wrong, captions = confident_mistakes(test, class_names, 24)
+    lines: list[tuple[Any, ...]] = [("class", "test_images", "precision", "recall", "f1")]
+    for row in zip(class_names, count, precision, recall, f1, strict=True):
         lines.append((*row[:2], *(f"{value:.4f}" for value in row[2:])))
     figures = {
-        "confusion_matrix.png": plots.confusion_matrices({model_name: matrix}, names),
-        "class_scores.png": plots.class_scores(precision, recall, names),
+        "confusion_matrix.png": plots.confusion_matrices({model_name: test.confusion}, class_names),
+        "class_scores.png": plots.class_scores(precision, recall, class_names),
         "mistakes.png": plots.image_grid(images[wrong], captions, "Most confident mistakes"),
     }
     return figures, {"class_scores.csv": "".join(map(csv_line, lines))}
 
 
-def confident_mistakes(predictions, class_names, count):
-    """Positions of at most `count` images that are named wrong, the most confident mistake first, and captions."""
+def confident_mistakes(
+    predictions: Predictions, class_names: tuple[str, ...], count: int
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Find at most `count` images whose predicted class is wrong, the most confident mistake first.
+
+    Returns:
+        Their positions, and captions.
+    """
     labels, predicted, confidence = predictions.labels, predictions.predicted, predictions.probabilities.max(axis=1)
     wrong = np.flatnonzero(~predictions.right)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]

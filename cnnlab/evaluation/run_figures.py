@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.evaluation import plots
-from cnnlab.evaluation.gradcam import looked_at
+from cnnlab.evaluation.gradcam import gradcam_figures
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, describe, save_predictions
 from cnnlab.models.augmentation import augment_examples, parse_augment
 from cnnlab.recipe import ResolvedRecipe
@@ -63,7 +63,7 @@ def run_files(
     test_figures, test_texts = describe(recipe.label, dataset.class_names, images, test)
     if dataset.summary and dataset.summary.duplicates:
         figures["duplicates.png"] = _duplicates(dataset)
-    figures |= {**test_figures, **looked_at(model, dataset.class_names, images, test)}
+    figures |= {**test_figures, **gradcam_figures(model, dataset.class_names, images, test)}
     files = {PREDICTIONS_FILE: lambda path: save_predictions(path, dataset.class_names, **predictions)}
     return RunFiles(figures, {**texts, **test_texts}, files)
 

@@ -1,23 +1,33 @@
-"""What test predictions say about one model and about two: intervals, paired tests, calibration."""
+"""Compute intervals of scores, paired comparisons of two models, and calibration errors from test predictions."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 BINS = 15
 
+Integers: TypeAlias = npt.NDArray[np.integer[Any]]
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
+# Mean confidence and accuracy of each bin, its number of images, and the expected calibration error.
+Calibration: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64], float]
+
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same images.
+    """The comparison of two models on the same images.
 
     Attributes:
-        difference: score of the first minus that of the second, 0..1.
+        difference: score of the first model minus that of the second, -1..1.
         low, high: its bootstrap interval.
         confidence: of the interval.
-        only_first, only_second: images that only one of them gets right.
+        only_first, only_second: number of images that only one of them gets right.
         p_value: of McNemar's exact test that both err equally often; `None` for a score that is no share of images.
     """
 
@@ -29,20 +39,22 @@ class Paired:
     only_second: int
     p_value: float | None
 
-    def in_words(self, first, second) -> str:
-        """The verdict: which one is better, or that the difference is within noise."""
+    def in_words(self, first: str, second: str) -> str:
+        """Say which of the two named models is better, or that the difference is within noise."""
         method = "paired bootstrap" + ("" if self.p_value is None else f", McNemar p = {self.p_value:.2g}")
         return in_words(first, second, self.difference, self.low, self.high, self.confidence, method)
 
 
-def in_words(first, second, difference, low, high, confidence, method) -> str:
-    """The verdict on two models: which is better, or that the difference is within noise.
+def in_words(
+    first: str, second: str, difference: float, low: float, high: float, confidence: float, method: str
+) -> str:
+    """Say which of two models is better, or that the difference is within noise.
 
     Args:
-        first, second: names.
-        difference, low, high: accuracy of the first minus that of the second, and its interval, 0..1.
+        first, second: names of the models.
+        difference, low, high: score of the first minus that of the second, and its interval, -1..1.
         confidence: of the interval.
-        method: how it was found.
+        method: by which the interval was computed.
     """
     if low <= 0 <= high:
         return (
@@ -57,35 +69,39 @@ def in_words(first, second, difference, low, high, confidence, method) -> str:
     )
 
 
-def wilson_interval(correct, total) -> tuple[float, float]:
-    """The interval of an accuracy of `correct` of `total` images (Wilson, 1927, JASA 22; statsmodels)."""
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Compute the interval of an accuracy of `correct` of `total` images (Wilson, 1927, JASA 22; statsmodels)."""
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(int(correct), int(total), alpha=1 - CONFIDENCE, method="wilson")
-    return float(low), float(high)
+    interval: Any = proportion_confint(int(correct), int(total), alpha=1 - CONFIDENCE, method="wilson")
+    return float(interval[0]), float(interval[1])
 
 
-def mean_interval(scores) -> tuple[float, float, float]:
-    """Mean and interval of the mean of at least two seeds' scores, 0..1 (Student's t, as the seeds are few; SciPy).
+def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
+    """Compute the interval of the mean score over at least two seeds (Student's t, as the seeds are few; SciPy).
 
     Returns:
-        `(mean, low, high)`.
+        `(mean, low, high)`, 0..1.
     """
     from scipy import stats
 
-    scores = np.asarray(scores, float)
-    mean = float(scores.mean())
-    error = stats.sem(scores)
+    mean, error = float(np.mean(scores)), stats.sem(scores)
     if error == 0:
         return mean, mean, mean
     low, high = stats.t.interval(CONFIDENCE, len(scores) - 1, loc=mean, scale=error)
     return mean, max(0.0, float(low)), min(1.0, float(high))
 
 
-def seeds_difference(first, second, confidence=CONFIDENCE) -> tuple[float, float, float]:
-    """The difference of two models' mean scores over seeds, at least two each (Welch's t interval, 1947; SciPy).
+def seeds_difference(
+    first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
+    """Compute the interval of the difference of two models' mean scores (Welch's t interval, 1947; SciPy).
 
-    It says how much the seeds matter; that the test images are a sample, it does not know.
+    The interval covers the chance of the seeds only, not that the test images are a sample.
+
+    Args:
+        first, second: scores of at least two seeds each, 0..1.
+        confidence: of the interval.
 
     Returns:
         `(difference, low, high)`.
@@ -95,11 +111,14 @@ def seeds_difference(first, second, confidence=CONFIDENCE) -> tuple[float, float
     difference = float(np.mean(first) - np.mean(second))
     if np.ptp(first) == 0 and np.ptp(second) == 0:
         return difference, difference, difference
-    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
+    welch: Any = stats.ttest_ind(first, second, equal_var=False)
+    interval = welch.confidence_interval(confidence)
     return difference, float(interval.low), float(interval.high)
 
 
-def paired(first, second, confidence=CONFIDENCE, seed=0) -> Paired:
+def paired(
+    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], confidence: float = CONFIDENCE, seed: int = 0
+) -> Paired:
     """Compare two models' predictions on the same images.
 
     The interval is the percentile bootstrap over images of the difference in accuracy (Efron and Tibshirani, 1993;
@@ -107,7 +126,7 @@ def paired(first, second, confidence=CONFIDENCE, seed=0) -> Paired:
     wrong (McNemar, 1947; recommended for one training of each by Dietterich, 1998; statsmodels).
 
     Args:
-        first, second: whether each image is named right, `(N,) bool`.
+        first, second: `(N,)`, whether each model gets each image right.
         confidence: of the interval.
         seed: of the bootstrap.
     """
@@ -129,29 +148,29 @@ def paired(first, second, confidence=CONFIDENCE, seed=0) -> Paired:
         low, high = float(interval.low), float(interval.high)
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     both, neither = int(np.sum(first & second)), int(np.sum(~first & ~second))
-    p_value = mcnemar([[both, only_first], [only_second, neither]], exact=True).pvalue
-    return Paired(
-        difference=float(differences.mean()),
-        low=low,
-        high=high,
-        confidence=confidence,
-        only_first=only_first,
-        only_second=only_second,
-        p_value=min(1.0, float(p_value)),
-    )
+    test: Any = mcnemar([[both, only_first], [only_second, neither]], exact=True)
+    p_value = min(1.0, float(test.pvalue))
+    return Paired(float(differences.mean()), low, high, confidence, only_first, only_second, p_value)
 
 
-def paired_by_class(labels, first, second, score, confidence=CONFIDENCE, seed=0) -> Paired:
+def paired_by_class(
+    labels: Integers,
+    first: Integers,
+    second: Integers,
+    score: Literal["balanced_accuracy", "macro_f1"],
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Paired:
     """Compare two models' predictions on the same images by a score that is a mean over classes.
 
-    The interval is the percentile bootstrap over images (Efron and Tibshirani, 1993). Since the scores only depend on
-    how often each label meets each pair of answers, those counts are drawn, which is the same and takes no pass over
-    the images.
+    The interval is the percentile bootstrap over images (Efron and Tibshirani, 1993). The scores depend only on how
+    often each label meets each pair of predicted classes. So these counts are drawn instead of the images, which gives
+    the same and is faster.
 
     Args:
-        labels: `(N,)` integers.
-        first, second: predicted classes, `(N,)` integers.
-        score: "balanced_accuracy" or "macro_f1".
+        labels: `(N,)`.
+        first, second: predicted classes, `(N,)`.
+        score: to compare by.
         confidence: of the interval.
         seed: of the bootstrap.
     """
@@ -168,23 +187,18 @@ def paired_by_class(labels, first, second, score, confidence=CONFIDENCE, seed=0)
 
     differences = scored(drawn, cases[1]) - scored(drawn, cases[2])
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Paired(
-        difference=float(scored(counts, cases[1]) - scored(counts, cases[2])),
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
-        only_first=int(np.sum((first == labels) & (second != labels))),
-        only_second=int(np.sum((first != labels) & (second == labels))),
-        p_value=None,
-    )
+    difference = float(scored(counts, cases[1]) - scored(counts, cases[2]))
+    only_first = int(np.sum((first == labels) & (second != labels)))
+    only_second = int(np.sum((first != labels) & (second == labels)))
+    return Paired(difference, float(low), float(high), confidence, only_first, only_second, p_value=None)
 
 
-def calibration(probabilities, labels):
-    """How often the model is right when it says so with a given confidence.
+def calibration(probabilities: Floats, labels: Integers) -> Calibration:
+    """Compare how sure a model is of its predictions with how often they are right.
 
     Args:
         probabilities: `(N, num_classes)`.
-        labels: `(N,)` integers.
+        labels: `(N,)`.
 
     Returns:
         `(confidence, accuracy, count, error)`: mean confidence and accuracy of each of 15 equal bins of the highest
@@ -195,7 +209,7 @@ def calibration(probabilities, labels):
 
     highest = probabilities.max(axis=1)
     right = (probabilities.argmax(axis=1) == labels).astype(float)
-    edges = np.linspace(0, 1, BINS + 1)
+    edges: Any = np.linspace(0, 1, BINS + 1)
     confidence, accuracy = binned_statistic(highest, [highest, right], "mean", bins=edges).statistic
     count = binned_statistic(highest, None, "count", bins=edges).statistic.astype(int)
     filled = count > 0

@@ -67,7 +67,7 @@ def test_control_characters_are_drawn_as_escapes(recwarn):
 
 
 def test_missing_glyphs_are_said_once(capsys, recwarn):
-    fonts._say_missing.cache_clear()
+    fonts._warn_of_missing_fonts.cache_clear()
     for _ in range(2):
         texts_of(plots.class_scores(SCORES[:2], SCORES[:2], ["\U0010fffc", "\U0010fffd"]))  # in no font
     [line] = capsys.readouterr().err.splitlines()
@@ -76,7 +76,7 @@ def test_missing_glyphs_are_said_once(capsys, recwarn):
 
 
 def test_glyphs_are_of_whatever_font_of_the_system_has_them(monkeypatch, capsys):
-    fonts._say_missing.cache_clear()
+    fonts._warn_of_missing_fonts.cache_clear()
     name = "\u27e6\u2a0c\u29e6"  # the last one is in STIX, which comes with matplotlib, and not in its usual font
     monkeypatch.setattr(fonts, "FURTHER_FONTS", ("No such font", "STIXGeneral"))
     texts_of(plots.class_scores(SCORES[:2], SCORES[:2], [name, "b"]))
