@@ -18,7 +18,7 @@ from cnnlab.training import frozen_features
 from cnnlab.training.frozen_layers import separate_frozen_layers
 from cnnlab.utils.ray_workers import ray_workers
 from cnnlab.utils.startup import job, load_tensorflow
-from cnnlab.utils.worker_pool import helped_by
+from cnnlab.utils.worker_pool import use_workers
 
 
 class Front:
@@ -83,7 +83,7 @@ def main():
         for _ in range(given.repeats):
             local = timed("here", ours)
             with ray_workers("ray", cpus=1) as workers:
-                with helped_by(workers):
+                with use_workers(workers):
                     tasks = timed("Ray's tasks", ours)
                 data = timed("Ray Data", lambda: with_ray_data(front, images, workers.room()))
             for name, features in (("tasks", tasks), ("Data", data)):

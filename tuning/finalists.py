@@ -21,7 +21,7 @@ from cnnlab.tuning.spaces import recipe_of
 from cnnlab.tuning.trials import Address, Place, place_of, train_scored
 from cnnlab.utils.log import log
 from cnnlab.utils.text import markdown
-from cnnlab.utils.worker_pool import Job, spread
+from cnnlab.utils.worker_pool import Job, run_jobs
 
 
 def train_finalists(search: Search, oracle: Any, place: Place, workers: Any) -> ResolvedRecipe:
@@ -66,7 +66,7 @@ def _mean_scores(search: Search, recipes: dict[int, ResolvedRecipe], place: Plac
     scores: dict[str, float] = {}  # by number and seed, as "3.0"
     means: dict[int, float] = {}
     waiting = _trainings(search, recipes, place)
-    for ended in spread(lambda: next(waiting, None), workers):
+    for ended in run_jobs(lambda: next(waiting, None), workers):
         label = ended.job.arguments[3]
         scores[label] = ended.result()
         number = int(label.partition(".")[0])

@@ -33,11 +33,11 @@ from cnnlab.tuning.search_settings import Search
 from cnnlab.tuning.search_states import SETTINGS, searches_folder
 from cnnlab.tuning.spaces import check_space, recipe_of
 from cnnlab.tuning.trials import Place, data_loaded, label_of, load, train_scored
-from cnnlab.utils.local_workers import Processes
+from cnnlab.utils.local_workers import ProcessWorkers
 from cnnlab.utils.log import log
 from cnnlab.utils.ray_workers import expect_address, ray_workers
 from cnnlab.utils.text import markdown
-from cnnlab.utils.worker_pool import Here, Job, spread
+from cnnlab.utils.worker_pool import Job, ThisProcess, run_jobs
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def _workers(count: int | None, options: RunOptions) -> Iterator[tuple[Any, Any]
                 )
             yield workers, workers
     elif count and count > 1:
-        with contextlib.closing(Processes(count)) as workers:
-            yield workers, Here()
+        with contextlib.closing(ProcessWorkers(count)) as workers:
+            yield workers, ThisProcess()
     else:
-        yield Here(), Here()
+        yield ThisProcess(), ThisProcess()
 
 
 def _search(
@@ -166,7 +166,7 @@ def _trials_to_winner(
     if workers is not last:
         workers.close()
     waiting = [Job("the winner", train_winner, (place.address(search), recipe))]
-    [ended] = spread(lambda: waiting.pop() if waiting else None, last)
+    [ended] = run_jobs(lambda: waiting.pop() if waiting else None, last)
     winner_run_id, accuracy = ended.result()
     run_logging.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
     run_logging.describe_run(f"Trained once more, its test accuracy is **{accuracy:.2%}**: winner.json is its recipe.")
@@ -187,7 +187,7 @@ def _run_trials(search: Search, oracle: Any, place: Place, workers: Any) -> None
         recipe = dataclasses.replace(recipe, seed=search.seed(int(trial.trial_id)))
         return Job(name, train_scored, (address, recipe, "trial", label, name))
 
-    for ended in spread(ask, workers):
+    for ended in run_jobs(ask, workers):
         trial = trials.pop(ended.job.name)
         oracle.tell(trial, ended.value, ended.error)
         log.info(search_report.trial_line(oracle, trial, search))

@@ -27,7 +27,7 @@ from cnnlab.data.disk_rows import MappedRows
 from cnnlab.utils import user_cache
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
-from cnnlab.utils.worker_pool import Here, Job, helpers, spread
+from cnnlab.utils.worker_pool import Job, ThisProcess, current_workers, run_jobs
 
 if TYPE_CHECKING:
     import keras
@@ -172,15 +172,16 @@ def _fill(
 ) -> Features:
     """Run the frozen layers over the images at these positions, and put the features into `stored`.
 
-    The pass is spread over the workers of `worker_pool.helpers`; each job is some batches of images.
+    The pass is spread over the workers of `worker_pool.current_workers`; each job is some batches of images.
 
     Returns:
         `stored`; an empty float32 array where its type is too small for the features.
     """
-    workers = helpers()
+    workers = current_workers()
     batch_size = _batch_size(frozen)
     rows = _rows_of_a_job(images[0], batch_size, len(positions), workers.room())
-    shared = workers.share(frozen if isinstance(workers, Here) else np.frombuffer(pickle.dumps(frozen), np.uint8))
+    in_process = isinstance(workers, ThisProcess)
+    shared = workers.share(frozen if in_process else np.frombuffer(pickle.dumps(frozen), np.uint8))
     pass_id = f"{id(stored)}-{time.monotonic_ns()}"
     starts = iter(range(0, len(positions), rows))
 
@@ -195,7 +196,7 @@ def _fill(
     title = f"Frozen layers over {len(positions):,} {'mirrored ' if mirrored else ''}images"
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=len(positions))
-        for ended in spread(next_job, workers, ahead=2):
+        for ended in run_jobs(next_job, workers, ahead=2):
             start, features = cast("tuple[int, Features | None]", ended.result())
             if features is None:
                 log.warning(f"frozen layers' features are too large for {stored.dtype}; storing them in float32.")

@@ -1,8 +1,11 @@
-"""Downloads: through Keras, which has no timeout of its own and raises bare exceptions, and of single files."""
+"""Download single files, and give the downloads of Keras a timeout, which they lack."""
+
+from __future__ import annotations
 
 import http.client
 import socket
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cnnlab.errors import LabError, first_line
@@ -12,8 +15,8 @@ URLS = ("http://", "https://")
 
 
 @contextmanager
-def download_timeout():
-    """Sockets opened inside give up after `TIMEOUT`."""
+def download_timeout() -> Iterator[None]:
+    """Let sockets that are opened inside of this context give up after `TIMEOUT`."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -22,8 +25,8 @@ def download_timeout():
         socket.setdefaulttimeout(before)
 
 
-def fetch(url, most_bytes) -> bytes:
-    """The content of a URL.
+def fetch(url: str, most_bytes: int) -> bytes:
+    """Download the content of a URL.
 
     Raises:
         LabError: it cannot be had, or is larger than `most_bytes`.

@@ -1,7 +1,10 @@
-"""A port to listen on, what it is called by, and by whom."""
+"""Choose a port to listen on, and tell which requests a local server should answer."""
+
+from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Mapping
 from contextlib import closing
 from urllib.parse import urlsplit
 
@@ -11,15 +14,18 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 READING = ("GET", "HEAD", "OPTIONS")
 
 
-def choose_port(host, port, usual) -> int:
-    """A port to listen on: the given one, or without one the usual one where it is free, else any.
+def choose_port(host: str, port: int | None, usual: int) -> int:
+    """Find a free port to listen on: the given one, or without one the usual one where it is free, else any.
 
     Args:
         host: a name or an address, of IPv4 or IPv6.
+        port: that has to be free; `None` for any.
+        usual: port to try first.
 
     Raises:
         ArgumentError: the given port is taken, or the host is none of this machine.
     """
+    reason: OSError | None = None
     for candidate in (port,) if port else (usual, 0):
         try:
             family, kind, _, _, where = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
@@ -30,42 +36,43 @@ def choose_port(host, port, usual) -> int:
         except OSError as error:
             reason = error
     raise ArgumentError(
-        f"Expected a free port on {host}. Received: {port or 'any'}, {reason.strerror}. "
+        f"Expected a free port on {host}. Received: {port or 'any'}, {reason and reason.strerror}. "
         + ("Leave --port out." if port else "Use an address of this machine as --host.")
     )
 
 
-def address(host, port) -> str:
-    """The URL of a host, which may be an IPv6 address, and a port."""
+def address(host: str, port: int) -> str:
+    """Write the URL of a host, which may be an IPv6 address, and a port."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def names_of(host, port) -> list[str]:
-    """The names that a server may be called by, as `Host` headers give them: those of loopback, and of this machine
-    where it listens to others.
-    """
+def names_of(host: str, port: int) -> list[str]:
+    """List the values of the header `Host` for a server: the names of loopback, and of this machine if it is public."""
     names = {host, *LOOPBACK}
     if host not in LOOPBACK:
         names |= {socket.gethostname(), socket.getfqdn()}
         with contextlib.suppress(OSError):
-            names |= {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
-    names = sorted(names - {"0.0.0.0", "::"})
+            names |= {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
     return [
-        name for host in names for name in (f"[{host}]" if ":" in host else host,) for name in (name, f"{name}:{port}")
+        value
+        for name in sorted(names - {"0.0.0.0", "::"})
+        for host in [f"[{name}]" if ":" in name else name]
+        for value in (host, f"{host}:{port}")
     ]
 
 
-def is_foreign(method, headers) -> bool:
-    """Whether a request would change something and comes from a page of another server, which browsers say.
+def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
+    """Return whether a request would change something and comes from a page of another server, as browsers say.
 
     Args:
-        headers: names in lower case to values.
+        method: of the request.
+        headers: of the request, names in lower case to values.
     """
     if method in READING:
         return False
     origin = headers.get("origin")
     try:
-        elsewhere = origin is not None and urlsplit(origin).netloc != headers.get("host")
+        other = origin is not None and urlsplit(origin).netloc != headers.get("host")
     except ValueError:  # no address
-        elsewhere = True
-    return elsewhere or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+        other = True
+    return other or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")

@@ -1,7 +1,9 @@
-"""Workers in a Ray cluster: one of this machine that begins and ends with the command, or a running one.
+"""Run jobs in a Ray cluster: one on this machine that begins and ends with the command, or a running one.
 
-The only room that knows Ray, which is the extra `ray`.
+No other module uses Ray, which is the extra `ray`.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -17,7 +19,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 
@@ -26,15 +30,15 @@ from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.user_cache import FOLDER_VARIABLE, cache_folder
-from cnnlab.utils.worker_pool import Ended, Shared, helped_by, perform
+from cnnlab.utils.worker_pool import Job, JobResult, SharedArgument, run_pickled, use_workers
 
 LOCAL = "ray"
 OBJECT_STORE = 256 * 2**20  # bytes of a local cluster's: pictures and features on their way
-SENT = ("MLFLOW_", "CNNLAB_")  # the beginnings of variables that workers get from this process
+SENT = ("MLFLOW_", "CNNLAB_")  # beginnings of the names of environment variables that workers get from this process
 PATIENCE = 10  # seconds that jobs have to end when they are cancelled, and for an address to answer
 
 
-def expect_address(on) -> None:
+def expect_address(on: str) -> None:
     """Raise `ArgumentError` unless `on` says where a cluster is, or Ray is not installed."""
     if on != LOCAL and not re.fullmatch(r"(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", on):
         raise ArgumentError(
@@ -48,16 +52,22 @@ def expect_address(on) -> None:
 
 
 @contextmanager
-def ray_workers(on, *, cpus=None, gpus=None, limit=None, variables=(), say=print):
-    """The workers of a cluster, inside this block; what is still under way at its end is cancelled.
+def ray_workers(
+    on: str,
+    *,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    limit: int | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[RayWorkers]:
+    """Connect to a cluster and yield its workers; at the end, jobs that are still under way are cancelled.
 
     Args:
         on: "ray", "HOST:PORT" or "ray://HOST:PORT".
         cpus, gpus: that a job asks for. By default one GPU where there are some, with its share of a node's CPUs, else
             one CPU.
-        limit: jobs at a time at most; as many as the cluster has room for by default.
-        variables: that workers get besides MLflow's and ours.
-        say: is called with a line on the cluster.
+        limit: number of jobs at a time at most; by default as many as the cluster has room for.
+        variables: environment variables of the workers besides those of MLflow and cnnlab.
 
     Raises:
         LabError: the cluster does not answer.
@@ -65,8 +75,8 @@ def ray_workers(on, *, cpus=None, gpus=None, limit=None, variables=(), say=print
     """
     expect_address(on)
     with _connected(on) as ray:
-        workers = RayWorkers(ray, on, cpus, gpus, limit, variables)
-        say(workers.described())
+        workers = RayWorkers(ray, on, cpus, gpus, limit, variables or {})
+        log.info(workers.described())
         try:
             yield workers
         finally:
@@ -74,8 +84,8 @@ def ray_workers(on, *, cpus=None, gpus=None, limit=None, variables=(), say=print
 
 
 @contextmanager
-def passes_on_cluster(on, cpus=None, gpus=None):
-    """Let a cluster make the passes through frozen layers of the job inside, where one is given.
+def passes_on_cluster(on: str | None, cpus: float | None = None, gpus: float | None = None) -> Iterator[None]:
+    """Let a cluster compute the features of frozen layers inside of this context, where one is given.
 
     Args:
         on, cpus, gpus: as in `ray_workers`; nothing is done where `on` is `None`.
@@ -83,12 +93,12 @@ def passes_on_cluster(on, cpus=None, gpus=None):
     if on is None:
         yield
         return
-    with ray_workers(on, cpus=cpus, gpus=gpus) as workers, helped_by(workers):
+    with ray_workers(on, cpus=cpus, gpus=gpus) as workers, use_workers(workers):
         yield
 
 
 @contextmanager
-def _connected(on):
+def _connected(on: str) -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # We make no runtime environments, whose hooks `uv run` would set.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -97,11 +107,11 @@ def _connected(on):
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if on == LOCAL:
-        # Ray's word for "at the loopback address only" (seen in 2.60); without it, it listens on all of them.
+        # Makes Ray listen on the loopback address only (seen in 2.60); without it, it listens on all addresses.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     else:
         _expect_answer(on)
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     quiet = {"logging_level": "ERROR", "log_to_driver": True}
     # Short, as sockets are in it, and of this user alone.
@@ -137,8 +147,8 @@ def _connected(on):
 
 
 @contextmanager
-def _sigterm_kept():
-    """Ray puts a handler of its own in the place of ours, by which a command would end with another status."""
+def _sigterm_kept() -> Iterator[None]:
+    """Keep our handler of SIGTERM, which Ray replaces with one by which a command would end with another status."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -147,7 +157,7 @@ def _sigterm_kept():
             signal.signal(signal.SIGTERM, handler)
 
 
-def _expect_answer(on):
+def _expect_answer(on: str) -> None:
     host, _, port = on.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
@@ -159,9 +169,22 @@ def _expect_answer(on):
 
 
 class RayWorkers:
-    """Jobs as Ray's tasks, each with the CPUs and GPUs that it asks for, wherever there is room."""
+    """Workers that run jobs as Ray's tasks, each with the CPUs and GPUs that it asks for, wherever there is room.
 
-    def __init__(self, ray, on, cpus, gpus, limit, variables):
+    Args:
+        ray: the module, connected to a cluster.
+        on, cpus, gpus, limit, variables: as for `ray_workers`.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        on: str,
+        cpus: float | None,
+        gpus: float | None,
+        limit: int | None,
+        variables: Mapping[str, str],
+    ) -> None:
         self.ray, self.on, self.limit = ray, on, limit
         nodes = self._nodes()
         with_gpus = [node for node in nodes if node.get("GPU")]
@@ -181,12 +204,15 @@ class RayWorkers:
         self.variables = {name: value for name, value in os.environ.items() if name.startswith(SENT)} | dict(variables)
         if read_variable(FOLDER_VARIABLE):
             self.variables[FOLDER_VARIABLE] = str(cache_folder().resolve())
-        self.call = ray.remote(max_retries=0, num_cpus=cpus, num_gpus=gpus)(_perform)
+        self.call = ray.remote(max_retries=0, num_cpus=cpus, num_gpus=gpus)(_run_task)
         ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
         self.elsewhere = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} - ours)
-        self.jobs, self.waits_since, self.said = {}, None, False
+        self.jobs: dict[Any, Job] = {}
+        self.waits_since: float | None = None
+        self.has_warned = False
 
     def described(self) -> str:
+        """Describe the cluster in a line."""
         nodes = self._nodes()
         total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
         where = "on this machine" if self.on == LOCAL else f"at {self.on}"
@@ -195,51 +221,51 @@ class RayWorkers:
             f"{self.room()} at a time with {_text(self.needed)} each."
         )
 
-    def _nodes(self):
+    def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
-    def room(self):
+    def room(self) -> int:
         fitting = sum(_fits(node, self.needed) for node in self._nodes())
         return max(1, min(fitting, self.limit or fitting))
 
-    def share(self, value):
+    def share(self, value: Any) -> Any:
         return self.ray.put(value)
 
-    def start(self, job):
+    def start(self, job: Job) -> None:
         # Ray puts a shared value in its place only where it is an argument of the call itself.
         shared = [argument for argument in job.arguments if isinstance(argument, self.ray.ObjectRef)]
-        arguments = [Shared(shared.index(a)) if isinstance(a, self.ray.ObjectRef) else a for a in job.arguments]
+        arguments = [SharedArgument(shared.index(a)) if isinstance(a, self.ray.ObjectRef) else a for a in job.arguments]
         pickled = pickle.dumps(dataclasses.replace(job, arguments=tuple(arguments)), protocol=5)
         self.jobs[self.call.options(name=job.name).remote(pickled, self.variables, *shared)] = job
 
     @signals_held()  # raised in Ray's midst, SystemExit loses its status
-    def next_ended(self):
-        with _cluster_gone(self.ray, self.on):
+    def next_result(self) -> JobResult | None:
+        with _cluster_errors(self.ray, self.on):
             ready, _ = self.ray.wait(list(self.jobs), timeout=1)
             if not ready:
-                self._say_waiting()
+                self._warn_without_room()
                 return None
-        self.waits_since, self.said = None, False
+        self.waits_since, self.has_warned = None, False
         job = self.jobs.pop(ready[0])
         try:
-            return Ended(job, *self.ray.get(ready[0]))
+            return JobResult(job, *self.ray.get(ready[0]))
         except self.ray.exceptions.RayTaskError as error:  # before our code was reached
-            return Ended(job, error=str(error))
+            return JobResult(job, error=str(error))
         except self.ray.exceptions.RayError as error:
-            return Ended(job, lost=f"{type(error).__name__}, {first_line(error)}")
+            return JobResult(job, lost=f"{type(error).__name__}, {first_line(error)}")
 
-    def _say_waiting(self):
-        """Where no node has room for a job any more, nothing would ever end."""
+    def _warn_without_room(self) -> None:
+        """Warn where no node is large enough for a job any more, as nothing would ever end then."""
         if any(_fits(node, self.needed) for node in self._nodes()):
             self.waits_since = None
             return
         self.waits_since = self.waits_since or time.monotonic()
-        if not self.said and time.monotonic() > self.waits_since + PATIENCE:
+        if not self.has_warned and time.monotonic() > self.waits_since + PATIENCE:
             log.warning(f"waiting for a node with {_text(self.needed)}.")
-            self.said = True
+            self.has_warned = True
 
-    def close(self):
-        """Cancel what is under way: a training ends as it does at Ctrl-C, so that its run says so."""
+    def close(self) -> None:
+        """Cancel jobs that are under way: a training ends as it does at Ctrl-C, so that its run says so."""
         calls, self.jobs = list(self.jobs), {}
         with contextlib.suppress(Exception):  # the cluster may be gone
             for call in calls:
@@ -248,7 +274,8 @@ class RayWorkers:
 
 
 @contextmanager
-def _cluster_gone(ray, on):
+def _cluster_errors(ray: Any, on: str) -> Iterator[None]:
+    """Turn errors of a cluster that does not answer any more into a `LabError`."""
     try:
         yield
     except (ray.exceptions.RayError, ConnectionError) as error:
@@ -258,22 +285,19 @@ def _cluster_gone(ray, on):
         ) from error
 
 
-def _fits(node, needed):
-    """Jobs that a node's resources suffice for."""
+def _fits(node: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    """Count the jobs that a node's resources suffice for."""
     return min(math.floor(node.get(kind, 0) / count) for kind, count in needed.items() if count)
 
 
-def _text(resources):
-    shown = {"CPU": 0, **resources}
-    return " and ".join(
-        f"{shown[kind]:g} {kind}{'s' * (shown[kind] != 1)}"
-        for kind in ("CPU", "GPU")
-        if shown.get(kind) or kind == "CPU"
-    )
+def _text(resources: Mapping[str, float]) -> str:
+    """Write a node's CPUs, and GPUs where it has some: "2 CPUs and 1 GPU"."""
+    counts = {"CPU": resources.get("CPU", 0), **({"GPU": resources["GPU"]} if resources.get("GPU") else {})}
+    return " and ".join(f"{count:g} {kind}{'s' * (count != 1)}" for kind, count in counts.items())
 
 
-def _perform(pickled, variables, *shared):
-    """A task: what a worker of the cluster does. The job is unpickled last, as that imports TensorFlow."""
+def _run_task(pickled: bytes, variables: Mapping[str, str], *shared: Any) -> tuple[Any, str | None]:
+    """Run a job as a task of the cluster. It is unpickled last, as that imports TensorFlow."""
     from cnnlab.utils.startup import job
 
     os.environ.update(variables)
@@ -281,4 +305,4 @@ def _perform(pickled, variables, *shared):
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", read_variable("OMP_NUM_THREADS") or "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     with job():
-        return perform(pickled, shared)
+        return run_pickled(pickled, shared)

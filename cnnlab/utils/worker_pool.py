@@ -1,19 +1,18 @@
-"""Jobs handed out to workers and taken back as they end, whoever the workers are: this process (`Here`), others on this
-machine (`processes`), a cluster (`on_ray`).
+"""Hand out jobs to workers and take back their results, whoever the workers are.
 
-Workers have `room()`, the jobs that they take at a time, at least one; `share(value)`, what stands for a large value in
-the arguments of many jobs; `start(job)`; `next_ended()`, which waits for one that was started and gives its `Ended`, or
-`None` after a while, so that who waits can look whether there is more room by now; and `close()`, which ends them with
-whatever they are at.
+Workers are this process (`ThisProcess`), processes on this machine (`local_workers`) or a Ray cluster (`ray_workers`).
 """
+
+from __future__ import annotations
 
 import collections
 import contextlib
 import contextvars
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from cnnlab.errors import LabError
 from cnnlab.utils.log import log
@@ -23,30 +22,37 @@ LOSSES = 3  # workers that a job may take down with it and still be tried again
 
 @dataclass(frozen=True)
 class Job:
-    """A call to be made by some worker: its `name` for people, a `function` that can be imported, its `arguments`."""
+    """A call that a worker makes: its `name` for people, a `function` that can be imported, and its `arguments`."""
 
     name: str
-    function: Callable
-    arguments: tuple = ()
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a job ended: its `value`; or the traceback of its `error`, and its `cause` if that was in this process; or in
-    which way its worker was `lost`.
+class JobResult:
+    """The result of a job.
+
+    Attributes:
+        job: that ended.
+        value: that its function returned.
+        error: the traceback of the exception that it raised.
+        lost: how its worker was lost.
+        cause: the exception itself, if it was raised in this process.
     """
 
     job: Job
-    value: object = None
+    value: Any = None
     error: str | None = None
     lost: str | None = None
     cause: Exception | None = None
 
-    def result(self):
-        """The value.
+    def result(self) -> Any:
+        """Return the value.
 
         Raises:
-            LabError: there is none; in this process what went wrong.
+            Exception: that the job raised, in this process.
+            LabError: the job failed elsewhere.
         """
         if self.cause:
             raise self.cause
@@ -58,107 +64,131 @@ class Ended:
         return self.value
 
 
-def last_line(error) -> str:
-    """What a traceback ends with, without the exception's module."""
+class Workers(Protocol):
+    """What runs jobs."""
+
+    def room(self) -> int:
+        """Return how many jobs run at a time, at least one."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """Return what stands for a large value in the arguments of many jobs."""
+        ...
+
+    def start(self, job: Job) -> None:
+        """Start a job."""
+        ...
+
+    def next_result(self) -> JobResult | None:
+        """Wait for a job that was started; return `None` after a while, so that the caller can ask for `room` again."""
+        ...
+
+    def close(self) -> None:
+        """End the workers, whatever they are at."""
+        ...
+
+
+def last_line(error: str) -> str:
+    """Return the last line of a traceback, without the exception's module."""
     name, colon, text = error.strip().splitlines()[-1].partition(": ")
     return (text if colon else name).rstrip(".")
 
 
-def spread(ask, workers, ahead=1):
-    """Hand out jobs as long as there are some, and yield an `Ended` for each as it ends, in whatever order.
+def run_jobs(ask: Callable[[], Job | None], workers: Workers, ahead: int = 1) -> Iterator[JobResult]:
+    """Hand out jobs as long as there are some, and yield the result of each as it ends, in whatever order.
 
-    A job whose worker is lost is tried again, which is said, and is an error after `LOSSES` of them.
+    A job whose worker is lost is tried again with a warning, and failed when it has lost more than `LOSSES` workers.
 
     Args:
-        ask: gives the next `Job`, or `None` where there is none now; it is asked again whenever one has ended.
-        workers: as above.
-        ahead: times as many jobs as there is room for are started, so that a worker need not wait for its next one.
+        ask: returns the next job, or `None` where there is none now; it is called again whenever a job has ended.
+        workers: run the jobs.
+        ahead: this many times as many jobs as there is room for are started, so that no worker waits for its next one.
     """
-    losses, under_way = collections.Counter(), 0
+    losses: collections.Counter[str] = collections.Counter()
+    under_way = 0
     while True:
         while under_way < ahead * workers.room() and (job := ask()):
             workers.start(job)
             under_way += 1
         if not under_way:
             return
-        ended = workers.next_ended()
-        if ended is None:
+        result = workers.next_result()
+        if result is None:
             continue
-        if ended.lost:
-            job = ended.job
+        if result.lost:
+            job = result.job
             losses[job.name] += 1
             again = losses[job.name] <= LOSSES
             log.warning(
-                f"{job.name} lost its worker: {ended.lost}; "
+                f"{job.name} lost its worker: {result.lost}; "
                 + (f"trying it again ({losses[job.name]} of {LOSSES})." if again else "not trying it again.")
             )
             if again:
                 workers.start(job)
                 continue
-            ended = Ended(
-                job, error=f"LabError: each of {losses[job.name]} workers was lost, the last one: {ended.lost}"
-            )
+            error = f"LabError: each of {losses[job.name]} workers was lost, the last one: {result.lost}"
+            result = JobResult(job, error=error)
         under_way -= 1
-        yield ended
+        yield result
 
 
-class Shared(int):
-    """In the arguments of a job, the number of a shared value that comes beside it."""
+class SharedArgument(int):
+    """The number of a shared value, in whose place it stands in the arguments of a job."""
 
 
-def perform(pickled, shared=()):
-    """Make a job's call, in whatever worker this is: `(value, error)` of its `Ended`.
+def run_pickled(pickled: bytes, shared: Sequence[Any] = ()) -> tuple[Any, str | None]:
+    """Run a job in a worker, and return the `value` and the `error` of its result.
 
     Args:
-        pickled: the `Job`. What it names is imported here, when the worker is ready for it.
-        shared: the values that `Shared` arguments stand for.
+        pickled: the job. The modules of its function are imported here, when the worker is ready for it.
+        shared: values that the job's `SharedArgument`s stand for.
     """
     try:
         job = pickle.loads(pickled)
-        return job.function(*(shared[a] if isinstance(a, Shared) else a for a in job.arguments)), None
+        return job.function(*(shared[a] if isinstance(a, SharedArgument) else a for a in job.arguments)), None
     except Exception:
         return None, traceback.format_exc()
 
 
-class Here:
-    """The worker that is always there: this process, one job at a time."""
+class ThisProcess:
+    """Workers that run one job at a time in this process."""
 
-    def __init__(self):
-        self.waiting = collections.deque()
+    def __init__(self) -> None:
+        self.waiting: collections.deque[Job] = collections.deque()
 
-    def room(self):
+    def room(self) -> int:
         return 1
 
-    def share(self, value):
+    def share(self, value: Any) -> Any:
         return value
 
-    def start(self, job):
+    def start(self, job: Job) -> None:
         self.waiting.append(job)
 
-    def next_ended(self):
+    def next_result(self) -> JobResult:
         job = self.waiting.popleft()
         try:
-            return Ended(job, job.function(*job.arguments))
+            return JobResult(job, job.function(*job.arguments))
         except Exception as error:
-            return Ended(job, error=traceback.format_exc(), cause=error)
+            return JobResult(job, error=traceback.format_exc(), cause=error)
 
-    def close(self):
+    def close(self) -> None:
         self.waiting.clear()
 
 
-_helping = contextvars.ContextVar("helping")
+_current: contextvars.ContextVar[Workers] = contextvars.ContextVar("workers")
 
 
-def helpers():
-    """The workers that the pass through frozen layers is spread over: those of `helped_by`, else this process."""
-    return _helping.get(None) or Here()
+def current_workers() -> Workers:
+    """Return the workers that compute the features of frozen layers: those of `use_workers`, else this process."""
+    return _current.get(None) or ThisProcess()
 
 
 @contextlib.contextmanager
-def helped_by(workers):
-    """Passes through frozen layers inside are spread over these workers."""
-    token = _helping.set(workers)
+def use_workers(workers: Workers) -> Iterator[None]:
+    """Let these workers compute the features of frozen layers inside of this context."""
+    token = _current.set(workers)
     try:
         yield
     finally:
-        _helping.reset(token)
+        _current.reset(token)

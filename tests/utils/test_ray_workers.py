@@ -18,7 +18,7 @@ from cnnlab.tuning.search import run_search
 from cnnlab.utils import user_cache
 from cnnlab.utils.ports import choose_port
 from cnnlab.utils.ray_workers import OBJECT_STORE, ray_workers
-from cnnlab.utils.worker_pool import helped_by
+from cnnlab.utils.worker_pool import use_workers
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as the command does, before Ray is imported
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -79,7 +79,7 @@ def test_a_pass_over_the_cluster_leaves_the_file_that_a_local_one_leaves(cluster
     )
     local = store_features(recipe)
     monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "cache"))
-    with ray_workers(cluster.for_clients) as workers, helped_by(workers):
+    with ray_workers(cluster.for_clients) as workers, use_workers(workers):
         spread = store_features(recipe)
     assert len(local.new) == 2  # the pictures and the mirrored ones
     assert {entry["key"] for entry in spread.new} == {entry["key"] for entry in local.new}

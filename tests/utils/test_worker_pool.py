@@ -10,12 +10,12 @@ from contextlib import closing
 import pytest
 
 import cnnlab
-from cnnlab.utils.local_workers import Processes
+from cnnlab.utils.local_workers import ProcessWorkers
 from cnnlab.utils.ray_workers import RayWorkers, expect_address
-from cnnlab.utils.worker_pool import LOSSES, Ended, Here, Job, Shared, perform, spread
+from cnnlab.utils.worker_pool import LOSSES, Job, JobResult, SharedArgument, ThisProcess, run_jobs, run_pickled
 
 
-class Losing(Here):
+class Losing(ThisProcess):
     """Workers of which the first `lost` that a job is given are lost."""
 
     def __init__(self, lost):
@@ -29,17 +29,17 @@ class Losing(Here):
         self.started[job.name] += 1
         super().start(job)
 
-    def next_ended(self):
+    def next_result(self):
         job = self.waiting[0]
         if self.started[job.name] <= self.lost.get(job.name, 0):
             self.waiting.popleft()
-            return Ended(job, lost="its node burnt")
-        return super().next_ended()
+            return JobResult(job, lost="its node burnt")
+        return super().next_result()
 
 
 def outcomes(jobs, workers):
     waiting = iter(jobs)
-    return {ended.job.name: ended for ended in spread(lambda: next(waiting, None), workers)}
+    return {ended.job.name: ended for ended in run_jobs(lambda: next(waiting, None), workers)}
 
 
 def test_a_lost_job_is_tried_again_and_said_but_not_for_ever(capsys):
@@ -57,21 +57,21 @@ def test_a_lost_job_is_tried_again_and_said_but_not_for_ever(capsys):
 
 
 def test_an_error_ends_its_own_job_only():
-    ended = outcomes([Job("bad", int, ("x",)), Job("good", int, ("7",))], Here())
+    ended = outcomes([Job("bad", int, ("x",)), Job("good", int, ("7",))], ThisProcess())
     assert ended["good"].result() == 7
     with pytest.raises(ValueError, match="invalid literal"):  # of this process, so it is what it was
         ended["bad"].result()
-    value, error = perform(pickle.dumps(Job("bad", int, ("x",))))
+    value, error = run_pickled(pickle.dumps(Job("bad", int, ("x",))))
     with pytest.raises(cnnlab.LabError, match=r"Received: invalid literal for int\(\) with base 10: 'x'"):
-        Ended(Job("bad", int), value, error).result()
-    assert perform(pickle.dumps(Job("sum", sum, ([1], Shared(0)))), [5]) == (6, None)
+        JobResult(Job("bad", int), value, error).result()
+    assert run_pickled(pickle.dumps(Job("sum", sum, ([1], SharedArgument(0)))), [5]) == (6, None)
 
 
 def test_processes_keep_what_they_load_and_are_replaced_when_they_die(tmp_path, capsys):
     died = tmp_path / "died"
     kill_once = f"(open({str(died)!r}, 'x'), os.kill(os.getpid(), 9)) if not os.path.exists({str(died)!r}) else 5"
     pid, kill_once = (f"(os := __import__('os')) and ({code})" for code in ("os.getpid()", kill_once))
-    with closing(Processes(1)) as workers:
+    with closing(ProcessWorkers(1)) as workers:
         jobs = [Job("first", eval, (pid,)), Job("second", eval, (pid,)), Job("deadly", eval, (kill_once,))]
         ended = outcomes([*jobs, Job("fourth", eval, (pid,)), Job("wrong", eval, ("1 / 0",))], workers)
     assert ended["first"].value == ended["second"].value != os.getpid()
