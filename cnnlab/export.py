@@ -1,4 +1,6 @@
-"""Write a model for other programs, and say what it answers there before it is called done."""
+"""Write a model for other programs, and compare its predictions in their runtime with those of Keras."""
+
+from __future__ import annotations
 
 import dataclasses
 import os
@@ -7,14 +9,19 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from cnnlab.classify import load_classifier
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
+from cnnlab.evaluation.classifier import Classifier
+from cnnlab.evaluation.predictions import Predictions
 from cnnlab.models import export_formats
 from cnnlab.models.inference_graph import inference_model, is_rounded
+from cnnlab.recipe import Recipe
 from cnnlab.resolve import load_for
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import model_registry, run_queries
@@ -23,51 +30,70 @@ from cnnlab.utils.text import escape_control_characters
 
 BATCH = 64  # pictures
 TOLERANCE = 1e-4  # of a probability, between Keras and another runtime on the same machine
-STRANGE = 0.05  # mean over the pictures of the largest difference in a probability: it is another model
+OTHER_MODEL = 0.05  # mean over the pictures of the largest difference in a probability, above which models differ
 CALIBRATION = 300  # training pictures
+FileFormat = Literal["onnx", "litert", "saved_model", "keras"]
 CROPS = 64  # of sample photographs
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A written `path`, and `lines` on what it is and how it was checked.
+    """A written model and how it was checked.
 
-    `difference` is the largest in a probability from Keras, `from_run` from the run's stored predictions; `then` and
-    `now` are the accuracies of those and of the file. What is not known is `None`.
+    Attributes:
+        path: file or folder.
+        lines: sentences on what it is and how it was checked.
+        difference: largest difference in a probability from Keras.
+        from_run: largest difference from the run's stored predictions; `None` without such.
+        reference_accuracy: of the stored predictions, or of Keras without such; `None` without labels.
+        accuracy: of the file; `None` without labels.
     """
 
     path: Path
     lines: list[str]
     difference: float
     from_run: float | None = None
-    then: float | None = None
-    now: float | None = None
+    reference_accuracy: float | None = None
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """To check by: `images`, in words `where` they are from, the run's `stored` predictions of them, and true `labels`,
-    where there are any; `training` images to calibrate by.
+    """Pictures to check a model by.
+
+    Attributes:
+        images: `(N, H, W, 3) uint8`.
+        where: they are from, in words.
+        labels: true classes, if known.
+        stored: predictions of these images that the run stored, if it did.
+        training: images to calibrate by, if they can be had.
     """
 
-    images: np.ndarray
+    images: Any
     where: str
-    labels: np.ndarray | None = None
-    stored: object = None
-    training: np.ndarray | None = None
+    labels: npt.NDArray[np.int64] | None = None
+    stored: Predictions | None = None
+    training: Any = None
 
 
-def export_model(model=None, file_format="onnx", output=None, *, int8=False, dataset=None) -> Exported:
+def export_model(
+    model: str | None = None,
+    file_format: FileFormat = "onnx",
+    output: str | os.PathLike[str] | None = None,
+    *,
+    int8: bool = False,
+    dataset: str | None = None,
+) -> Exported:
     """Write a model as one file or folder that goes from raw pictures to probabilities, without cnnlab.
 
-    Before it gets its name, it answers for the run's test pictures in its own runtime, and is compared with Keras and
-    with the predictions that the run stored.
+    Before it gets its name, it predicts the run's test pictures in its own runtime, and the predictions are compared
+    with those of Keras and with those that the run stored.
 
     Args:
         model: as in `load_classifier`.
-        file_format: one of `formats.ENDINGS`.
+        file_format: one of `export_formats.ENDINGS`.
         output: path to write, by default the model's name in the working folder.
-        int8: LiteRT's 8-bit integers, by the activations of training pictures.
+        int8: quantize to LiteRT's 8-bit integers, by the activations of training pictures.
         dataset: where the run's images are now.
 
     Raises:
@@ -94,8 +120,24 @@ def export_model(model=None, file_format="onnx", output=None, *, int8=False, dat
             f"Expected training pictures to calibrate 8-bit integers by. Received none: {pictures.where}. "
             "Name their folder with --dataset, or leave out --int8."
         )
+    calibration = None
+    if int8:
+        some = np.random.default_rng(0).permutation(len(pictures.training))[:CALIBRATION]
+        calibration = np.asarray(pictures.training[np.sort(some)])
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        fresh = Path(folder, f"model{export_formats.ENDINGS[file_format]}")
+        export_formats.write_model(
+            classifier.model, fresh, file_format, _metadata(classifier, uri, run_id), calibration
+        )
+        exported = _checked(path, fresh, file_format, classifier, pictures, recipe, int8)
+        os.rename(fresh, path)
+    return exported
+
+
+def _metadata(classifier: Classifier, uri: str, run_id: str | None) -> dict[str, Any]:
+    """Describe the input and output of a model, for the file."""
     side = classifier.image_size
-    about = {
+    return {
         "class_names": list(classifier.class_names),
         "image_size": side,
         "fit": classifier.resize_mode,
@@ -106,19 +148,9 @@ def export_model(model=None, file_format="onnx", output=None, *, int8=False, dat
         "run_id": run_id,
         "cnnlab": version("cnnlab"),
     }
-    calibration = None
-    if int8:
-        some = np.random.default_rng(0).permutation(len(pictures.training))[:CALIBRATION]
-        calibration = np.asarray(pictures.training[np.sort(some)])
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        fresh = Path(folder, f"model{export_formats.ENDINGS[file_format]}")
-        export_formats.write_model(classifier.model, fresh, file_format, about, calibration)
-        exported = _checked(path, fresh, file_format, classifier, pictures, recipe, int8)
-        os.rename(fresh, path)
-    return exported
 
 
-def _expect_free(path):
+def _expect_free(path: str | os.PathLike[str] | None) -> None:
     if path is None:
         return
     path = Path(path)
@@ -128,15 +160,15 @@ def _expect_free(path):
         raise ArgumentError(f"Expected --output in a folder that exists. Received: '{path}'. Make '{path.parent}'.")
 
 
-def _default_name(uri, run_id):
+def _default_name(uri: str, run_id: str | None) -> str:
     name, _, number = uri.removeprefix("models:/").rpartition("/")
     if uri.startswith("models:/") and name:
         return f"{model_registry.legal_name(name)}-v{number}"
     return f"run-{run_id[:8]}" if run_id else re.sub(r"\W+", "-", escape_control_characters(uri)).strip("-")
 
 
-def _pictures_of(run_id, classifier, dataset):
-    """The pictures to check by, and the run's recipe where there is one."""
+def _pictures_of(run_id: str | None, classifier: Classifier, dataset: str | None) -> tuple[_Pictures, Recipe | None]:
+    """Load the pictures to check by, and the recipe of the run where there is one."""
     recipe = None
     try:
         if run_id is None:
@@ -160,8 +192,8 @@ def _pictures_of(run_id, classifier, dataset):
     return _Pictures(data.test.images, where, data.test.labels, stored, data.train.images), recipe
 
 
-def _crops(side):
-    """`(64, side, side, 3) uint8`: pieces of scikit-learn's two photographs."""
+def _crops(side: int) -> npt.NDArray[np.uint8]:
+    """Cut 64 images `(side, side, 3)` out of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     photographs = [image.repeat(-(-side // min(image.shape[:2])), 0) for image in load_sample_images().images]
@@ -173,60 +205,100 @@ def _crops(side):
     return np.stack(crops)
 
 
-def _checked(path, fresh, file_format, classifier, pictures, recipe, int8):
-    """What a written model answers beside Keras and the run; raises `LabError` where it is something else."""
+def _checked(
+    path: Path,
+    written: Path,
+    file_format: FileFormat,
+    classifier: Classifier,
+    pictures: _Pictures,
+    recipe: Recipe | None,
+    int8: bool,
+) -> Exported:
+    """Compare the predictions of a written model with those of Keras and of the run.
+
+    Args:
+        path: that the model will have.
+        written: path that it has now.
+        file_format, int8: of the written model.
+        classifier: the model in Keras.
+        pictures: to compare by.
+        recipe: of the run, if known.
+
+    Raises:
+        LabError: the predictions are others.
+    """
     rounded = is_rounded(classifier.model)
-    reference = inference_model(classifier.model) if rounded else classifier.model
-    run = export_formats.open_model(fresh, file_format)
-    here, there = [], []
-    for start in range(0, len(pictures.images), BATCH):
-        images = np.asarray(pictures.images[start : start + BATCH])
-        here.append(reference.predict_on_batch(images))
-        there.append(run(images))
-    here, there = np.concatenate(here), np.concatenate(there)
-    by_image = np.abs(there - here).max(axis=1)
-    difference = float(by_image.max())
-    if not np.isfinite(there).all() or (difference > TOLERANCE and not int8):
+    expected, received = _predict_in_both(
+        classifier, rounded, export_formats.open_model(written, file_format), pictures
+    )
+    difference = float(np.abs(received - expected).max())
+    if not np.isfinite(received).all() or (difference > TOLERANCE and not int8):
         raise LabError(
             f"Expected the {file_format} file to answer as Keras does, within {TOLERANCE:g}. Received: a probability "
             f"that differs by {difference:.2g} on {pictures.where}. It was removed; use another --format."
         )
-    size = sum(file.stat().st_size for file in (fresh.rglob("*") if fresh.is_dir() else [fresh]) if file.is_file())
-    shape = f"(N, {classifier.image_size}, {classifier.image_size}, 3) uint8 to (N, {there.shape[1]}) float32"
-    lines = [f"{escape_control_characters(path)}: {file_format}{', int8' * int8}, {size / 1e6:.2f} MB, {shape}."]
-    said = f"On {pictures.where}: largest difference {difference:.2g} from Keras here"
-    found = {}
+    size, side = _size_of(written) / 1e6, classifier.image_size
+    shape = f"(N, {side}, {side}, 3) uint8 to (N, {received.shape[1]}) float32"
+    lines = [f"{escape_control_characters(path)}: {file_format}{', int8' * int8}, {size:.2f} MB, {shape}."]
+    sentence = f"On {pictures.where}: largest difference {difference:.2g} from Keras here"
+    from_run = then = now = None
     if pictures.stored is not None:
-        from_run = np.abs(there - pictures.stored.probabilities).max(axis=1)
-        expected = np.abs(here - pictures.stored.probabilities).max(axis=1)
-        if expected.mean() > STRANGE:
-            raise LabError(
-                f"Expected the model to answer as its run stored it. Received: probabilities that differ by "
-                f"{expected.mean():.2g} in the mean over {pictures.where}. Is it the run's model?"
-            )
-        found = {"from_run": float(from_run.max()), "then": pictures.stored.accuracy}
-        said += f", {found['from_run']:.2g} from the stored predictions"
+        from_run, of_keras = _differences_from_run(received, expected, pictures.stored, pictures.where)
+        then = pictures.stored.accuracy
+        sentence += f", {from_run:.2g} from the stored predictions"
         if rounded or (recipe and recipe.feature_dtype == "float16"):
-            said += " (made in half precision, the file in float32)"
-        elif expected.max() > TOLERANCE:
-            said += f" (Keras here {expected.max():.2g}: other hardware or versions)"
+            sentence += " (made in half precision, the file in float32)"
+        elif of_keras > TOLERANCE:
+            sentence += f" (Keras here {of_keras:.2g}: other hardware or versions)"
     if pictures.labels is not None:
-        found.setdefault("then", float((here.argmax(axis=1) == pictures.labels).mean()))
-        found["now"] = float((there.argmax(axis=1) == pictures.labels).mean())
-        said += f"; accuracy {found['then']:.2%} then, {found['now']:.2%} now"
+        now = float((received.argmax(axis=1) == pictures.labels).mean())
+        then = float((expected.argmax(axis=1) == pictures.labels).mean()) if then is None else then
+        sentence += f"; accuracy {then:.2%} then, {now:.2%} now"
         if int8:
-            said += f", {100 * (found['now'] - found['then']):+.2f} points by 8-bit integers"
+            sentence += f", {100 * (now - then):+.2f} points by 8-bit integers"
     else:
-        same = float((here.argmax(axis=1) == there.argmax(axis=1)).mean())
-        said += f"; the same class for {same:.1%}"
-    lines.append(said + ".")
+        same = float((expected.argmax(axis=1) == received.argmax(axis=1)).mean())
+        sentence += f"; the same class for {same:.1%}"
+    lines.append(sentence + ".")
     if file_format == "keras" and (foreign := _foreign_layers(classifier.model)):
         lines.append(f"It loads only where the file with {', '.join(foreign)} is imported first: no layers of Keras.")
-    return Exported(path, lines, difference, **found)
+    return Exported(path, lines, difference, from_run, then, now)
 
 
-def _foreign_layers(model):
-    names = set()
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
+def _predict_in_both(classifier: Classifier, rounded: bool, run: Any, pictures: _Pictures):
+    """Predict pictures in Keras and by the function `run` of another runtime; each `(N, num_classes)`."""
+    reference = inference_model(classifier.model) if rounded else classifier.model
+    expected, received = [], []
+    for start in range(0, len(pictures.images), BATCH):
+        images = np.asarray(pictures.images[start : start + BATCH])
+        expected.append(reference.predict_on_batch(images))
+        received.append(run(images))
+    return np.concatenate(expected), np.concatenate(received)
+
+
+def _differences_from_run(received, expected, stored: Predictions, where: str) -> tuple[float, float]:
+    """Return the largest difference of the file and of Keras from the stored predictions.
+
+    Raises:
+        LabError: the model in Keras is another one than the run's.
+    """
+    by_image = np.abs(expected - stored.probabilities).max(axis=1)
+    if by_image.mean() > OTHER_MODEL:
+        raise LabError(
+            f"Expected the model to answer as its run stored it. Received: probabilities that differ by "
+            f"{by_image.mean():.2g} in the mean over {where}. Is it the run's model?"
+        )
+    return float(np.abs(received - stored.probabilities).max()), float(by_image.max())
+
+
+def _foreign_layers(model: keras.Model) -> list[str]:
+    """Name the classes of layers that Keras does not have."""
+    names: set[str] = set()
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             names |= set(_foreign_layers(layer))

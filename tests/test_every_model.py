@@ -159,7 +159,7 @@ def is_exported(result, images):
             continue
         done = export.export_model(None, file_format)  # which answers for the run's test pictures, or raises
         assert done.difference <= export.TOLERANCE
-        assert done.now == pytest.approx(result.test_accuracy, abs=0.1)
+        assert done.accuracy == pytest.approx(result.test_accuracy, abs=0.1)
         assert export_formats.open_model(done.path, file_format)(images[:3]).shape == (3, 10)
 
 

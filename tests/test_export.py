@@ -51,7 +51,7 @@ def test_differences_from_the_run_are_told(store, small_cnn, monkeypatch):
         patched.setattr(export, "load_for", gone)
         done = export.export_model(run.run_id, "keras", "two.keras")
     assert "On 64 crops of sample photographs, as the run's pictures cannot be had (Expected a folder" in done.lines[1]
-    assert (done.difference, done.now) == (0, None)
+    assert (done.difference, done.accuracy) == (0, None)
     before = set(Path.cwd().iterdir())
     monkeypatch.setattr(export_formats, "open_model", lambda *at: lambda images: right(*at)(images) + np.float32(1e-3))
     with pytest.raises(cnnlab.LabError, match=r"a probability that differs by 0.001 on the 37"):
