@@ -1,7 +1,7 @@
-"""Decode many picture files on all cores, in worker processes that run this module again (`run_worker`).
+"""Decode many picture files on all cores, in worker processes.
 
-Threads would not do: for a small picture Pillow holds Python's lock for longer than it decodes. multiprocessing runs
-the user's script again in every worker, and joblib's workers take seconds to start. This module imports little.
+Threads would not do: for a small picture Pillow holds Python's lock for longer than it decodes. This module imports
+little, so that the processes start fast.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import pickle
-import queue
-import subprocess
-import sys
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.data.decoding import UndecodableError, UnreadError, decode_bytes, read_file
 from cnnlab.data.perceptual_hash import difference_hash
-from cnnlab.errors import LabError
+from cnnlab.utils.local_workers import ProcessWorkers
+from cnnlab.utils.worker_pool import Job, run_jobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 
 CHUNK = 100  # files a task at most
 PATIENCE, WORTH = 0.1, 0.5  # seconds: decode in this process that long, then start workers if that much is left
-WORKER = "import sys; sys.path[:] = sys.argv[1:]; from cnnlab.data.parallel_decoding import run_worker; run_worker()"
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def decode_files(
         side, resize_mode, grey_range: as in `decode_bytes`.
 
     Raises:
-        LabError: a worker process ended early.
+        LabError: several worker processes were lost.
     """
     start = time.perf_counter()
     for done, file in enumerate(files):
@@ -98,73 +94,29 @@ def _decode_one(file: str, side: int, resize_mode: str, grey_range: tuple[float,
 def _decode_in_workers(root: str, files: Files, how: tuple[Any, ...]) -> Iterator[Decoded]:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = min(CHUNK, len(files) // (4 * count) + 1)  # a few photographs are shared out too
-    starts = range(0, len(files), size)
-    workers: list[subprocess.Popen[bytes]] = []
-    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+    starts = deque(range(0, len(files), size))
+    decoded: dict[int, Decoded] = {}  # what was decoded ahead of `position`, by the position of its first file
+    position = 0
 
-    def ask_worker(chunk: list[str]) -> Decoded:
-        worker = idle.get()
-        try:
-            reply = _ask(worker, chunk, how)
-        finally:
-            idle.put(worker)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-    # Each thread only waits for a worker.
-    threads = ThreadPoolExecutor(count)
-    try:
-        for _ in range(min(count, len(starts))):
-            workers.append(_start_worker())
-            idle.put(workers[-1])
+    def next_job() -> Job | None:
         # A few chunks ahead only: who reads the pixels may be slower, and memory is bounded by them.
-        waiting: list[Future[Decoded]] = []
-        for start in starts:
-            chunk = [os.path.join(root, file) for file in files[start : start + size]]
-            waiting.append(threads.submit(ask_worker, chunk))
-            if len(waiting) > 2 * count:
-                yield waiting.pop(0).result()
-        while waiting:
-            yield waiting.pop(0).result()
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.kill()  # on an error or Ctrl-C it may be busy; a thread that waits for it reads the end of its pipe
-        threads.shutdown()
-        for worker in workers:
-            worker.communicate()
+        if not starts or starts[0] - position > 3 * count * size:
+            return None
+        start = starts.popleft()
+        paths = [os.path.join(root, file) for file in files[start : start + size]]
+        return Job(f"the decoding of {paths[0]} and what follows", _decode_chunk, (start, paths, how))
+
+    workers = ProcessWorkers(min(count, len(starts)), loads_tensorflow=False)
+    with contextlib.closing(workers):
+        for result in run_jobs(next_job, workers, ahead=2):
+            start, chunk = result.result()
+            decoded[start] = chunk
+            while position in decoded:
+                chunk = decoded.pop(position)
+                position += size
+                yield chunk
 
 
-def _start_worker() -> subprocess.Popen[bytes]:
-    """Start a worker process, in a session of its own so that it does not get the terminal's Ctrl-C."""
-    command = [sys.executable, "-c", WORKER, *sys.path]
-    pipe = subprocess.PIPE
-    # libtiff writes its complaints about a broken file to stderr; the reason is in the worker's reply.
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def _ask(worker: subprocess.Popen[bytes], chunk: list[str], how: tuple[Any, ...]) -> Any:
-    """Send a worker files to decode, and wait for the pixels and facts, or the error."""
-    assert worker.stdin
-    assert worker.stdout
-    try:
-        pickle.dump((chunk, how), worker.stdin)
-        worker.stdin.flush()
-        return pickle.load(worker.stdout)
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
-        raise LabError("Decoding failed: a worker process ended early. Is there enough memory?") from error
-
-
-def run_worker() -> None:
-    """Answer requests on stdin with pixels and facts, or with the error, on stdout, until the other end closes."""
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            files, how = pickle.load(sys.stdin.buffer)
-            try:
-                pixels, facts = zip(*(_decode_one(file, *how) for file in files), strict=True)
-                reply = (b"".join(pixels), list(facts))
-            except Exception as error:
-                reply = error
-            pickle.dump(reply, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+def _decode_chunk(start: int, paths: list[str], how: tuple[Any, ...]) -> tuple[int, Decoded]:
+    pixels, facts = zip(*(_decode_one(path, *how) for path in paths), strict=True)
+    return start, (b"".join(pixels), list(facts))

@@ -1,4 +1,4 @@
-"""Run jobs in processes on this machine, each started as `python -m cnnlab.utils.local_workers DESCRIPTOR`.
+"""Run jobs in processes on this machine, each of which starts in `work`.
 
 The processes of multiprocessing and of concurrent.futures would run the user's script again wherever it does not guard
 its main part, and a pool of the latter breaks as a whole when one of its processes is killed.
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -25,6 +26,7 @@ from cnnlab.utils.startup import job as command
 from cnnlab.utils.worker_pool import Job, JobResult, run_pickled
 
 PATIENCE = 10  # seconds that a worker has to end when it is asked to
+WORKER = "import sys; sys.path[:] = sys.argv[3:]; from cnnlab.utils.local_workers import work; work(*sys.argv[1:3])"
 
 
 class ProcessWorkers:
@@ -34,12 +36,14 @@ class ProcessWorkers:
 
     Args:
         count: number of processes.
+        loads_tensorflow: whether they load it before their first job, and print what libraries write to stderr.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, loads_tensorflow: bool = True) -> None:
+        self.count, self.loads_tensorflow = count, loads_tensorflow
         self.processes: dict[Connection, subprocess.Popen[bytes]] = {}
-        self.jobs: dict[Connection, Job] = {}
+        self.jobs: dict[Connection, deque[Job]] = {}  # of each process, the one that it is at first
+        self.lost: list[JobResult] = []
 
     def room(self) -> int:
         return self.count
@@ -48,10 +52,11 @@ class ProcessWorkers:
         return value
 
     def start(self, job: Job) -> None:
-        idle = next((connection for connection in self.processes if connection not in self.jobs), None)
-        connection = idle or self._start_process()
-        self.jobs[connection] = job
-        with contextlib.suppress(OSError):  # it has just died, which is found when its answer is waited for
+        connection = min(self.jobs, key=lambda connection: len(self.jobs[connection]), default=None)
+        if connection is None or (self.jobs[connection] and len(self.jobs) < self.count):
+            connection = self._start_process()
+        self.jobs[connection].append(job)
+        with contextlib.suppress(OSError):  # it has just died, which is found when its result is waited for
             connection.send_bytes(pickle.dumps(job))
 
     def _start_process(self) -> Connection:
@@ -61,23 +66,28 @@ class ProcessWorkers:
         ours, theirs = Pipe()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "cnnlab.utils.local_workers", str(theirs.fileno())],
+                [sys.executable, "-c", WORKER, str(theirs.fileno()), str(self.loads_tensorflow), *sys.path],
                 env={**os.environ, **threads},
+                # libtiff writes its complaints about a broken file to stderr; the reason is in the job's result.
+                stderr=None if self.loads_tensorflow else subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C reaches this process only, which then ends them
             )
-        self.processes[ours] = process
+        self.processes[ours], self.jobs[ours] = process, deque()
         return ours
 
     def next_result(self) -> JobResult:
-        connection: Any = wait(list(self.jobs))[0]
-        job = self.jobs.pop(connection)
+        if self.lost:
+            return self.lost.pop()
+        connection: Any = wait([connection for connection, jobs in self.jobs.items() if jobs])[0]
         try:
-            return JobResult(job, *connection.recv())
+            value, error = connection.recv()
         except (EOFError, OSError):
-            process = self.processes.pop(connection)
             connection.close()
-            return JobResult(job, lost=_how_it_ended(process.wait()))
+            reason = _how_it_ended(self.processes.pop(connection).wait())
+            self.lost = [JobResult(job, lost=reason) for job in self.jobs.pop(connection)]
+            return self.lost.pop()
+        return JobResult(self.jobs[connection].popleft(), value, error)
 
     def close(self) -> None:
         processes, self.processes, self.jobs = self.processes, {}, {}
@@ -95,9 +105,9 @@ def _how_it_ended(status: int) -> str:
     return f"ended by {signal.Signals(-status).name}" if status < 0 else f"it ended with status {status}"
 
 
-def work(descriptor: int) -> None:
+def work(descriptor: str, loads_tensorflow: str) -> None:
     """Run the jobs that come over a connection, until it closes."""
-    connection: Connection = Connection(descriptor)
+    connection: Connection = Connection(int(descriptor))
     jobs: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -110,11 +120,7 @@ def work(descriptor: int) -> None:
         time.sleep(PATIENCE)
         os._exit(1)
 
-    with command():
+    with command() if loads_tensorflow == "True" else contextlib.nullcontext():
         threading.Thread(target=listen, daemon=True).start()
         while (received := jobs.get()) is not None:
             connection.send(run_pickled(received))
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]))

@@ -83,6 +83,19 @@ def test_processes_keep_what_they_load_and_are_replaced_when_they_die(tmp_path, 
         os.kill(ended["fourth"].value, 0)
 
 
+def test_jobs_that_wait_behind_one_that_kills_its_worker_are_run_by_another(tmp_path):
+    died = tmp_path / "died"
+    code = f"(open({str(died)!r}, 'x'), os.kill(os.getpid(), 9)) if not os.path.exists({str(died)!r}) else 5"
+    waiting = iter([Job("deadly", eval, (f"(os := __import__('os')) and ({code})",)), *numbered(range(8))])
+    with closing(ProcessWorkers(2, loads_tensorflow=False)) as workers:
+        results = {r.job.name: r.value for r in run_jobs(lambda: next(waiting, None), workers, ahead=3)}
+    assert results == {"deadly": 5, **{str(i): i for i in range(8)}}
+
+
+def numbered(numbers):
+    return [Job(str(number), eval, (str(number),)) for number in numbers]
+
+
 def cluster(*nodes):
     """What of Ray is asked before there is a job."""
     alive = [{"Alive": True, "NodeManagerAddress": f"10.9.8.{i}", "Resources": node} for i, node in enumerate(nodes)]
