@@ -91,7 +91,7 @@ def _augmented(recipe: ResolvedRecipe, dataset: ImageDataset, count: int = 6, ro
     for row in range(rows):
         augmented, shares = augment_examples(images, one_hot, recipe.augment, recipe.seed + row)
         drawn.append(augmented)
-        for share in shares:
+        for share in np.asarray(shares):
             mixed = sorted(np.flatnonzero(share > 0.005), key=lambda label: -share[label])
             mixed_text = "\n".join(f"{share[label]:.0%} {names[label]}" for label in mixed)
             captions.append(mixed_text if len(mixed) > 1 else "")
@@ -100,7 +100,10 @@ def _augmented(recipe: ResolvedRecipe, dataset: ImageDataset, count: int = 6, ro
 
 def _duplicates(dataset: ImageDataset, count: int = 12) -> plots.Figure:
     """Draw the first pairs of equal pictures, side by side."""
-    pictures, positions = dataset.pictures, [i for p in dataset.summary.duplicates[:count] for i in (p.first, p.second)]
+    pictures, summary = dataset.pictures, dataset.summary
+    assert pictures
+    assert summary
+    positions = [i for pair in summary.duplicates[:count] for i in (pair.first, pair.second)]
     captions = [f"{pictures.splits[i]}\n{dataset.class_names[pictures.labels[i]]}" for i in positions]
     return plots.image_grid(pictures.images(np.array(positions))[:], captions, "Pictures that are there twice")
 

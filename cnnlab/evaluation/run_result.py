@@ -58,9 +58,11 @@ class RunResult:
     @property
     def test_accuracy(self) -> float:
         """Accuracy of the finished model on the test images, 0..1."""
+        assert self.test, "the run was not tested"
         return self.test.accuracy
 
     @property
     def test_loss(self) -> float:
         """Cross-entropy of the finished model on the test images."""
+        assert self.test, "the run was not tested"
         return self.test.loss
