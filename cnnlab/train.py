@@ -132,6 +132,7 @@ def fit_and_evaluate(
             gets its curves and its validation scores, but no test scores and no model, and nothing is printed.
         resume_run_id: an interrupted run with a checkpoint and an equal recipe on equal data, to be resumed: `model`
             is as it was built for that. Callbacks of the caller begin anew.
+        options: how often checkpoints are written, and in which experiment the run goes.
 
     Returns:
         A `RunResult`. Its figures, curves, predictions, recipe and the whole model are on the run too.
