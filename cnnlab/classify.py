@@ -80,11 +80,13 @@ def predict(
     ]
 
 
-def _uri(model: str | None) -> str | None:
+def _uri(model: str | None) -> str:
     if model and ":/" in model:
         return model
     if model and re.fullmatch("[0-9a-f]{4,32}", model) and model not in model_registry.names():
-        return run_queries.read_result(run_queries.find_finished_run(model)).model_uri
+        uri = run_queries.read_result(run_queries.find_finished_run(model)).model_uri
+        assert uri, "a finished run has a model"
+        return uri
     return model_registry.champion_uri(model)
 
 
