@@ -33,7 +33,11 @@ def result():
     rng = np.random.default_rng(0)
     part = Predictions(rng.dirichlet(np.ones(len(NAMES)), 40).astype("float32"), np.arange(40) % len(NAMES), "digest")
     return RunResult(
-        **{"recorded_id": "0123456789abcdef", "name": "cnn on =x|y", "recipe": cnnlab.Recipe("cnn", dataset="=x|y")},
+        **{
+            "recorded_id": "0123456789abcdef",
+            "name": "cnn on =x|y",
+            "recipe": cnnlab.Recipe("cnn", dataset="=x|y").with_defaults(),
+        },
         **{"dataset_name": "=x|y", "class_names": NAMES, "history": {}, "test": part, "validation": part},
         **{
             "params": 10,
