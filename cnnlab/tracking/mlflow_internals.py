@@ -148,11 +148,13 @@ def latest_schema() -> str:
     return db_utils._get_latest_schema_revision()
 
 
+@restored_globals()  # its log levels
 def make_database(path: Path) -> None:
     """Make a new, empty database of MLflow's."""
     mlflow.MlflowClient(sqlite_uri(path))  # the constructor migrates
 
 
+@restored_globals()  # its log levels
 def upgrade_database(path: Path) -> None:
     """Bring a database of an older MLflow up to date, as `mlflow db upgrade` does, and make tables that are missing.
 
