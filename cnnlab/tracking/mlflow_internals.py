@@ -291,7 +291,7 @@ def nothing_logged_twice() -> Iterator[None]:
     import keras
     from mlflow.keras import MlflowCallback, autologging
 
-    log_arguments = autologging.log_fn_args_as_params
+    log_arguments = autologging.log_fn_args_as_params  # pyright: ignore[reportPrivateImportUsage]
 
     def log_other_arguments(fn: Callable, args: Sequence, kwargs: Mapping, unlogged: Sequence[str]) -> None:
         log_arguments(fn, args, kwargs, [*unlogged, "epochs"])
