@@ -54,12 +54,11 @@ SAVED = {"model": "transfer", "backbone": "saved.keras", "batch_size": 32}
 OWN = {"model": "my_models.py:build_net", "batch_size": 32}
 QUICK = [
     {"model": "resnet9", "filters": (8, 8)},  # but for its filters as it is by default
-    {**CNN, "optimizer": "adamw", "ema": 0.9, "augment": "flip,mixup"},
     {**SAVED, "fine_tune": 1, "fine_tune_from": "all", "layer_decay": 0.5, "optimizer": "muon"},
-    {**OWN, "optimizer": "sgd", "bias_lr_scale": 4.0, "label_smoothing": 0.1},
 ]
 LONG = [
     CNN,
+    {**CNN, "optimizer": "adamw", "ema": 0.9, "augment": "flip,mixup"},
     {**CNN, "optimizer": "sgd", "lookahead": 0.8, "clip_norm": 1.0, "augment": "full"},
     {**CNN, "optimizer": "muon", "schedule": "one-cycle", "augment": "cutmix", "label_smoothing": 0.1},
     {**CNN, "precision": "mixed_bfloat16", "dropout": 0.3},
@@ -81,6 +80,7 @@ LONG = [
     {"model": "mobilenetv3small", "weights": "random"},
     {"model": "mobilenetv3small", "weights": "random", "fine_tune": 1, "fine_tune_from": "all", "layer_decay": 0.7},
     OWN,
+    {**OWN, "optimizer": "sgd", "bias_lr_scale": 4.0, "label_smoothing": 0.1},
     {**OWN, "model": "my_models.py:compiled"},
     {**OWN, "model": "my_models.py:registered", "optimizer": "muon", "clip_norm": 1.0},
 ]
