@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError
@@ -23,6 +22,9 @@ from cnnlab.tracking.tag_names import TRAINING, our_tags
 from cnnlab.train import train_model
 from cnnlab.utils.log import log
 from cnnlab.utils.text import escape_control_characters, markdown
+
+if TYPE_CHECKING:
+    from cnnlab.data.dataset import Images
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _finished_before(
     return finished
 
 
-def _log_comparison(results: list[RunResult], test_images: npt.NDArray | None) -> list[str]:
+def _log_comparison(results: list[RunResult], test_images: Images | None) -> list[str]:
     """Log the table, the verdicts and the figures on the active run; return the verdicts."""
     verdicts, figures, texts = comparison_report.comparison(results, test_images)
     run_logging.log_results({}, figures, texts)
@@ -177,25 +179,28 @@ def compare_runs(run_ids: Sequence[str], *, options: RunOptions | None = None) -
 
 
 def _expect_same_images(results: list[RunResult]) -> None:
+    first = results[0].test
     for r in results[1:]:
-        if r.test.digest != results[0].test.digest:
+        assert first
+        assert r.test, "the store gives only runs that were tested"
+        if r.test.digest != first.digest:
             raise ArgumentError(
                 f"Expected runs that were tested on the same images. Received: {results[0].run_id[:8]} on "
-                f"{len(results[0].test.labels):,} images of {results[0].dataset_name}, {r.run_id[:8]} on "
+                f"{len(first.labels):,} images of {results[0].dataset_name}, {r.run_id[:8]} on "
                 f"{len(r.test.labels):,} others of {r.dataset_name}. Train them with the same dataset, "
                 "stored_size, limit and split_seed."
             )
 
 
-def _test_images(result: RunResult, options: RunOptions) -> npt.NDArray | None:
+def _test_images(result: RunResult, options: RunOptions) -> Images | None:
     """Load the test images of a run; return `None`, with a warning, where they cannot be had any more."""
     try:
         test = load_for(result.recipe, recheck=options.recheck).test
-        reason = None if test.digest == result.test.digest else "its images are others now"
+        if result.test and test.digest == result.test.digest:
+            return test.images
+        reason = "its images are others now"
     except LabError as error:
         reason = str(error)
-    if reason is None:
-        return test.images
     where = escape_control_characters(result.recipe.dataset)
     log.warning(f"no grid of disagreements, since {where} cannot be read: {reason}")
     return None

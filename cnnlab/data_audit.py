@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.pictures import Pictures
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation import audit_report
 from cnnlab.evaluation.audit_page import audit_page
@@ -63,7 +64,8 @@ def audit(recipe: Recipe, folder: str | Path | None = None, *, options: RunOptio
         print(report.lines, report.folder / "report.html")
     """
     started = time.perf_counter()
-    name = Path(recipe.dataset).resolve().name if os.path.isdir(recipe.dataset) else recipe.dataset
+    name = recipe.dataset or ""
+    name = Path(name).resolve().name if os.path.isdir(name) else name
     folder = Path(folder or f"audit-{name or 'root'}").resolve()
     _expect_ours(folder)
     recipe = dataclasses.replace(recipe, skip_bad=True, drop_duplicates=False, dense_units=0, dropout=0.0)
@@ -80,9 +82,11 @@ def audit(recipe: Recipe, folder: str | Path | None = None, *, options: RunOptio
 
 
 def _findings(dataset: ImageDataset, prepared: Prepared) -> audit_report.Findings:
-    pictures, classes = dataset.pictures, len(dataset.class_names)
+    pictures, summary, classes = dataset.pictures, dataset.summary, len(dataset.class_names)
+    assert pictures is not None, "the data set was not loaded for an audit"
+    assert summary is not None, "a data set of pictures has a summary"
     used = pictures.positions("train", "val", "test")
-    features, labels = compact(_features(dataset, prepared.recipe, used)), pictures.labels[used]
+    features, labels = compact(_features(dataset, pictures, prepared.recipe, used)), pictures.labels[used]
     total = len(pictures.labels)
     check, distances = check_labels(features, labels, classes), np.full(total, np.nan)
     distances[used] = strangeness(features, labels)
@@ -91,15 +95,15 @@ def _findings(dataset: ImageDataset, prepared: Prepared) -> audit_report.Finding
         weak = "the network has random weights, not pre-trained ones. Name --weights or --backbone for a better one."
         log.warning(f"the label check is weak: {weak}")
     return audit_report.Findings(
-        **{"name": dataset.name, "class_names": dataset.class_names, "lines": dataset.summary.lines},
+        **{"name": dataset.name, "class_names": dataset.class_names, "lines": summary.lines},
         **{
             "files": pictures.files,
             "labels": pictures.labels,
             "splits": pictures.splits,
             "sizes": pictures.stored.sizes,
         },
-        **{"bad": pictures.stored.bad, "left_out": dataset.summary.left_out, "pairs": dataset.summary.duplicates},
-        duplicates=dataset.summary.tables["duplicates.csv"],
+        **{"bad": pictures.stored.bad, "left_out": summary.left_out, "pairs": summary.duplicates},
+        duplicates=summary.tables["duplicates.csv"],
         check=check and check.at(used, total),
         strangeness=distances,
         basis=f"features of {prepared.recipe.label}",
@@ -108,13 +112,15 @@ def _findings(dataset: ImageDataset, prepared: Prepared) -> audit_report.Finding
     )
 
 
-def _features(dataset: ImageDataset, recipe: Recipe, used: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+def _features(
+    dataset: ImageDataset, pictures: Pictures, recipe: Recipe, used: npt.NDArray[np.intp]
+) -> npt.NDArray[np.float32]:
     """Compute the features, `(n, D)`, of the pictures at the positions `used`, `(n,)`."""
     if not len(used):  # none decodes
         return np.empty((0, 1), "float32")
     model = build_model(recipe, dataset)
     front = keras.Model(model.inputs[0], model.get_layer("probabilities").input)
-    features = compute_features(front, dataset.pictures.images(used), dtype=recipe.feature_dtype)
+    features = compute_features(front, pictures.images(used), dtype=recipe.feature_dtype)
     if features is None:
         raise LabError(
             "Expected room for the features of all pictures. Received: too little, on the disk and in memory. Make "

@@ -156,7 +156,7 @@ def fit_and_evaluate(
         about = resume.training_facts(recipe, dataset)
         recipe = _as_recorded(recipe, dataset, model)
         run = _run(model, dataset, recipe, run_name, {TRAINING: about["training"], **(tags or {})})
-        if stored:
+        if stored and resume_run_id:
             run["run_name"], started = stored.about["run_name"], started - stored.progress["seconds"]
             run["tags"]["resumed"] = resume.resumption_told(resume_run_id, stored, recipe, callbacks, run["tags"])
         place = {"parent_run_id": parent_run_id, "resumed_run_id": resume_run_id, "dataset": dataset}

@@ -70,10 +70,10 @@ def _mean_scores(search: Search, recipes: dict[int, ResolvedRecipe], place: Plac
         label = ended.job.arguments[3]
         scores[label] = ended.result()
         number = int(label.partition(".")[0])
-        of_it = [scores.get(f"{number}.{i}") for i in range(search.final_seeds)]
-        if None not in of_it:
-            means[number] = float(np.mean(of_it))
-            listed = ", ".join(f"{score:.4f}" for score in of_it)
+        known = [scores[key] for i in range(search.final_seeds) if (key := f"{number}.{i}") in scores]
+        if len(known) == search.final_seeds:
+            means[number] = float(np.mean(known))
+            listed = ", ".join(f"{score:.4f}" for score in known)
             log.info(f"trial {number} afresh  {search.objective} {means[number]:.4f} (of {listed})")
     return means
 

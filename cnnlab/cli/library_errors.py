@@ -1,39 +1,41 @@
-"""What libraries and the system raise for what a user can cause, as the one sentence."""
+"""Turn errors of libraries and of the system that a user can cause into one sentence, as our own errors are."""
+
+from __future__ import annotations
 
 import errno
 import sqlite3
 
 from cnnlab.errors import first_line, masked
 
-# By the first name in an error's family that is here: libraries are not imported for it.
+# By the full name of the error's class or of one of its bases: libraries are not imported for it.
 KINDS = ("mlflow.exceptions.MlflowException", "sqlalchemy.exc.SQLAlchemyError")
 OTHERS = {
-    ImportError: "Expected the package '{name}'. Received: {said}. Install it: pip install {name}.",
+    ImportError: "Expected the package '{name}'. Received: {text}. Install it: pip install {name}.",
     MemoryError: "Expected enough memory. Received: less. Use a smaller batch_size, image_size or limit.",
-    UnicodeDecodeError: "Expected text in UTF-8, of a file or the store's database. Received: {said}. Restore it.",
-    OSError: "Expected a file or a connection to work. Received: {said}. Correct it, and try again.",
+    UnicodeDecodeError: "Expected text in UTF-8, of a file or the store's database. Received: {text}. Restore it.",
+    OSError: "Expected a file or a connection to work. Received: {text}. Correct it, and try again.",
 }
 DENIED = ("401", "403", "PERMISSION_DENIED", "UNAUTHENTICATED", "Unauthorized", "Forbidden")
 
 
-def sentence(error) -> str | None:
-    """What was expected, what was received and what to do; `None` for an error that is none of the user's."""
+def sentence(error: Exception) -> str | None:
+    """Say what was expected, what was received and what to do; return `None` for an error that no user can cause."""
     family = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
-    said = masked(first_line(error))
+    text = masked(first_line(error))
     full = f"{error} {error.__cause__ or ''}"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "database or disk is full" in full:
-        where = f" for '{error.filename}'" if getattr(error, "filename", None) else ""
+        where = f" for '{name}'" if (name := getattr(error, "filename", None)) else ""
         return (
-            f"Expected space on the disk{where}. Received: {said}. Free some ('cnnlab cache --clear'), and try again."
+            f"Expected space on the disk{where}. Received: {text}. Free some ('cnnlab cache --clear'), and try again."
         )
     if isinstance(error, sqlite3.Error) or family & set(KINDS):
         if any(word in full for word in DENIED):
             return (
-                f"Expected the store to permit this. Received: {said}. Set MLFLOW_TRACKING_USERNAME and "
+                f"Expected the store to permit this. Received: {text}. Set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user with the permission."
             )
-        return f"Expected the store to do this. Received: {said}. See that it is whole and can be written."
-    for kind, said_of in OTHERS.items():
+        return f"Expected the store to do this. Received: {text}. See that it is whole and can be written."
+    for kind, template in OTHERS.items():
         if isinstance(error, kind):
-            return said_of.format(said=said, name=getattr(error, "name", None))
+            return template.format(text=text, name=getattr(error, "name", None))
     return None

@@ -1,7 +1,9 @@
-"""The `cnnlab` command: parses, calls one function, prints. Heavy imports wait until a job starts."""
+"""Run the `cnnlab` command: parse, call one function, print. Heavy imports wait until a job starts."""
 
-import contextlib
+from __future__ import annotations
+
 import gc
+import io
 import sys
 import traceback
 
@@ -15,7 +17,7 @@ from cnnlab.utils.text import escape_control_characters
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="cnnlab")
-def cli():
+def cli() -> None:
     """Train, compare and use image classifiers, with every run tracked by MLflow."""
 
 
@@ -27,13 +29,12 @@ for _command in (*training_commands.COMMANDS, *model_commands.COMMANDS, *store_c
     cli.add_command(_command)
 
 
-def main():
-    """Run the command; a `LabError` is one sentence on stderr and its exit status."""
+def main() -> None:
+    """Run the command and exit: an error that a user can cause is one sentence on standard error."""
     debug = "--debug" in sys.argv
-    with contextlib.suppress(AttributeError):  # closed, or somebody else's
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # as stderr is: a name that it has no characters for ends no job
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed, or another program's
+        # As stderr is: a name with characters that it does not have ends no job.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="cnnlab", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -51,10 +52,10 @@ def main():
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        said = sentence(error)
-        if said is None or debug:
+        text = sentence(error)
+        if text is None or debug:
             print(masked(traceback.format_exc()), file=sys.stderr)
-        print(f"error: {escape_control_characters(said or masked(first_line(error)))}", file=sys.stderr)
+        print(f"error: {escape_control_characters(text or masked(first_line(error)))}", file=sys.stderr)
         status = 1
     else:
         status = 0

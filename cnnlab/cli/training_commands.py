@@ -1,8 +1,11 @@
-"""The commands that train: one model, several, a search."""
+"""The commands that train: train, compare, tune; and features, which prepares a training."""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import click
 
@@ -35,7 +38,8 @@ restart_option = click.option(
 )
 
 
-def _given(options):
+def _given(options: dict[str, Any]) -> list[str]:
+    """Return the spellings of the options that were given."""
     return [option_name(name) for name, value in options.items() if value not in (None, ())]
 
 
@@ -49,7 +53,7 @@ def _given(options):
 @experiment_option
 @recheck_option
 @recipe_options
-def train(model, resume, restart, **options):
+def train(model: str | None, resume: str | None, restart: bool, **options: Any) -> None:
     """Train MODEL as one tracked run.
 
     The same command again goes on with a run that was interrupted, from its last checkpoint.
@@ -86,7 +90,7 @@ def train(model, resume, restart, **options):
 @experiment_option
 @recheck_option
 @recipe_options
-def compare(models, seeds, restart, **options):
+def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options: Any) -> None:
     """Train models (by default cnn and vgg16) side by side, or compare runs of the store by their ids.
 
     The same command again goes on with a comparison that was interrupted: what it has trained stays.
@@ -148,7 +152,19 @@ def compare(models, seeds, restart, **options):
 @experiment_option
 @recheck_option
 @recipe_options
-def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers, name, restart, **options):
+def tune(
+    model: str,
+    tuner: str,
+    trials: int,
+    objective: str,
+    space: tuple[str, ...],
+    finalists: int,
+    final_seeds: int,
+    workers: int | None,
+    name: str | None,
+    restart: bool,
+    **options: Any,
+) -> None:
     """Search the hyperparameters of MODEL, which is as in 'cnnlab train'.
 
     Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
@@ -187,7 +203,7 @@ def tune(model, tuner, trials, objective, space, finalists, final_seeds, workers
 @cluster_options
 @recheck_option
 @functools.partial(recipe_options, names=FEATURE_OPTIONS)
-def features(model, for_search, **options):
+def features(model: str, for_search: bool, **options: Any) -> None:
     """Store the features that MODEL's frozen layers give for the pictures of DATASET.
 
     A training with the same options then starts at once; 'cnnlab cache' shows what is stored. With --on, the pass is
