@@ -184,7 +184,7 @@ class ReplicatedModel(keras.Model):
         x, y, weights = data
         with tf.GradientTape() as tape:
             predictions = self(x, training=True)
-            loss = self.compute_loss(x, y, predictions, weights[:, 0], training=True)  # a share of the mean
+            loss = self.compute_loss(x, y, predictions, tf.abs(weights), training=True)  # a share of the mean
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self.trainable_weights)
         if any(getattr(optimizer, name) for optimizer in _optimizers(self) for name in CLIP_ARGUMENTS):
@@ -197,16 +197,17 @@ class ReplicatedModel(keras.Model):
     def test_step(self, data: tuple[Any, Any, Any]) -> dict[str, Any]:
         x, y, weights = data
         predictions = self(x, training=False)
-        loss = self.compute_loss(x, y, predictions, weights[:, 0], training=False)
+        loss = self.compute_loss(x, y, predictions, tf.abs(weights), training=False)
         return self._metrics_of_step(loss, x, y, predictions, weights)
 
     def _metrics_of_step(self, loss: Any, x: Any, y: Any, predictions: Any, weights: Any) -> dict[str, Any]:
         """Update the metrics by this device's rows, unless they are copies of another device's."""
-        rows = tf.where(tf.reduce_any(weights[:, 1] == 0), 0, tf.shape(y)[0])
+        are_copies = tf.reduce_any(tf.bitcast(weights, tf.int32) < 0)  # by the sign bit, which -0.0 has too
+        rows = tf.where(are_copies, 0, tf.shape(y)[0])
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
         mean = loss * tf.distribute.get_replica_context().num_replicas_in_sync
         tracker.update_state(mean, sample_weight=tf.cast(rows, "float32"))
-        return self.compute_metrics(x, y[:rows], predictions[:rows], weights[:rows, 0])
+        return self.compute_metrics(x, y[:rows], predictions[:rows], weights[:rows])
 
 
 class PerReplicaSeeds(keras.callbacks.Callback):
@@ -229,8 +230,8 @@ class ReplicaBatches(keras.utils.PyDataset):
     """Batches `(x, y, weights)` of which several devices get equal shares.
 
     A batch that does not divide is repeated for each device: each sees all of it, so that its mean and the statistics
-    of BatchNormalization are the batch's. `weights` are `(N, 2) float32`: a row's weight in the loss, and 1, or 0 for
-    a copy, which does not count in the metrics.
+    of BatchNormalization are the batch's. `weights` are `(N,) float32`, those of the loss; copies have them with a
+    negative sign, as they do not count in the metrics: Keras passes nothing else on with a row.
 
     Args:
         batches: the batches of the training.
@@ -250,11 +251,8 @@ class ReplicaBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]]:
         x, y, *given = self.batches[index]
-        weights = np.ones((len(x), 2), "float32")
-        if given:
-            weights[:, 0] = given[0]
+        weights = given[0] if given else np.ones(len(x), "float32")
         if len(x) % self.devices == 0:
             return x, y, weights
         x, y = (np.concatenate([rows] * self.devices) for rows in (x, y))
-        copies = weights * np.array([1, 0], "float32")
-        return x, y, np.concatenate([weights, *[copies] * (self.devices - 1)])
+        return x, y, np.concatenate([weights, *[-weights] * (self.devices - 1)])
