@@ -1,38 +1,55 @@
-"""Augmentations by name: Keras's own layers, which do nothing outside of training, and what is done to the batches.
+"""Augmentations by name, such as "flip,crop:0.06": Keras layers, which only act in training, and changes of batches.
 
-`augment` names one or more, separated by commas or "+", each with a strength of its own if wished: "flip,crop:0.06".
-Light, for the recipe: Keras is imported where layers are made.
+A recipe's `augment` names one or more of them, separated by commas or "+", each perhaps with a strength. The recipe
+imports this module, so Keras is imported only where layers are made.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cnnlab.errors import ArgumentError, expect_one_of
 
-# name: (strength, highest strength, what it is the strength of)
-GEOMETRY = {
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+    import numpy.typing as npt
+
+# Of each the usual strength, the highest one, and what the strength is; `None` for those without one.
+Kinds = dict[str, tuple[float | None, float | None, str]]
+GEOMETRY: Kinds = {
     "flip": (None, None, "a mirror image half of the time"),
     "shift": (0.1, 1, "share of the side, in fractions of pixels"),
     "crop": (0.125, 1, "share of the side, in whole pixels: a random crop of the picture padded by its reflection"),
     "rotate": (0.03, 0.5, "share of a full turn"),
     "zoom": (0.1, 0.9, "share of the size"),
 }
-PIXELS = {
+PIXELS: Kinds = {
     "color": (0.2, 1, "share of brightness, contrast, saturation and, a quarter of it, hue"),
     "randaugment": (0.5, 1, "magnitude of two random operations (arXiv:1909.13719)"),
     "cutout": (0.25, 1, "side of the grey square, share of the picture's (arXiv:1708.04552)"),
 }
-MIXES = {
+MIXES: Kinds = {
     "mixup": (0.2, 1, "alpha of the beta distribution (arXiv:1710.09412)"),
     "cutmix": (1.0, 1, "alpha of the beta distribution (arXiv:1905.04899)"),
 }
-# Of the batches, as it goes by the picture and the epoch: no layer knows either.
-ALTERNATING = {"altflip": (None, None, "a mirror image in every second epoch, half of the pictures at a time")}
-LAYERS = {**GEOMETRY, **PIXELS}
-KINDS = {**ALTERNATING, **LAYERS, **MIXES}
-SMALL = 25 / 32  # of a picture's side, with progressive_resizing
-PRESETS = {"none": (), "full": ("flip", "shift", "rotate", "zoom")}
+# Done to the batches, as it depends on the picture and the epoch, which no layer knows.
+ALTERNATING: Kinds = {"altflip": (None, None, "a mirror image in every second epoch, half of the pictures at a time")}
+LAYERS: Kinds = {**GEOMETRY, **PIXELS}
+KINDS: Kinds = {**ALTERNATING, **LAYERS, **MIXES}
+CROP_SHARE = 25 / 32  # of a picture's side, in the first stage of progressive_resizing
+PRESETS: dict[str, tuple[str, ...]] = {"none": (), "full": ("flip", "shift", "rotate", "zoom")}
 
 
-def parse_augment(augment) -> dict:
-    """`{name: strength}` in the order in which they are applied.
+def parse_augment(augment: str) -> dict[str, float | None]:
+    """Parse the names and strengths of augmentations.
+
+    Args:
+        augment: as in a recipe.
+
+    Returns:
+        The strength of each by its name, in the order in which they are applied; `None` for those without one.
 
     Raises:
         ArgumentError: an unknown name, a strength out of bounds, or both ways to mirror.
@@ -51,54 +68,73 @@ def parse_augment(augment) -> dict:
     return {name: given[name] for name in KINDS if name in given}
 
 
-def mixing_strengths(augment) -> dict:
-    """Those that mix pairs of pictures with their labels, which happens before the model sees them."""
+def mixing_strengths(augment: str) -> dict[str, float | None]:
+    """Return the strengths of the augmentations that mix pairs of pictures and their labels, by name.
+
+    They are applied to the batches, before the model.
+    """
     return {name: strength for name, strength in parse_augment(augment).items() if name in MIXES}
 
 
-def has_alternating_flip(augment) -> bool:
-    """Whether pictures are mirrored in every second epoch (arXiv:2404.00498): a picture is seen both ways
-    within any two epochs, where a coin shows half of the pictures one way twice.
+def has_alternating_flip(augment: str) -> bool:
+    """Return whether pictures are mirrored in every second epoch (arXiv:2404.00498).
+
+    So a picture is seen both ways within any two epochs, where random flips show half of the pictures one way twice.
     """
     return "altflip" in parse_augment(augment)
 
 
-def crop_side(side) -> int:
-    """Pixels a side of the crops that a training with `progressive_resizing` begins with."""
-    return round(SMALL * side)
+def crop_side(side: int) -> int:
+    """Return the pixels a side of the crops that a training with `progressive_resizing` begins with."""
+    return round(CROP_SHARE * side)
 
 
-def augmented(x, augment):
-    """Augmented pixels of a Keras tensor `(N, H, W, 3)`, 0 to 255, without what is done to the batches."""
+def augment_pixels(x: keras.KerasTensor, augment: str) -> keras.KerasTensor:
+    """Apply the layers among the augmentations to pixels.
+
+    Args:
+        x: Keras tensor `(N, H, W, 3)`, 0 to 255.
+        augment: as in a recipe; what is done to the batches is skipped.
+
+    Returns:
+        A Keras tensor of the same shape.
+    """
     for name, strength in parse_augment(augment).items():
         if name in LAYERS:
             x = _layer(name, strength)(x)
     return x
 
 
-def mixing_layers(augment, seed) -> list:
-    """Layers that take `{"images", "labels"}`, labels one-hot `(N, C) float32`."""
-    from keras import layers
+def mixing_layers(augment: str, seed: int) -> list[Any]:
+    """Make the layers that mix pairs of pictures.
 
-    makers = {
+    They take `{"images", "labels"}`, images `(N, H, W, 3)` and labels one-hot `(N, C) float32`.
+    """
+    import keras
+
+    layers: Any = keras.layers  # its annotations allow no ranges, which its documentation does
+
+    makers: dict[str, Callable[[Any], Any]] = {
         "mixup": lambda alpha: layers.MixUp(alpha, seed=seed),
         "cutmix": lambda alpha: layers.CutMix((alpha, alpha), seed=seed),
     }
     return [makers[name](strength) for name, strength in mixing_strengths(augment).items()]
 
 
-def augment_examples(images, shares, augment, seed):
-    """What a training sees of some pictures.
+def augment_examples(
+    images: npt.NDArray[np.uint8], shares: npt.NDArray[np.float32], augment: str, seed: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Augment some pictures as a training would, to show them.
 
     Args:
         images: `(N, H, W, 3) uint8`.
-        shares: `(N, C) float32`, one-hot.
-        augment: names, as in a recipe.
-        seed: of the mixing; of pictures that alternate, every second one is mirrored with an even seed, the others with
+        shares: `(N, C) float32`, one-hot labels.
+        augment: as in a recipe.
+        seed: of the mixing. Of an alternating flip, every second picture is mirrored with an even seed, the others with
             an odd one.
 
     Returns:
-        `(images, shares)` after one augmentation, the same shapes and types.
+        `(images, shares)` with the same shapes and types; a mixed picture has a share of two classes.
     """
     import keras
     import numpy as np
@@ -106,20 +142,22 @@ def augment_examples(images, shares, augment, seed):
     if has_alternating_flip(augment):
         images = images.copy()
         images[seed % 2 :: 2] = images[seed % 2 :: 2, :, ::-1]
-    given = keras.Input(images.shape[1:], dtype="uint8")
-    pixels = keras.ops.cast(augmented(given, augment), "float32")
-    seen = keras.ops.convert_to_numpy(keras.Model(given, pixels)(images, training=True))
+    given: Any = keras.Input(images.shape[1:], dtype="uint8")
+    pixels = keras.ops.cast(augment_pixels(given, augment), "float32")
+    seen: Any = keras.ops.convert_to_numpy(keras.Model(given, pixels)(images, training=True))
     for layer in mixing_layers(augment, seed):
         mixed = layer({"images": seen, "labels": shares}, training=True)
-        seen, shares = (keras.ops.convert_to_numpy(mixed[name]) for name in ("images", "labels"))
+        seen, shares = np.asarray(mixed["images"]), np.asarray(mixed["labels"])
     return np.clip(np.rint(seen), 0, 255).astype("uint8"), shares
 
 
-def _layer(name, strength):
-    from keras import layers
+def _layer(name: str, strength: Any) -> Any:
+    import keras
+
+    layers: Any = keras.layers  # its annotations allow no ranges, which its documentation does
 
     # float32 under any policy, as bfloat16 has not the digits for pixels.
-    reflected = {"fill_mode": "reflect", "dtype": "float32"}
+    reflected: dict[str, Any] = {"fill_mode": "reflect", "dtype": "float32"}
     half = (strength or 0) / 2
     makers = {
         "flip": lambda: layers.RandomFlip("horizontal", name="random_flip"),
@@ -151,7 +189,8 @@ def _layer(name, strength):
     return makers[name]()
 
 
-def _strength(name, text):
+def _strength(name: str, text: str) -> float:
+    """Parse a strength, and check that it is within its bounds."""
     _, highest, what = KINDS[name]
     if highest is None:
         raise ArgumentError(f"Expected no strength with {name}. Received: '{text}'. Leave it out.")

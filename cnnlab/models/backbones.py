@@ -1,10 +1,13 @@
-"""The networks of `keras.applications` that may stand under a head, a row each.
+"""A table of the networks of `keras.applications` that can be backbones: sizes, preprocessing and stages of each.
 
-Seen in Keras 3.15.1. A preprocessing of "inside" means that the network has its own; the others are those of
-`keras.applications.imagenet_utils.preprocess_input`. Sizes are pixels a side, the usual one that of the ImageNet
-weights. Parameters are without the top. One with depthwise convolutions is no faster in bfloat16 on a processor. The
-stages are named by the layer that each starts behind, topmost first; the last one starts at the image.
+As of Keras 3.15.1. A preprocessing of "inside" means that the network has its own; the others are the modes of
+`keras.applications.imagenet_utils.preprocess_input`. Sizes are pixels a side: the smallest that the network takes, and
+the one that the ImageNet weights were trained at. Parameters are without the top. A network with depthwise convolutions
+(column dw) is no faster in bfloat16 on a CPU. Each stage is named by the layer that it starts behind, the topmost
+first; the last one starts at the image.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -55,13 +58,13 @@ ConvNeXtXLarge    inside  32 224   348147968 yes convnext_xlarge_downsampling_bl
 
 @dataclass(frozen=True)
 class Backbone:
-    """What there is to know of a network before it is built.
+    """Describe a network of `keras.applications` before it is built.
 
     Attributes:
         build: its name in `keras.applications`.
-        preprocess: a mode of `imagenet_utils.preprocess_input`, or `None` where the network has it inside.
-        smallest, usual: pixels a side.
-        parameters: numbers, without the top.
+        preprocess: a mode of `imagenet_utils.preprocess_input`, or `None` where the network preprocesses inside.
+        smallest, usual: pixels a side that it takes at least, and that it was trained with.
+        parameters: how many, without the top.
         depthwise: whether it has depthwise convolutions.
         stages: names of the layers that the stages start behind, top first; "" is the image.
     """
@@ -76,19 +79,26 @@ class Backbone:
 
     @property
     def download(self) -> int:
-        """Bytes of the ImageNet weights, about: four a parameter."""
+        """Return about how many bytes the ImageNet weights have: four a parameter."""
         return 4 * self.parameters
 
 
-def _row(line):
+def _row(line: str) -> Backbone:
     build, preprocess, smallest, usual, parameters, depthwise, *stages = line.split()
-    sizes = (int(number) for number in (smallest, usual, parameters))
-    return Backbone(build, None if preprocess == "inside" else preprocess, *sizes, depthwise == "yes", (*stages, ""))
+    return Backbone(
+        build,
+        None if preprocess == "inside" else preprocess,
+        int(smallest),
+        int(usual),
+        int(parameters),
+        depthwise == "yes",
+        (*stages, ""),
+    )
 
 
-BACKBONES = {row.build.lower(): row for row in map(_row, TABLE.strip().splitlines()[1:])}
+BACKBONES: dict[str, Backbone] = {row.build.lower(): row for row in map(_row, TABLE.strip().splitlines()[1:])}
 
 
-def too_many_stages(field, count, name, received) -> str:
-    """The sentence for more stages than a network has."""
+def too_many_stages(field: str, count: int, name: str, received: object) -> str:
+    """Return the error message for more stages than a network has."""
     return f"Expected {field} to be at most {count}, the stages of {name}. Received: {received}."

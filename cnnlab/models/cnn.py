@@ -1,21 +1,29 @@
-"""A CNN from scratch."""
+"""`cnn`: a small convolutional network that is trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from cnnlab.errors import ArgumentError
 
+if TYPE_CHECKING:  # Keras is loaded where a model is built
+    import keras
+
 
 def cnn(
-    input_shape,
-    num_classes,
+    input_shape: tuple[int, ...],
+    num_classes: int,
     *,
-    image_size=None,
-    filters=(32, 64, 128),
-    kernel_size=3,
-    padding="valid",
-    dense_units=128,
-    dropout=0.0,
-    augment="none",
-):
-    """A convolution and 2x2 max pooling per entry of `filters`, Flatten, Dense, softmax.
+    image_size: int | None = None,
+    filters: Sequence[int] = (32, 64, 128),
+    kernel_size: int = 3,
+    padding: Literal["valid", "same"] = "valid",
+    dense_units: int = 128,
+    dropout: float = 0.0,
+    augment: str = "none",
+) -> keras.Model:
+    """Build a convolution and 2x2 max pooling per entry of `filters`, then Flatten, Dense and softmax.
 
     Args:
         input_shape: `(height, width, 3)` of the pictures.
@@ -48,8 +56,8 @@ def cnn(
     return keras.Model(images, dense_head(x, num_classes, "flatten", dense_units, dropout), name="cnn")
 
 
-def check_cnn(side, *, filters, kernel_size, padding, **_) -> None:
-    """Raise `ArgumentError` where images of that many pixels a side are too small for that many blocks."""
+def check_cnn(side: int, *, filters: Sequence[int], kernel_size: int, padding: str, **_: Any) -> None:
+    """Raise `ArgumentError` where images of `side` x `side` pixels are too small for that many blocks."""
     left = side
     for i in range(1, len(filters) + 1):
         if left < (2 if padding == "same" else kernel_size + 1):

@@ -1,4 +1,10 @@
-"""A user's own model: a function in a file, `my_models.py:build_net`, `(input_shape, num_classes, **arguments)`."""
+"""Custom models: functions of the user's, given as `my_models.py:build_net`, that build a Keras model.
+
+Such a function takes `(input_shape, num_classes, **arguments)`. Its file is read once for a command (`pinned_sources`),
+so that all trainings of the command use the same code.
+"""
+
+from __future__ import annotations
 
 import ast
 import contextlib
@@ -7,42 +13,49 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.startup import load_tensorflow
 
 STORED_CODE_VARIABLE = "CNNLAB_STORED_CODE"
-PINNED = {}  # texts that stand for a function's file, by its full name
+# The code of custom models within `pinned_sources`, by their absolute names. A model is named in many places, such as
+# recipes, so that the code is not handed down with each name.
+_pinned: dict[str, str] = {}
 
 
-def is_custom(name) -> bool:
-    """Whether a model's name means a function in a file."""
+def is_custom(name: str) -> bool:
+    """Return whether a model's name means a function in a file."""
     return ".py:" in name
 
 
-def function_name(name) -> str:
-    """The function's name in `FILE.py:FUNCTION`."""
+def function_name(name: str) -> str:
+    """Return the function's name in `FILE.py:FUNCTION`."""
     return name.rpartition(":")[2]
 
 
-def absolute_name(name) -> str:
-    """The same with the file's full path, so that it means the same from another folder."""
+def absolute_name(name: str) -> str:
+    """Return the name with the file's full path, so that it means the same from another folder."""
     file, _, function = name.rpartition(":")
     return f"{Path(file).resolve()}:{function}"
 
 
-def read_source(name) -> str:
-    """The text of the file.
+def read_source(name: str) -> str:
+    """Return the code of a custom model's file; within `pinned_sources` what it was at the beginning.
 
     Raises:
         ArgumentError: there is no such file.
+        LabError: it is not a text file.
     """
     file = name.rpartition(":")[0]
-    if absolute_name(name) in PINNED:
-        return PINNED[absolute_name(name)]
+    if absolute_name(name) in _pinned:
+        return _pinned[absolute_name(name)]
     if not Path(file).is_file():
         raise ArgumentError(f"Expected the model's file to exist. Received: '{file}', which does not.")
     try:
@@ -52,30 +65,30 @@ def read_source(name) -> str:
 
 
 @contextmanager
-def pinned_sources(names, text=None):
-    """Inside, functions are what they are now, whatever becomes of their files, or what `text` says.
+def pinned_sources(names: Iterable[str], text: str | None = None) -> Iterator[None]:
+    """Keep the code of custom models as it is now, whatever becomes of their files until the end of the block.
 
     Args:
-        names: of models, of whatever kind.
-        text: of the file of the only one, as a store has it.
+        names: of models; those that are not custom are skipped.
+        text: the code of the only one as a store has it, which is used in place of its file.
 
     Raises:
-        LabError: that text is not what the file holds now, and nobody has said that it may run.
+        LabError: that text is not what the file holds now, and `$CNNLAB_STORED_CODE` does not allow it to run.
     """
-    for name in names:
-        if text is not None and is_custom(name):
-            _expect_trusted(name, text)
-    before = dict(PINNED)
-    PINNED.update({absolute_name(name): text or read_source(name) for name in names if is_custom(name)})
+    names = [name for name in names if is_custom(name)]
+    for name in names if text is not None else ():
+        _expect_trusted(name, text)
+    before = dict(_pinned)
+    _pinned.update({absolute_name(name): text or read_source(name) for name in names})
     try:
         yield
     finally:
-        PINNED.clear()
-        PINNED.update(before)
+        _pinned.clear()
+        _pinned.update(before)
 
 
-def _expect_trusted(name, text):
-    """A store may be somebody else's, and the code in it too."""
+def _expect_trusted(name: str, text: str | None) -> None:
+    """Raise `LabError` for stored code that is not the file's, as a store may be somebody else's."""
     file = name.rpartition(":")[0]
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if read_variable(STORED_CODE_VARIABLE) == "run" or Path(file).read_text(encoding="utf-8") == text:
@@ -87,8 +100,8 @@ def _expect_trusted(name, text):
     )
 
 
-def load(name):
-    """The function.
+def load(name: str) -> Callable[..., Any]:
+    """Import the file of a custom model and return the function.
 
     Raises:
         ArgumentError: the file does not exist, has no such function, or one without the two arguments.
@@ -97,25 +110,10 @@ def load(name):
     return _load(absolute_name(name), read_source(name))
 
 
-@functools.cache  # a module a version of the file: what it registers with Keras is registered once
-def _load(name, source):
+@functools.cache  # one module for a version of the file: classes in it are registered with Keras once
+def _load(name: str, source: str) -> Callable[..., Any]:
     file, _, function = name.rpartition(":")
-    module_name = f"cnnlab_own_{Path(file).stem}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, loader=None, origin=file))
-    module.__file__ = file
-    load_tensorflow()  # which the file will import, with all that it prints
-    sys.modules[module_name] = module
-    sys.path.insert(0, str(Path(file).parent))  # it may import its neighbours
-    try:
-        exec(compile(source, file, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(module_name)
-        raise LabError(
-            f"Expected '{file}' to be a Python file that can be imported. Received {type(error).__name__}: "
-            f"{first_line(error)}. Correct it."
-        ) from error
-    finally:
-        sys.path.remove(str(Path(file).parent))
+    module = _import(file, source)
     functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
     if not functions:
         raise ArgumentError(f"Expected '{file}' to have a function '{function}'. Received a file without functions.")
@@ -130,12 +128,33 @@ def _load(name, source):
     return getattr(module, function)
 
 
-def parse_arguments(pairs, defaults) -> dict:
-    """`("width=32", ...)` as keyword arguments, each of the type of its default.
+def _import(file: str, source: str) -> ModuleType:
+    """Run a file's code as a module, whose name has a hash of the code in it."""
+    module_name = f"cnnlab_own_{Path(file).stem}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    module = importlib.util.module_from_spec(ModuleSpec(module_name, loader=None, origin=file))
+    module.__file__ = file
+    load_tensorflow()  # before the file imports it, as it would print its start-up messages
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(Path(file).parent))  # it may import its neighbours
+    try:
+        exec(compile(source, file, "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(module_name)
+        raise LabError(
+            f"Expected '{file}' to be a Python file that can be imported. Received {type(error).__name__}: "
+            f"{first_line(error)}. Correct it."
+        ) from error
+    finally:
+        sys.path.remove(str(Path(file).parent))
+    return module
+
+
+def parse_arguments(pairs: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse `("width=32", ...)` as keyword arguments, each of the type of its default.
 
     Args:
-        pairs: as `--arg` gives them.
-        defaults: argument to its default, or `inspect.Parameter.empty`.
+        pairs: as `--arg` takes them.
+        defaults: the default of each argument, or `inspect.Parameter.empty`.
 
     Raises:
         ArgumentError: an unknown argument, or a value of another type.
@@ -152,8 +171,8 @@ def parse_arguments(pairs, defaults) -> dict:
     return values
 
 
-def parse_value(name, text, default):
-    """A value of the type of the argument's default; without a default what Python reads it as, else a text."""
+def parse_value(name: str, text: str, default: Any) -> Any:
+    """Parse a value as the type of the argument's default; without a default as a Python literal, else as text."""
     kind = type(default)
     try:
         if kind is bool:

@@ -1,12 +1,17 @@
-"""A model as a file of ONNX, LiteRT, TensorFlow's SavedModel or Keras, and in its runtime."""
+"""Write a trained model as ONNX, LiteRT, TensorFlow SavedModel or Keras, and run what was written."""
+
+from __future__ import annotations
 
 import importlib.util
 import json
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from cnnlab.errors import LabError, first_line
@@ -15,13 +20,18 @@ from cnnlab.utils.signals import signals_held
 from cnnlab.utils.startup import quiet
 from cnnlab.utils.text import escape_control_characters
 
-ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "", "keras": ".keras"}
+Images = npt.NDArray[np.uint8]  # (N, H, W, 3)
+Predict = Callable[[Images], npt.NDArray[np.float32]]  # to (N, num_classes) probabilities
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+ENDINGS: dict[str, str] = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "", "keras": ".keras"}
 PACKAGES = {"onnx": ("onnx", "tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}  # of the extra of that name
 ABOUT, LABELS = "cnnlab.json", "labels.txt"
 
 
-def expect_packages(file_format) -> None:
-    """Raise `LabError` where a format's own packages are not installed."""
+def expect_packages(file_format: str) -> None:
+    """Raise `LabError` where packages that a format needs are not installed."""
     for name in PACKAGES.get(file_format, ()):
         if importlib.util.find_spec(name) is None:
             raise LabError(
@@ -30,21 +40,23 @@ def expect_packages(file_format) -> None:
             )
 
 
-def write_model(model, path, file_format, about, calibration=None) -> None:
-    """Write a trained model for answers alone.
+def write_model(
+    model: keras.Model, path: str | Path, file_format: str, about: dict[str, Any], calibration: Images | None = None
+) -> None:
+    """Write a trained model for inference.
 
     ONNX carries `about` as its metadata. LiteRT and Keras files have `cnnlab.json` and `labels.txt` in the zip archive
     at their end, where LiteRT's tools look for labels; a SavedModel has them in its folder `assets.extra`.
 
     Args:
         model: `keras.Model` from `(N, H, W, 3) uint8` to probabilities.
-        path: of the file, or of a SavedModel's folder, which is made.
+        path: of the file, or of a SavedModel's folder, which is created.
         file_format: one of `ENDINGS`.
         about: JSON-able values by name, "class_names" among them.
-        calibration: `(M, H, W, 3) uint8`, pictures by whose activations a LiteRT file is rounded to 8-bit integers.
+        calibration: `(M, H, W, 3) uint8`, pictures whose activations set the ranges of a LiteRT file of 8-bit integers.
 
     Raises:
-        LabError: the format has no operation for something in the model.
+        LabError: the format has no operation for a layer of the model.
     """
     path = Path(path)
     try:
@@ -73,17 +85,22 @@ def write_model(model, path, file_format, about, calibration=None) -> None:
                 archive.writestr(name, text)
 
 
-def open_model(path, file_format):
-    """A written model in its own runtime: a function from `(N, H, W, 3) uint8` to `(N, num_classes) float32`.
+def open_model(path: str | Path, file_format: str) -> Predict:
+    """Open a written model in its own runtime.
+
+    Returns:
+        A function from images `(N, H, W, 3) uint8` to probabilities `(N, num_classes) float32`, which raises `LabError`
+        where the runtime fails.
 
     Raises:
-        LabError: the runtime does not take the file; so does the function.
+        LabError: the runtime does not take the file.
     """
     run = _run(file_format, _OPENERS[file_format], str(path))
     return lambda images: _run(file_format, run, images)
 
 
-def _run(file_format, function, argument):
+def _run(file_format: str, function: Callable[[Given], Result], argument: Given) -> Result:
+    """Call a function of a runtime, and turn its errors into a `LabError`."""
     try:
         with quiet():
             return function(argument)
@@ -94,10 +111,10 @@ def _run(file_format, function, argument):
         ) from error
 
 
-def read_about(path, file_format) -> dict:
-    """What a written model says of itself."""
+def read_about(path: str | Path, file_format: str) -> dict[str, Any]:
+    """Read the values that `write_model` wrote with a model."""
     if file_format == "onnx":
-        import onnx
+        import onnx  # pyright: ignore[reportMissingImports]
 
         props = onnx.load(path, load_external_data=False).metadata_props
         return {prop.key: json.loads(prop.value) for prop in props}
@@ -107,21 +124,22 @@ def read_about(path, file_format) -> dict:
         return json.loads(archive.read(ABOUT))
 
 
-def _write_onnx(model, path, calibration):
-    _teach_erfc()
+def _write_onnx(model: keras.Model, path: Path, calibration: Images | None) -> None:
+    _register_erfc()
     shape = (None, *model.input_shape[1:])
-    signature = [keras.InputSpec(shape=shape, dtype="uint8", name="images")]  # or Keras wants it called before
+    # Without a signature Keras needs a model that was called before.
+    signature = [keras.InputSpec(shape=shape, dtype="uint8", name="images")]
     inference_model(model, portable=True).export(path, format="onnx", input_signature=signature, verbose=False)
 
 
-def _write_litert(model, path, calibration):
+def _write_litert(model: keras.Model, path: Path, calibration: Images | None) -> None:
     # Without TensorFlow's own operations, which LiteRT's package does not have.
-    options = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
+    options: dict[str, Any] = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
     if calibration is not None:
         whole_range = calibration[:1].copy()
         whole_range[:, 0, :2] = [[0], [255]]
 
-        def pictures():
+        def pictures() -> Iterator[list[npt.NDArray[np.float32]]]:
             # A black and a white pixel make a step of the input 1, so that it takes pixels as they are.
             for images in (whole_range, *np.split(calibration, len(calibration))):
                 yield [images.astype("float32")]
@@ -136,30 +154,30 @@ def _write_litert(model, path, calibration):
     converted.export(path, format="litert", verbose=False, **options)
 
 
-def _write_saved_model(model, path, calibration):
+def _write_saved_model(model: keras.Model, path: Path, calibration: Images | None) -> None:
     inference_model(model).export(path, format="tf_saved_model", verbose=False)
 
 
-def _write_keras(model, path, calibration):
+def _write_keras(model: keras.Model, path: Path, calibration: Images | None) -> None:
     inference_model(model).save(path)
 
 
-def _open_onnx(path):
-    import onnxruntime
+def _open_onnx(path: str) -> Predict:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]
 
 
-def _open_litert(path):
-    from ai_edge_litert.interpreter import Interpreter
+def _open_litert(path: str) -> Predict:
+    from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
 
     interpreter = Interpreter(path)
     interpreter.allocate_tensors()
     given, answer = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
-    def predict(images):
+    def predict(images: Images) -> npt.NDArray[np.float32]:
         interpreter.resize_tensor_input(given, images.shape)
         interpreter.allocate_tensors()
         interpreter.set_tensor(given, images)
@@ -169,22 +187,33 @@ def _open_litert(path):
     return predict
 
 
-def _open_saved_model(path):
-    loaded = tf.saved_model.load(path)
+def _open_saved_model(path: str) -> Predict:
+    loaded: Any = tf.saved_model.load(path)
     return lambda images: loaded.serve(images).numpy()
 
 
-def _open_keras(path):
-    loaded = keras.models.load_model(path)
+def _open_keras(path: str) -> Predict:
+    loaded: Any = keras.models.load_model(path)
     return loaded.predict_on_batch
 
 
-_WRITERS = {"onnx": _write_onnx, "litert": _write_litert, "saved_model": _write_saved_model, "keras": _write_keras}
-_OPENERS = {"onnx": _open_onnx, "litert": _open_litert, "saved_model": _open_saved_model, "keras": _open_keras}
+_WRITERS: dict[str, Callable[[keras.Model, Path, Images | None], None]] = {
+    "onnx": _write_onnx,
+    "litert": _write_litert,
+    "saved_model": _write_saved_model,
+    "keras": _write_keras,
+}
+_OPENERS: dict[str, Callable[[str], Predict]] = {
+    "onnx": _open_onnx,
+    "litert": _open_litert,
+    "saved_model": _open_saved_model,
+    "keras": _open_keras,
+}
 
 
-def _describe_onnx(path, about):
-    import onnx
+def _describe_onnx(path: Path, about: dict[str, Any]) -> None:
+    """Name the batch dimension of an ONNX file, and write values as its metadata."""
+    import onnx  # pyright: ignore[reportMissingImports]
 
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
@@ -193,14 +222,14 @@ def _describe_onnx(path, about):
     onnx.save(model, path)
 
 
-def _teach_erfc():
-    """Give tf2onnx 1.17 a word for Erfc, which TensorFlow makes GELU of: 1 - Erf."""
-    from tf2onnx.handler import tf_op
+def _register_erfc() -> None:
+    """Register a conversion of Erfc, of which TensorFlow makes GELU, with tf2onnx 1.17, which has none: 1 - Erf."""
+    from tf2onnx.handler import tf_op  # pyright: ignore[reportMissingImports]
 
     @tf_op("Erfc")
     class Erfc:
         @classmethod
-        def version_9(cls, graph, node, **_):
+        def version_9(cls, graph: Any, node: Any, **_: Any) -> None:
             shapes, dtypes = node.output_shapes, node.output_dtypes
             one = graph.make_const(f"{node.name}_one", np.ones((), np.float32)).output[0]
             erf = graph.make_node("Erf", [node.input[0]]).output[0]

@@ -1,18 +1,24 @@
-"""A trained model as a graph for answers alone: without augmentation, in float32, of operations that runtimes know."""
+"""Rebuild a trained model for inference: without augmentation, in float32, of operations that other runtimes have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 
-ROUNDED = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
-MIXING = ("RandAugment", "AugMix", "MixUp", "CutMix")
+HALF_PRECISIONS = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+AUGMENTATIONS = ("RandAugment", "AugMix", "MixUp", "CutMix")  # beside the layers whose names start with "Random"
 
 
-def inference_model(model, *, portable=False, float_input=False):
-    """A model made anew for answers, with the weights of a trained one.
+def inference_model(model: keras.Model, *, portable: bool = False, float_input: bool = False) -> keras.Model:
+    """Rebuild a trained model for inference, with the same weights.
 
-    Called without a word, a model of Keras 3.15 with a preprocessing layer in it takes itself to be in a training: it
-    augments, and BatchNormalization goes by the batch. So `export` would write it. Here layers of augmentation are
-    casts, and everything is told that it is not trained. Layers in half precision compute in float32.
+    Called without the argument `training`, a model of Keras 3.15 that has a preprocessing layer runs as in training: it
+    augments, and BatchNormalization uses the batch's statistics; `export` would write it so. Here layers of
+    augmentation become casts, and every layer is called with `training=False`. Layers in half precision compute in
+    float32.
 
     Args:
         model: `keras.Model` from raw images `(N, H, W, 3)` to probabilities; it stays as it is.
@@ -25,8 +31,8 @@ def inference_model(model, *, portable=False, float_input=False):
         A `keras.Model`, not compiled, from `(N, H, W, 3) uint8, 0..255` to `(N, num_classes) float32`.
     """
     config = keras.saving.serialize_keras_object(model)
-    made = keras.saving.deserialize_keras_object(
-        _rewritten(config, portable, float_input), custom_objects={"MatrixResizing": MatrixResizing}
+    made: Any = keras.saving.deserialize_keras_object(
+        _rewrite(config, portable, float_input), custom_objects={"MatrixResizing": MatrixResizing}
     )
     made.set_weights(model.get_weights())
     for layer in _layers_of(made):
@@ -34,83 +40,88 @@ def inference_model(model, *, portable=False, float_input=False):
             layer.finalize_state()  # it computes with copies of its weights
             if portable:
                 layer.mean, layer.variance = map(keras.ops.convert_to_numpy, (layer.mean, layer.variance))
-    images = keras.Input(made.input_shape[1:], dtype="float32" if float_input else "uint8", name="images")
+    images: Any = keras.Input(made.input_shape[1:], dtype="float32" if float_input else "uint8", name="images")
     x = images if made.inputs[0].dtype == images.dtype else keras.ops.cast(images, made.inputs[0].dtype)
     return keras.Model(images, made(x, training=False), name=made.name)
 
 
-def is_rounded(model) -> bool:
-    """Whether any layer of a model computes in half precision."""
+def is_rounded(model: keras.Model) -> bool:
+    """Return whether any layer of a model computes in half precision."""
     text = model.to_json()
-    return any(f'"{name}"' in text for name in ROUNDED)
+    return any(f'"{name}"' in text for name in HALF_PRECISIONS)
 
 
 class MatrixResizing(keras.layers.Layer):
-    """What `keras.layers.Resizing` does to pictures of one size, as two products with constant matrices.
+    """Resize pictures of one size as `keras.layers.Resizing` does, by two products with constant matrices.
 
-    Each row of a resized picture is a weighted sum of rows, and so it is with columns: resizing one-pixel stripes gives
-    the weights.
+    Each row of a resized picture is a weighted sum of the picture's rows, and so are the columns: resizing one-pixel
+    stripes gives the weights.
 
     Args:
         resizing: the configuration of the `Resizing` layer.
     """
 
-    def __init__(self, resizing, **options):
+    def __init__(self, resizing: dict[str, Any], **options: Any) -> None:
         super().__init__(**options)
         self.resizing = resizing
 
-    def build(self, shape):
-        resize = keras.layers.Resizing.from_config({**self.resizing, "dtype": "float32"})
-        _, height, width, _ = shape
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        """Compute the matrices `(height, new height)` and `(width, new width)`."""
+        resize: Any = keras.layers.Resizing.from_config({**self.resizing, "dtype": "float32"})
+        height, width = shape[1] or 0, shape[2] or 0
         rows, columns = np.eye(height, dtype="float32"), np.eye(width, dtype="float32")
         rows = np.broadcast_to(rows[:, :, None, None], (height, height, width, 1))
         columns = np.broadcast_to(columns[:, None, :, None], (width, height, width, 1))
-        self.rows = keras.ops.convert_to_numpy(resize(rows))[:, :, 0, 0]  # (height, new height)
-        self.columns = keras.ops.convert_to_numpy(resize(columns))[:, 0, :, 0]  # (width, new width)
+        self.rows = np.asarray(resize(rows))[:, :, 0, 0]
+        self.columns = np.asarray(resize(columns))[:, 0, :, 0]
 
-    def call(self, images):
+    def call(self, images: Any) -> Any:
+        """Resize `(N, H, W, C)`."""
         images = keras.ops.einsum("nhwc,hg->ngwc", keras.ops.cast(images, "float32"), self.rows)
         return keras.ops.einsum("ngwc,wv->ngvc", images, self.columns)
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the shape of the resized pictures."""
         return (shape[0], self.resizing["height"], self.resizing["width"], shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """Return the configuration."""
         return {**super().get_config(), "resizing": self.resizing}
 
 
-def _layers_of(model):
+def _layers_of(model: Any) -> Iterator[Any]:
     for layer in model.layers:
         yield layer
         if isinstance(layer, keras.Model):
             yield from _layers_of(layer)
 
 
-def _rewritten(node, portable, float_input):
-    """A part of a model's configuration, with what is in it."""
+def _rewrite(node: Any, portable: bool, float_input: bool) -> Any:
+    """Rewrite a part of a model's configuration, and all parts in it."""
     if isinstance(node, list | tuple):
-        return type(node)(_rewritten(part, portable, float_input) for part in node)
+        return type(node)(_rewrite(part, portable, float_input) for part in node)
     if not isinstance(node, dict):
         return node
     if portable and node.get("class_name") == "__tensor__":
         return {**node, "class_name": "__numpy__"}
     if node.get("module") == "keras.layers":
-        node = _replaced(node, portable, float_input)
+        node = _replace_layer(node, portable, float_input)
     return {
         key: "float32"
-        if value in ROUNDED and (key == "dtype" or (key == "name" and len(node) == 1))  # {"name": ...} of a policy
-        else _rewritten(value, portable, float_input)
+        if value in HALF_PRECISIONS
+        and (key == "dtype" or (key == "name" and len(node) == 1))  # {"name": ...} of a policy
+        else _rewrite(value, portable, float_input)
         for key, value in node.items()
         if key != "compile_config"  # with it come the optimizer's weights
     }
 
 
-def _replaced(layer, portable, float_input):
-    """The configuration of what stands for one of Keras's layers."""
+def _replace_layer(layer: dict[str, Any], portable: bool, float_input: bool) -> dict[str, Any]:
+    """Return the configuration of the layer that takes the place of one of Keras's layers."""
     name, config = layer["class_name"], layer["config"]
     common = {"name": config.get("name"), "dtype": "float32"}
     kept = {key: value for key, value in layer.items() if key not in ("build_config", "registered_name")}
-    if name in MIXING or name.startswith("Random"):
+    if name in AUGMENTATIONS or name.startswith("Random"):
         return {**kept, "class_name": "Rescaling", "config": {**common, "scale": 1.0, "offset": 0.0}}
     if portable and name == "Resizing" and not (config["crop_to_aspect_ratio"] or config["pad_to_aspect_ratio"]):
         own = {"module": None, "class_name": "MatrixResizing", "registered_name": "MatrixResizing"}

@@ -1,7 +1,11 @@
-"""KerasHub's presets: their files are fetched, looked through as any other model file, and opened where they lie."""
+"""Load backbones from KerasHub's presets: download their files, check them like any other model file, and open them."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -10,24 +14,25 @@ from cnnlab.models import safe_loading
 from cnnlab.utils.downloads import download_timeout
 
 WEIGHTS = ("model.weights.h5", "model.safetensors")
-LISTS = ("model.weights.json", "model.safetensors.index.json")  # of the parts of large weights
-SCALES = ("image_converter.json", "preprocessor_config.json")  # what scales pictures; the latter of transformers
+INDEXES = ("model.weights.json", "model.safetensors.index.json")  # which name the files of large weights
+SCALINGS = ("image_converter.json", "preprocessor_config.json")  # how pixels are scaled; the latter of transformers
 
 
-def load_preset(preset):
-    """A network of KerasHub and what scales its pictures.
+def load_preset(preset: str | Path) -> tuple[keras.Model, Any, Any]:
+    """Load a network of KerasHub, and how its pixels are scaled.
 
     Args:
         preset: one of KerasHub's names or addresses, or a folder of one.
 
     Returns:
-        `(model, scale, offset)`, the latter `None` where pixels are taken as they are.
+        `(model, scale, offset)`: the network takes `pixels * scale + offset`; both are `None` where it takes pixels as
+        they are.
 
     Raises:
-        LabError: KerasHub is not there, or the preset cannot be had, or does not load.
+        LabError: KerasHub is not installed, or the preset cannot be downloaded, or does not load.
     """
     try:
-        import keras_hub
+        import keras_hub  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise LabError(
             f"Expected KerasHub for the backbone 'hub:{preset}'. Received: {first_line(error)}. "
@@ -36,9 +41,9 @@ def load_preset(preset):
     read = keras_hub.models.Backbone.from_preset
     try:
         with download_timeout():
-            folder = str(_fetched(preset))
-        stored = _looked_through(Path(folder))
-        safe_loading.built(lambda: read(folder, load_weights=False), stored, keep=False)
+            folder = str(_download(preset))
+        stored = _check_files(Path(folder))
+        safe_loading.build_checked(lambda: read(folder, load_weights=False), stored, keep=False)
         loaded = read(folder)
         model = keras.Model(loaded.inputs[0], loaded.outputs[0])
     except Exception as error:  # of KerasHub, its hosts and its files
@@ -53,33 +58,33 @@ def load_preset(preset):
         return model, None, None
 
 
-def _fetched(preset):
-    """The folder where what is read of a preset lies; KerasHub itself would fetch a file when it opens it."""
+def _download(preset: str | Path) -> Path:
+    """Return the folder with all files of a preset that are read; KerasHub itself downloads a file when it opens it."""
     if Path(preset).is_dir():
         return Path(preset)
-    # Private, but the one way to all of its hosts, which only gets files. KerasHub 0.32.0.
-    from keras_hub.src.utils.preset_utils import get_file
+    # Private, but the one function that reaches all of its hosts and only downloads. KerasHub 0.32.0.
+    from keras_hub.src.utils.preset_utils import get_file  # pyright: ignore[reportMissingImports]
 
     folder = Path(get_file(preset, safe_loading.CONFIG)).parent
-    for name in (*SCALES, *WEIGHTS, *LISTS):
+    for name in (*SCALINGS, *WEIGHTS, *INDEXES):
         try:
             got = Path(get_file(preset, name))
         except FileNotFoundError:
             continue
-        for part in _parts(got) if name in LISTS else ():
+        for part in _parts(got) if name in INDEXES else ():
             get_file(preset, part)
-        if name not in SCALES:
+        if name not in SCALINGS:
             break
     return folder
 
 
-def _looked_through(folder):
-    """How many numbers the weights of a folder hold, once all that is read of it is found to be in order."""
-    for name in (safe_loading.CONFIG, *SCALES):
+def _check_files(folder: Path) -> int:
+    """Check all files of a folder that are read, and return how many numbers its weights hold at most."""
+    for name in (safe_loading.CONFIG, *SCALINGS):
         if name == safe_loading.CONFIG or (folder / name).exists():
             _check_config(folder / name)
     names = [name for name in WEIGHTS if (folder / name).exists()]
-    for name in LISTS:
+    for name in INDEXES:
         names += _parts(folder / name) if (folder / name).exists() else []
     stored = 0
     for path in (folder / name for name in names):
@@ -90,15 +95,15 @@ def _looked_through(folder):
     return stored
 
 
-def _check_config(path):
+def _check_config(path: Path) -> None:
     safe_loading.expect_file(path)
     if path.stat().st_size > safe_loading.MOST_CONFIG:
         raise safe_loading.RefusedFileError(f"its '{path.name}' has {path.stat().st_size:,} bytes")
     safe_loading.check_config({"": json.loads(path.read_bytes())})
 
 
-def _parts(path):
-    """The names of the files that large weights are in, none of them elsewhere."""
+def _parts(path: Path) -> Sequence[str]:
+    """Return the names of the files that large weights are in, all of them in the folder of their index."""
     safe_loading.expect_file(path)
     listed = json.loads(path.read_bytes())["weight_map"].values()
     names = {name for value in listed for name in (value if isinstance(value, list) else [value])}

@@ -1,29 +1,47 @@
-"""Making a network part of a model: its layers copied, frozen or trained, and the stages in which they are."""
+"""Attach a pre-trained backbone to a model: copy its layers, freeze them or not, and find its stages.
+
+A stage is what lies between two places where the features lose half their size; fine-tuning unfreezes whole stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
 
 import keras
 import numpy as np
 
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.models.backbones import too_many_stages
+from cnnlab.models.pretrained import PretrainedNetwork
 
-PIXELS = (keras.layers.Rescaling, keras.layers.Normalization)
+PIXEL_LAYERS = (keras.layers.Rescaling, keras.layers.Normalization)
 OUR_NAMES = ("images", "resize", "scale", "flatten", "average_pool", "max_pool", "dense", "dropout", "probabilities")
 
 
-def attach_backbone(network, x, trained, frozen_precision, later=()):
-    """The network's features of `x`, by layers of its own with its weights.
+def attach_backbone(
+    network: PretrainedNetwork,
+    x: keras.KerasTensor,
+    trained: Collection[str],
+    frozen_precision: str,
+    later: Collection[str] = (),
+) -> keras.KerasTensor:
+    """Return the network's features of `x`, computed by copies of its layers with their weights.
 
     Args:
-        network: a `PretrainedNetwork`.
+        network: the backbone.
         x: Keras tensor `(N, H, W, C) float32`, preprocessed.
         trained: names of the layers that are trained; the others are frozen, with their dropout switched off.
         frozen_precision: dtype policy of the frozen layers; the others follow the global policy.
         later: names of layers that are frozen now and trained in a later stage; they follow the global policy too.
+
+    Raises:
+        LabError: the network has weights that are not finite numbers.
     """
-    copy = keras.models.clone_model(
+    copy: Any = keras.models.clone_model(
         network.model,
         input_tensors=keras.Input(x.shape[1:], dtype="float32"),
-        clone_function=lambda layer: _cloned(
+        clone_function=lambda layer: _clone(
             layer, layer.name in trained, keras.config.dtype_policy().name if layer.name in later else frozen_precision
         ),
     )
@@ -36,21 +54,21 @@ def attach_backbone(network, x, trained, frozen_precision, later=()):
     for layer in copy.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # takes over the mean and variance that were set
-    # The copy's own graph is forgotten, so that each layer has one input and one output, and the frozen front of the
-    # new model can end at any of them. Private, but of a throwaway model; seen in Keras 3.15.1.
+    # The copy's own graph is removed, so that each layer has one input and one output, and the frozen front of the new
+    # model can end at any of them. These attributes are private, but the copy is thrown away; Keras 3.15.1.
     for operation in copy.operations:
         operation._inbound_nodes.clear()
         operation._outbound_nodes.clear()
     return copy.call(x)
 
 
-def _cloned(layer, trained, frozen_precision):
+def _clone(layer: Any, trained: bool, frozen_precision: str) -> Any:
     if isinstance(layer, keras.Model):  # a model within the network
-        return keras.models.clone_model(layer, clone_function=lambda part: _cloned(part, trained, frozen_precision))
+        return keras.models.clone_model(layer, clone_function=lambda part: _clone(part, trained, frozen_precision))
     if not isinstance(layer, keras.layers.Layer):  # an operation, such as ConvNeXt's `+`
         return type(layer).from_config(layer.get_config())
     config = {**layer.get_config(), "trainable": trained}
-    if isinstance(layer, PIXELS):
+    if isinstance(layer, PIXEL_LAYERS):
         config["dtype"] = "float32"  # bfloat16 has not the digits for pixels
     else:
         config["dtype"] = keras.config.dtype_policy().name if trained else frozen_precision
@@ -60,16 +78,16 @@ def _cloned(layer, trained, frozen_precision):
     return type(layer).from_config(config)
 
 
-def backbone_layer_name(name) -> str:
-    """What a layer of a network is called in the model that it was made a part of."""
+def backbone_layer_name(name: str) -> str:
+    """Return what a layer of a backbone is called in the model that it is attached to."""
     return f"backbone_{name}" if name in OUR_NAMES or name.startswith("random_") else name
 
 
-def trained_layers(network, count, side) -> set[str]:
-    """Names of the layers in the topmost `count` stages.
+def trained_layers(network: PretrainedNetwork, count: int, side: int) -> set[str]:
+    """Return the names of the layers in the topmost `count` stages.
 
     Raises:
-        ArgumentError: it has not as many.
+        ArgumentError: the network has fewer stages.
     """
     if not count:
         return set()
@@ -79,16 +97,16 @@ def trained_layers(network, count, side) -> set[str]:
     return set(_names_behind(network, stages[count - 1]))
 
 
-def layer_groups_from(network, start, side) -> list[list[str]]:
-    """Names of the layers from `start` upwards, stage by stage, the topmost first.
+def layer_groups_from(network: PretrainedNetwork, start: str, side: int) -> list[list[str]]:
+    """Return the names of the layers from `start` upwards, stage by stage, the topmost first.
 
     Args:
-        network: a `PretrainedNetwork`.
+        network: the backbone.
         start: "top" (the topmost stage), a number of stages, the beginning of a layer's name, or "all".
         side: pixels a side of the images.
 
     Raises:
-        ArgumentError: it has not as many stages, or no such layer.
+        ArgumentError: the network has fewer stages, or no such layer.
     """
     stages = _stages(network, side)
     names = [layer.name for layer in network.model.layers]
@@ -122,22 +140,29 @@ def layer_groups_from(network, start, side) -> list[list[str]]:
     return groups
 
 
-def _stages(network, side):
+def _stages(network: PretrainedNetwork, side: int) -> tuple[str, ...]:
     return network.stages if network.stages is not None else find_stages(network.model, side)
 
 
-def _names_behind(network, layer):
+def _names_behind(network: PretrainedNetwork, layer: str) -> list[str]:
     names = [one.name for one in network.model.layers]
     return names[names.index(layer) + 1 :] if layer else names
 
 
-def find_stages(model, side) -> tuple[str, ...]:
-    """Names of the layers that a network's stages start behind, top first: where the features lose half their size.
+def find_stages(model: keras.Model, side: int) -> tuple[str, ...]:
+    """Find the stages of a network: places where its features lose half their size.
 
-    A stage can only start where a single tensor holds all that the rest needs.
+    A stage can only start where a single tensor holds all that the rest of the network needs.
+
+    Args:
+        model: functional, from images to features.
+        side: pixels a side of the images.
+
+    Returns:
+        The names of the layers that the stages start behind, the topmost first; "" for the input.
     """
     sized = keras.models.clone_model(model, input_tensors=keras.Input((side, side, model.inputs[0].shape[-1])))
-    places = [layer for layer in sized.layers if len(getattr(layer.output, "shape", ())) == 4]
+    places: list[Any] = [layer for layer in sized.layers if len(getattr(layer.output, "shape", ())) == 4]
     start, stages = places[0].output.shape[1], [""]
     for i, layer in enumerate(places):
         if layer.output.shape[1] <= 0.6 * start:
@@ -155,7 +180,8 @@ def find_stages(model, side) -> tuple[str, ...]:
     return (*dict.fromkeys(reversed(kept[1:])), "")  # the lowest starts at the image
 
 
-def _is_cut(layer, model):
+def _is_cut(layer: Any, model: keras.Model) -> bool:
+    """Return whether the rest of a model can be computed from the output of one layer alone."""
     try:
         keras.Model(layer.output, model.outputs[0])
     except ValueError:

@@ -1,7 +1,9 @@
-"""Pre-trained networks: those of `keras.applications`, a saved model's, a registered model's, KerasHub's.
+"""Load pre-trained backbones: from `keras.applications`, a saved model, a registered model, or KerasHub.
 
-Each is read once a process and copied into the models that are built from it.
+Each is loaded once a process and copied into the models that are built from it.
 """
+
+from __future__ import annotations
 
 import functools
 import random
@@ -10,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.models import safe_loading
-from cnnlab.models.backbones import BACKBONES
+from cnnlab.models.backbones import BACKBONES, Backbone
 from cnnlab.models.keras_hub_presets import load_preset
 from cnnlab.models.layers import member_networks
 from cnnlab.utils.downloads import download_timeout
@@ -30,30 +33,30 @@ DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 
 @dataclass(frozen=True)
 class PretrainedNetwork:
-    """A network without its head.
+    """Hold a pre-trained network without its head.
 
     Attributes:
-        name: for the model that is made of it.
+        name: for the model that is built from it.
         model: functional `keras.Model` from what `preprocess` gives to features `(N, H, W, C)` or `(N, C)`.
-        preprocess: from pixels, 0 to 255, to what the network was trained with; a function of Keras tensors.
+        preprocess: a function of Keras tensors from pixels, 0 to 255, to what the network was trained with.
         stages: names of the layers that its stages start behind, top first, "" for the input; `None` where unknown.
-        members: networks whose mean answers, and of which this is the first.
+        members: how many networks the saved model averages, of which this is the first.
     """
 
     name: str
     model: keras.Model
-    preprocess: Callable
+    preprocess: Callable[[Any], Any]
     stages: tuple[str, ...] | None = None
     members: int = 1
 
 
-def load_backbone(backbone, weights, side) -> PretrainedNetwork:
-    """A backbone with its weights.
+def load_backbone(backbone: str, weights: str | None, side: int | None) -> PretrainedNetwork:
+    """Load a backbone with its weights.
 
     Args:
-        backbone: a name, a `.keras` file, `models:/...` or `hub:...`.
-        weights: of a named one: "imagenet", "random" or a file.
-        side: of the images; paddings depend on it.
+        backbone: a name of `BACKBONES`, a `.keras` file, `models:/...` or `hub:...`.
+        weights: of a named backbone: "imagenet", "random" or a file; `None` for the others.
+        side: pixels a side of the images, which paddings of a named backbone depend on; `None` for the others.
 
     Raises:
         ArgumentError: there is no such backbone or file.
@@ -61,25 +64,25 @@ def load_backbone(backbone, weights, side) -> PretrainedNetwork:
     """
     if backbone in BACKBONES:
         if weights == "random":
-            return _named(backbone, None, side)
-        if weights != "imagenet" and not Path(weights).is_file():
+            return _build_named(backbone, None, side)
+        if weights is None or (weights != "imagenet" and not Path(weights).is_file()):
             raise ArgumentError(
                 f"Expected weights to be 'imagenet', 'random' or an existing file. Received: '{weights}'."
             )
-        # The seeds of the layers to come do not depend on whether this process has read the weights before.
+        # The seeds of the layers to come must not depend on whether this process has loaded the weights before.
         state = random.getstate()
         try:
-            network = _cached(backbone, weights, side, _changed(weights))
+            network = _load_named(backbone, weights, side, _modified(weights))
         finally:
             random.setstate(state)
-        if backbone == "vgg16":  # as where it is built with random weights, so that earlier runs repeat bit for bit
+        if backbone == "vgg16":  # draws as many seeds as with random weights, so that earlier runs repeat bit for bit
             for _ in range(VGG16_SEEDS):
                 keras.initializers.GlorotUniform()
         return network
     state = random.getstate()
     try:
         if backbone.startswith(HUB):
-            return _hub(backbone)
+            return _load_hub(backbone)
         path = _downloaded.get(backbone, backbone)
         if backbone.startswith(REGISTERED) and path == backbone:
             raise LabError(f"Expected '{backbone}' to be fetched from the registry. Received: only its name.")
@@ -87,7 +90,7 @@ def load_backbone(backbone, weights, side) -> PretrainedNetwork:
             near = sorted(BACKBONES)
             shown = ["a name of 'cnnlab models --available'", "a .keras file", "models:/NAME@ALIAS", "hub:PRESET"]
             expect_one_of("backbone", backbone, near, shown)
-        return _saved(backbone, path, _changed(path))
+        return _load_saved(backbone, path, _modified(path))
     finally:
         random.setstate(state)
 
@@ -102,42 +105,43 @@ def is_downloaded(uri: str) -> bool:
     return uri in _downloaded
 
 
-def describe_features(backbone) -> str:
-    """Which features of a network from elsewhere are used, in words."""
+def describe_features(backbone: str) -> str:
+    """Describe which features of a saved, registered or KerasHub network are used."""
     network = load_backbone(backbone, None, None)
     shape = ", ".join("any" if side is None else str(side) for side in network.model.output_shape[1:])
     whose = "its layer" if network.members == 1 else f"the first of its {network.members} members' layer"
     return f"the output of {whose} '{network.model.layers[-1].name}', ({shape})"
 
 
-def has_depthwise_convolutions(backbone) -> bool:
-    """Whether it convolves each channel by itself, which bfloat16 makes no faster on a processor."""
+def has_depthwise_convolutions(backbone: str) -> bool:
+    """Return whether a backbone convolves each channel by itself, which bfloat16 makes no faster on a CPU."""
     if backbone in BACKBONES:
         return BACKBONES[backbone].depthwise
-    layers = load_backbone(backbone, None, None).model.layers
+    layers: list[Any] = load_backbone(backbone, None, None).model.layers
     return any(
         isinstance(layer, DEPTHWISE) or getattr(layer, "groups", 1) == getattr(layer, "filters", None)
         for layer in layers
     )
 
 
-def default_image_size(backbone) -> int:
-    """Pixels a side that a backbone was trained with: the only ones that it takes, or the field's usual 224."""
+def default_image_size(backbone: str) -> int:
+    """Return the pixels a side that a backbone was trained with; of an unknown size the 224 that are usual."""
     if backbone in BACKBONES:
         return BACKBONES[backbone].usual
     return load_backbone(backbone, None, None).model.input_shape[1] or 224
 
 
-def _changed(path):
+def _modified(path: str) -> int | None:
+    """Return when a file was modified, so that a changed file is loaded again."""
     return Path(path).stat().st_mtime_ns if Path(path).is_file() else None
 
 
 @functools.lru_cache(maxsize=8)
-def _cached(backbone, weights, side, changed):
-    return _named(backbone, weights, side)
+def _load_named(backbone: str, weights: str, side: int | None, modified: int | None) -> PretrainedNetwork:
+    return _build_named(backbone, weights, side)
 
 
-def _named(backbone, weights, side):
+def _build_named(backbone: str, weights: str | None, side: int | None) -> PretrainedNetwork:
     row = BACKBONES[backbone]
     build = functools.partial(getattr(keras.applications, row.build), include_top=False, input_shape=(side, side, 3))
     if weights == "imagenet":
@@ -154,22 +158,22 @@ def _named(backbone, weights, side):
         if weights is not None:
             _load_weights(model, weights, row)
 
-    def preprocess(x):
+    def preprocess(x: Any) -> Any:
         if not row.preprocess:
             return x
         return keras.applications.imagenet_utils.preprocess_input(keras.ops.cast(x, "float32"), mode=row.preprocess)
 
-    _number_anew(model)
+    _renumber_layers(model)
     return PretrainedNetwork(backbone, model, preprocess, row.stages)
 
 
-def _number_anew(model):
-    """Number the layers without a name of their own within the network.
+def _renumber_layers(model: keras.Model) -> None:
+    """Number the layers that have no name of their own within the network.
 
     Keras numbers them within the process, so that a network would have other names each time that it is built, and its
     second stage of training would look for layers that the model does not have.
     """
-    unnamed = defaultdict(list)
+    unnamed: dict[str, list[tuple[int, Any]]] = defaultdict(list)
     for layer in model.layers:
         kind = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)).lower()
         if number := re.fullmatch(rf"{kind}(?:_(\d+))?", layer.name):
@@ -179,7 +183,7 @@ def _number_anew(model):
             layer.name = f"{kind}_{i}" if i else kind
 
 
-def _load_weights(model, path, row):
+def _load_weights(model: keras.Model, path: str, row: Backbone) -> None:
     try:
         safe_loading.load_weights(model, path)
     except Exception as error:  # whatever a file of unknown origin makes Keras raise
@@ -190,8 +194,8 @@ def _load_weights(model, path, row):
 
 
 @functools.lru_cache(maxsize=2)
-def _saved(backbone, path, changed):
-    """A saved Keras model, loaded without running code from it; where it ends in a softmax, without its head."""
+def _load_saved(backbone: str, path: str, modified: int | None) -> PretrainedNetwork:
+    """Load a saved Keras model without running code from it; where it ends in a softmax, its head is cut off."""
     if Path(path).suffix != ".keras":
         raise ArgumentError(
             f"Expected a backbone saved as .keras. Received: '{path}'. Save it with model.save('name.keras')."
@@ -208,18 +212,35 @@ def _saved(backbone, path, changed):
     return PretrainedNetwork(name, _without_head(networks[0], backbone), lambda x: x, members=len(networks))
 
 
-def _without_head(model, backbone):
-    """From behind its augmentation, which is this training's own matter, to the features before its classifier."""
+def _without_head(model: Any, backbone: str) -> keras.Model:
+    """Cut a model to what lies behind its augmentation and before its classifier."""
+    functional = _functional(model, backbone)
+    # A copy, as the layers of a sequential model may be part of another graph as well.
+    copy: Any = keras.models.clone_model(functional)
+    copy.set_weights(functional.get_weights())
+    start, layers = copy.inputs[0], copy.layers[1:]
+    while isinstance(layers[0], keras.layers.Pipeline) or type(layers[0]).__name__.startswith("Random"):
+        start = layers.pop(0).output
+    if not _is_classifier(layers[-1]):
+        return keras.Model(start, copy.outputs[0])
+    first = next((i for i, layer in enumerate(layers) if layer.weights), len(layers))
+    spatial = [layer.output for layer in layers[first:] if len(getattr(layer.output, "shape", ())) == 4]
+    if not spatial:
+        raise LabError(f"Expected '{backbone}' to have convolutions below its head. Received: none.")
+    return keras.Model(start, spatial[-1])
+
+
+def _functional(model: Any, backbone: str) -> keras.Model:
+    """Return a model as a functional one, after checking that it takes one square RGB image and has one output."""
     try:
         functional = keras.Model(model.inputs[0], model.outputs[0])
-        alone = len(model.inputs) == len(model.outputs) == 1
+        if not len(model.inputs) == len(model.outputs) == 1 or len(model.inputs[0].shape) != 4:
+            raise ValueError("not one image and one output")
     except (AttributeError, ValueError, IndexError, TypeError):
-        alone = False
-    if not alone or len(model.inputs[0].shape) != 4:
         raise LabError(
             f"Expected '{backbone}' to be a functional or sequential model with one image in and one output. "
             "Received another kind. Save it as such."
-        )
+        ) from None
     if model.inputs[0].shape[-1] not in (3, None):
         raise LabError(
             f"Expected '{backbone}' to take images (H, W, 3). Received a model of {model.inputs[0].shape[1:]}. "
@@ -230,33 +251,21 @@ def _without_head(model, backbone):
             f"Expected '{backbone}' to take square images. Received a model of {model.inputs[0].shape[1:]}. "
             "Use another."
         )
-    # A copy, as the layers of a sequential model may be part of another graph as well.
-    copy = keras.models.clone_model(functional)
-    copy.set_weights(functional.get_weights())
-    start, layers = copy.inputs[0], copy.layers[1:]
-    while isinstance(layers[0], keras.layers.Pipeline) or type(layers[0]).__name__.startswith("Random"):
-        start = layers.pop(0).output
-    if not _classifies(layers[-1]):
-        return keras.Model(start, copy.outputs[0])
-    first = next((i for i, layer in enumerate(layers) if layer.weights), len(layers))
-    with_places = [layer.output for layer in layers[first:] if len(getattr(layer.output, "shape", ())) == 4]
-    if not with_places:
-        raise LabError(f"Expected '{backbone}' to have convolutions below its head. Received: none.")
-    return keras.Model(start, with_places[-1])
+    return functional
 
 
-def _classifies(layer):
-    """Whether a model's last layer makes probabilities."""
+def _is_classifier(layer: Any) -> bool:
+    """Return whether a model's last layer computes probabilities."""
     probabilities = (keras.activations.softmax, keras.activations.sigmoid)
     return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in probabilities
 
 
 @functools.lru_cache(maxsize=2)
-def _hub(backbone):
+def _load_hub(backbone: str) -> PretrainedNetwork:
     preset = backbone.removeprefix(HUB)
     model, scale, offset = load_preset(preset)
 
-    def preprocess(x):
+    def preprocess(x: Any) -> Any:
         if scale is None and offset is None:
             return x
         return keras.layers.Rescaling(1.0 if scale is None else scale, 0.0 if offset is None else offset)(x)

@@ -1,9 +1,11 @@
-"""Model and weights files of unknown origin, looked through before Keras opens them.
+"""Load Keras model and weights files of unknown origin, after checking that they hold nothing but layers and arrays.
 
-Keras's safe mode keeps a file from bringing code. What is refused here besides: classes that read or run something
-else, whatever is not a class of Keras at all, names and sizes of an archive that Keras did not write, links out of an
-HDF5 file, and layers of a size that the file has no weights for.
+Keras's safe mode keeps a file from bringing code. This module refuses more: classes that run code or read other files,
+classes that are not Keras's or registered, archives with names or sizes that Keras did not write, links out of an HDF5
+file, and layers that are larger than the weights in the file.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -14,8 +16,13 @@ import stat
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import h5py
+import h5py.h5l
+import h5py.h5o
 import keras
 from keras.src.backend.common import global_state
 
@@ -27,7 +34,7 @@ MOST_CONFIG = 2**24  # bytes; the largest of keras.applications has 1.6 million
 MOST_DEPTH, MOST_OBJECTS = 100, 200_000  # of the configuration
 MOST_LAYERS = 5_000
 MOST_VALUES = 2**26  # of one layer's output for one picture
-EXPANSION, SMALL = 100, 2**24  # times that data may be larger than it is stored, beyond so many bytes
+MOST_EXPANSION, SMALL = 100, 2**24  # data of more than SMALL bytes may be as many times larger than it is stored
 MOST_PARTS = 100_000  # of an HDF5 file
 SPECIAL = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__")
 # Layers that run code from the file or of another library, read files that it names, or make tables at any size.
@@ -35,22 +42,23 @@ REFUSED = (
     "Lambda TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper TextVectorization StringLookup IntegerLookup IndexLookup "
     "HashedCrossing FeatureSpace MelSpectrogram STFTSpectrogram Tokenizer"
 ).split()
-KINDS = (
+ALLOWED_BASES: tuple[type, ...] = (
     *(keras.Operation, keras.Initializer, keras.Regularizer, keras.constraints.Constraint, keras.optimizers.Optimizer),
     *(keras.optimizers.schedules.LearningRateSchedule, keras.Loss, keras.Metric, keras.DTypePolicy),
     *(keras.quantizers.Quantizer, keras.random.SeedGenerator),
 )
-HOMES = ("layers", "models", "initializers", "regularizers", "constraints", "optimizers", "losses", "metrics")
-FUNCTIONS = (*HOMES[2:], "activations")
+# Modules of Keras in which classes, and functions, are looked up by their names alone.
+CLASS_MODULES = ("layers", "models", "initializers", "regularizers", "constraints", "optimizers", "losses", "metrics")
+FUNCTION_MODULES = (*CLASS_MODULES[2:], "activations")
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 
 
 class RefusedFileError(ValueError):
-    """A file that is not opened; its message is the reason."""
+    """Report a file that is not opened; the message is the reason."""
 
 
-def load_model(path) -> keras.Model:
-    """A saved model, not compiled, without running code from its file.
+def load_model(path: str | Path) -> keras.Model:
+    """Load a saved model, not compiled, without running code from its file.
 
     Raises:
         RefusedFileError: it holds something else than layers of Keras, or registered ones, and their weights.
@@ -62,28 +70,28 @@ def load_model(path) -> keras.Model:
         try:
             with zipfile.ZipFile(path) as archive:
                 _check_members(archive)
-                config = _parsed(archive.read(CONFIG))
+                config = _parse(archive.read(CONFIG))
                 with archive.open(WEIGHTS) as packed, weights.open("wb") as file:
                     shutil.copyfileobj(packed, file, 2**20)
                 size = archive.getinfo(WEIGHTS).compress_size
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError) as error:
             raise RefusedFileError(f"its archive cannot be read ({first_line(error)})") from error
-        _forget_compilation(config)
+        _remove_compilation(config)
         check_config(config)
         stored = check_hdf5(weights, size)
-        model = built(lambda: keras.saving.deserialize_keras_object(config, safe_mode=True), stored)
+        model = build_checked(lambda: keras.saving.deserialize_keras_object(config, safe_mode=True), stored)
         model.load_weights(str(weights))
     return model
 
 
 @contextlib.contextmanager
-def uncompiled(model):
-    """Let a model be saved without its optimizer, loss and metrics inside; afterwards it is compiled as it was.
+def uncompiled(model: keras.Model) -> Iterator[None]:
+    """Treat a model as not compiled within the block, so that it is saved without optimizer, loss and metrics.
 
-    An answer needs none of them, and they may name classes that a reader does not have. An optimizer's variables make
+    Inference needs none of them, and they may name classes that a reader does not have. An optimizer's variables make
     a file up to three times as large.
     """
-    parts = [part for part in (model, *_models_in(model)) if part.compiled]
+    parts: list[Any] = [part for part in (model, *_models_in(model)) if part.compiled]
     before = [(part, part.optimizer) for part in parts]
     try:
         for part in parts:
@@ -94,23 +102,32 @@ def uncompiled(model):
             part.compiled, part.optimizer = True, optimizer
 
 
-def save_model(model, path) -> None:
+def save_model(model: keras.Model, path: str | Path) -> None:
     """Save a model as a `.keras` file, not compiled."""
     with uncompiled(model):
         model.save(path)
 
 
-def _models_in(model):
+def _models_in(model: Any) -> Iterator[keras.Model]:
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield layer
             yield from _models_in(layer)
 
 
-def built(build, stored, keep=True):
-    """What `build` makes, which gets memory for its weights only where so many are stored; none if not to `keep`."""
-    # Private: without it, variables of a model that was refused would be made by whatever comes next. Keras 3.15.1.
-    waiting = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
+def build_checked(build: Callable[[], Any], stored: int, keep: bool = True) -> keras.Model:
+    """Build a model, and allocate its weights only after checking that as many are stored.
+
+    Args:
+        build: returns the model.
+        stored: how many numbers its file holds.
+        keep: whether its weights are allocated; else only the check is made.
+
+    Raises:
+        RefusedFileError: it is no model, or has more weights than are stored.
+    """
+    # Private: without it, variables of a refused model would be allocated by whatever is built next. Keras 3.15.1.
+    waiting: Any = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
     before = list(waiting)
     scope = keras.StatelessScope(initialize_variables=False)  # in it, variables have shapes and no values
     try:
@@ -126,8 +143,8 @@ def built(build, stored, keep=True):
     return model
 
 
-def load_weights(model, path) -> None:
-    """Put the weights of an HDF5 file (`.weights.h5`, `.h5`, `.hdf5`) into a model.
+def load_weights(model: keras.Model, path: str | Path) -> None:
+    """Load the weights of an HDF5 file (`.weights.h5`, `.h5`, `.hdf5`) into a model.
 
     Raises:
         RefusedFileError: it holds something else than arrays.
@@ -140,13 +157,13 @@ def load_weights(model, path) -> None:
     model.load_weights(str(path))
 
 
-def expect_file(path) -> None:
-    """Raises RefusedFileError where it is a folder, a pipe or the like."""
+def expect_file(path: str | Path) -> None:
+    """Raise `RefusedFileError` where a path is a folder, a pipe or the like."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise RefusedFileError("it is no file")
 
 
-def _check_members(archive):
+def _check_members(archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     names = sorted(member.filename for member in members)
     if names not in ([CONFIG, ABOUT, WEIGHTS], [CONFIG, WEIGHTS]):
@@ -157,12 +174,12 @@ def _check_members(archive):
             raise RefusedFileError(f"'{member.filename}' in its archive is no file")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
             raise RefusedFileError(f"'{member.filename}' in its archive is packed in a way that Keras does not use")
-        most = MOST_CONFIG if member.filename != WEIGHTS else max(SMALL, EXPANSION * member.compress_size)
+        most = MOST_CONFIG if member.filename != WEIGHTS else max(SMALL, MOST_EXPANSION * member.compress_size)
         if member.file_size > most:
             raise RefusedFileError(f"'{member.filename}' in its archive unpacks to {member.file_size:,} bytes")
 
 
-def _parsed(text):
+def _parse(text: bytes) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -172,12 +189,12 @@ def _parsed(text):
     return config
 
 
-def _forget_compilation(config):
-    """Take the optimizer, the loss and the metrics out of the configurations of a model and of those within it.
+def _remove_compilation(config: dict[str, Any]) -> None:
+    """Remove optimizer, loss and metrics from the configurations of a model and of those within it.
 
-    They are not wanted, so that Keras is not given them, and files with any optimizer can be read.
+    They are not used, and without them files with any optimizer can be loaded.
     """
-    left = [config]
+    left: list[Any] = [config]
     while left:
         node = left.pop()
         if isinstance(node, dict):
@@ -188,13 +205,14 @@ def _forget_compilation(config):
             left += node
 
 
-def check_config(config) -> None:
-    """Find every object that a configuration names to be one of Keras's that computes, or one that is registered.
+def check_config(config: dict[str, Any]) -> None:
+    """Check that every class that a configuration names is one of Keras's that only computes, or is registered.
 
     Raises:
         RefusedFileError: another is named.
     """
-    left, objects, layers = [(config, 0)], 0, 0
+    left: list[tuple[Any, int]] = [(config, 0)]
+    objects = layers = 0
     while left:
         node, depth = left.pop()
         objects += 1
@@ -210,8 +228,8 @@ def check_config(config) -> None:
         raise RefusedFileError(f"it has {layers:,} layers, and at most {MOST_LAYERS:,} are read")
 
 
-def _check_object(node):
-    """Whether an object of the configuration is a layer or another operation."""
+def _check_object(node: dict[str, Any]) -> bool:
+    """Check one object of the configuration, and return whether it is a layer or another operation."""
     name, module = node["class_name"], node.get("module")
     registered = node.get("registered_name")
     if not all(text is None or isinstance(text, str) for text in (name, module, registered)) or name is None:
@@ -224,45 +242,47 @@ def _check_object(node):
         return False
     found = keras.saving.get_registered_object(registered) if registered else None
     if found is None:
-        found = _found(name, module)
-    if not (isinstance(found, type) and issubclass(found, KINDS)):
+        found = _find_class(name, module)
+    if not (isinstance(found, type) and issubclass(found, ALLOWED_BASES)):
         raise RefusedFileError(f"it names '{f'{module}.' if module else ''}{name}', which is no layer of Keras")
     if wrong := next((base.__name__ for base in found.__mro__ if base.__name__ in REFUSED), None):
         raise RefusedFileError(f"it has a layer '{wrong}', which may run code or read other files")
     return issubclass(found, keras.Operation)
 
 
-def _found(name, module):
-    """A class of Keras by its name; nothing is imported for it."""
+def _find_class(name: str, module: str | None) -> Any:
+    """Return a class of Keras by its name, without importing anything, or `None`."""
     if module in (None, "builtins"):
-        return next((home[name] for home in map(_public, HOMES) if name in home), None)
+        return next((home[name] for home in map(_public, CLASS_MODULES) if name in home), None)
     if module.startswith("keras.src."):
         return vars(sys.modules.get(module, keras)).get(name)
-    found = keras
+    found: Any = keras
     for part in module.split(".")[1:]:
         found = getattr(found, part, None)
     return getattr(found, name, None) if module.partition(".")[0] == "keras" else None
 
 
-def _is_function(module, name):
+def _is_function(module: str | None, name: object) -> bool:
+    """Return whether a function that a configuration names is registered, or one of Keras's that only computes."""
     if not isinstance(name, str):
         return False
     if keras.saving.get_registered_object(name) is not None:
         return True
     home = (module or "").removeprefix("keras.")
-    homes = FUNCTIONS if module == "builtins" else (home,) if home in FUNCTIONS else ()
+    homes = FUNCTION_MODULES if module == "builtins" else (home,) if home in FUNCTION_MODULES else ()
     return any(name in _public(home) for home in homes) and name not in ("get", "serialize", "deserialize")
 
 
-def _public(home):
+def _public(home: str) -> dict[str, Any]:
     return vars(getattr(keras, home))
 
 
-def _check_sizes(model, stored):
+def _check_sizes(model: Any, stored: int) -> None:
+    """Check that a model has as many weights as are stored, and that no layer's output is too large."""
     if not isinstance(model, keras.Model):
         raise RefusedFileError("it is no model")
     declared = sum(math.prod(variable.shape) for variable in model.variables)
-    # Seeds and the like are not stored.
+    # The states of random layers and the like are not stored.
     if declared > stored + SMALL // 4:
         raise RefusedFileError(f"its layers have {declared:,} weights, and {stored:,} are stored")
     for operation in _operations(model):
@@ -272,15 +292,19 @@ def _check_sizes(model, stored):
                     raise RefusedFileError(f"its layer '{operation.name}' makes {tensor.shape} of a picture")
 
 
-def _operations(model):
+def _operations(model: Any) -> Iterator[Any]:
     for operation in getattr(model, "operations", model.layers):
         yield operation
         if isinstance(operation, keras.Model):
             yield from _operations(operation)
 
 
-def check_hdf5(path, size):
-    """How many numbers an HDF5 file holds, of nothing but groups and arrays of its own; `size` in bytes as it came.
+def check_hdf5(path: str | Path, size: int) -> int:
+    """Check that an HDF5 file holds nothing but groups and arrays, and return how many numbers are in them.
+
+    Args:
+        path: of the file.
+        size: bytes that it was stored with, perhaps compressed.
 
     Raises:
         RefusedFileError: it holds something else.
@@ -290,20 +314,22 @@ def check_hdf5(path, size):
             total, values = _check_parts(opened.id)
     except RefusedFileError:
         raise
-    except Exception as error:  # h5py has one of every kind for a damaged file
+    except Exception as error:  # h5py raises all kinds for a damaged file
         raise RefusedFileError(f"its weights cannot be read ({first_line(error)})") from error
-    if total > max(SMALL, EXPANSION * size):
+    if total > max(SMALL, MOST_EXPANSION * size):
         raise RefusedFileError(f"its arrays have {total:,} bytes, and {size:,} are stored")
     return values
 
 
-def _check_parts(root):
-    """Bytes and numbers of all arrays below a group."""
-    left, seen, total, values = [root], set(), 0, 0
+def _check_parts(root: Any) -> tuple[int, int]:
+    """Check all parts below a group, and return how many bytes and numbers their arrays have."""
+    left: list[Any] = [root]
+    seen: set[int] = set()
+    total = values = 0
     while left:
         part = left.pop()
         address = h5py.h5o.get_info(part).addr
-        if address in seen:  # a group may lie in itself
+        if address in seen:  # a group may contain itself
             continue
         seen.add(address)
         _check_attributes(part)
@@ -322,7 +348,8 @@ def _check_parts(root):
     return total, values
 
 
-def _check_dataset(dataset):
+def _check_dataset(dataset: Any) -> int:
+    """Check one array, and return how many bytes it has."""
     properties = dataset.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
         raise RefusedFileError("it has an array that lies in another file")
@@ -337,7 +364,7 @@ def _check_dataset(dataset):
     return math.prod(dataset.shape) * kind.get_size()
 
 
-def _check_attributes(item):
+def _check_attributes(item: Any) -> None:
     for i in range(h5py.h5a.get_num_attrs(item)):
         attribute = h5py.h5a.open(item, index=i)
         if math.prod(attribute.shape) * attribute.get_type().get_size() > SMALL:

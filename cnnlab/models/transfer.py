@@ -1,26 +1,33 @@
-"""A pre-trained network, frozen or partly frozen, under a new head."""
+"""`transfer`: a pre-trained backbone, frozen or partly frozen, under a new dense head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.models.backbones import BACKBONES, too_many_stages
 
+if TYPE_CHECKING:  # Keras is loaded where a model is built
+    import keras
+
 
 def transfer(
-    input_shape,
-    num_classes,
+    input_shape: tuple[int, ...],
+    num_classes: int,
     *,
-    backbone,
-    weights=None,
-    image_size=None,
-    pooling="average",
-    dense_units=0,
-    dropout=0.0,
-    augment="none",
-    preprocessing="own",
-    train_blocks=0,
-    fine_tune_from=None,
-    frozen_precision="float32",
-):
-    """The backbone's features, pooled, under a dense head; the backbone's own preprocessing is inside.
+    backbone: str,
+    weights: str | None = None,
+    image_size: int | None = None,
+    pooling: str = "average",
+    dense_units: int = 0,
+    dropout: float = 0.0,
+    augment: str = "none",
+    preprocessing: str = "own",
+    train_blocks: int = 0,
+    fine_tune_from: str | None = None,
+    frozen_precision: str = "float32",
+) -> keras.Model:
+    """Build a dense head on the pooled features of a backbone, with the backbone's preprocessing inside.
 
     Args:
         input_shape: `(height, width, 3)` of the pictures.
@@ -43,8 +50,8 @@ def transfer(
         A `keras.Model`: `(N, height, width, 3) uint8, 0..255` to `(N, num_classes) float32` probabilities.
 
     Raises:
-        ArgumentError: the images are too small, or `backbone`, `weights` or `train_blocks` names nothing.
-        LabError: the weights cannot be downloaded, or the file is corrupt or does not fit.
+        ArgumentError: the images are too small, or there is no such backbone, weights file or stage.
+        LabError: the weights cannot be downloaded, or the file is corrupt or of another network.
     """
     import keras
 
@@ -74,8 +81,8 @@ def transfer(
     return keras.Model(images, outputs, name=network.name)
 
 
-def fine_tuned_layers(backbone, weights, start, side) -> list[list[str]]:
-    """Names of the layers that fine-tuning from `start` trains, stage by stage, the topmost first.
+def fine_tuned_layers(backbone: str, weights: str | None, start: str, side: int) -> list[list[str]]:
+    """Return the names of the layers that fine-tuning from `start` trains, stage by stage, the topmost first.
 
     Args:
         backbone, weights: as in `transfer`.
@@ -83,7 +90,7 @@ def fine_tuned_layers(backbone, weights, start, side) -> list[list[str]]:
         side: pixels a side inside the model.
 
     Raises:
-        ArgumentError: the backbone has not as many stages, or no such layer.
+        ArgumentError: the backbone has fewer stages, or no such layer.
     """
     from cnnlab.models.model_surgery import backbone_layer_name, layer_groups_from
     from cnnlab.models.pretrained import load_backbone
@@ -93,9 +100,16 @@ def fine_tuned_layers(backbone, weights, start, side) -> list[list[str]]:
 
 
 def check_transfer(
-    side, *, backbone, weights=None, preprocessing="own", train_blocks=0, fine_tune_from=None, **_
+    side: int,
+    *,
+    backbone: str,
+    weights: str | None = None,
+    preprocessing: str = "own",
+    train_blocks: int = 0,
+    fine_tune_from: str | None = None,
+    **_: Any,
 ) -> None:
-    """What can be said before anything is read.
+    """Check the arguments of `transfer`, as far as that is possible before the backbone is loaded.
 
     Raises:
         ArgumentError: the images are too small for a named backbone, or options do not go together.
@@ -117,6 +131,6 @@ def check_transfer(
     for field, count in counts.items():
         if str(count).isdigit() and int(count) > len(row.stages):
             raise ArgumentError(too_many_stages(field, len(row.stages), backbone, count))
-    # "vgg16" is what runs of earlier versions call VGG16's own.
+    # Runs of earlier versions call VGG16's own preprocessing "vgg16".
     own = ("vgg16", "own") if backbone == "vgg16" else ("own",)
     expect_one_of("preprocessing", preprocessing, (*own, *(("scale",) if row.preprocess else ())))

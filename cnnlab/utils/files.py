@@ -1,9 +1,13 @@
-"""Files that are there whole or not at all, and the locks of files."""
+"""Write files atomically, and check whether a file's lock is held."""
+
+from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -11,10 +15,10 @@ UNFINISHED = ".part"
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="wb"):
-    """Give a file to write; it takes the place of `path` once it is whole and on the disk.
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Yield a file to write, which replaces `path` at the end of the block, when it is complete and on the disk.
 
-    A kill, an error or a full disk leaves what was there before.
+    A kill, an error or a full disk leaves the file that was there before.
     """
     path = Path(path)
     with tempfile.NamedTemporaryFile(
@@ -30,7 +34,7 @@ def atomic_write(path, mode="wb"):
             with contextlib.suppress(OSError):
                 os.unlink(part.name)
             raise
-    with contextlib.suppress(OSError):  # the renaming too; not every system can
+    with contextlib.suppress(OSError):  # the renaming is written to the disk too; not every system can do that
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -38,15 +42,15 @@ def atomic_write(path, mode="wb"):
             os.close(folder)
 
 
-def share(path) -> None:
-    """Give a file that was made as a temporary one the mode of any other, so that a group can share its folder."""
+def share(path: str | Path) -> None:
+    """Give a temporary file the permissions of an ordinary one, so that a group can share its folder."""
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
 
 
-def is_locked(lock) -> bool:
-    """Whether a process holds the lock of a file that is there, or that cannot be known."""
+def is_locked(lock: str | Path) -> bool:
+    """Return whether a process holds the lock of an existing file, or that cannot be found out."""
     try:
         with FileLock(lock, timeout=0):
             return False

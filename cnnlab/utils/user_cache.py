@@ -1,4 +1,10 @@
-"""The user's cache: decoded pictures and features of frozen layers, each a `KEY.npy` with a `KEY.json` about it."""
+"""The user's cache of decoded pictures and of features of frozen layers, each a `KEY.npy` with a `KEY.json` about it.
+
+Its folder is `$CNNLAB_CACHE` or `~/.cache/cnnlab`; above `$CNNLAB_CACHE_GB` gigabytes the entries that were unused for
+longest are removed.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -8,6 +14,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from cnnlab.errors import ArgumentError
 from cnnlab.utils.environment import read_variable
@@ -20,8 +27,8 @@ KINDS = ("features", "pictures")
 UNFINISHED = "unfinished-"
 
 
-def cache_folder(kind="") -> Path:
-    """`$CNNLAB_CACHE`, else `cnnlab` in the user's cache folder, and in it what is of one kind."""
+def cache_folder(kind: str = "") -> Path:
+    """Return `$CNNLAB_CACHE`, else `cnnlab` in the user's cache folder; with a kind, the folder of that kind in it."""
     if given := read_variable(FOLDER_VARIABLE):
         return Path(given, kind)
     if given := read_variable("XDG_CACHE_HOME"):
@@ -32,14 +39,16 @@ def cache_folder(kind="") -> Path:
         return Path(tempfile.gettempdir(), f"cnnlab-{os.getuid()}", kind)
 
 
-def entries() -> list[dict]:
-    """What is stored, newest use first: `key`, `kind`, `path`, `shape`, `bytes`, `used` (seconds since the epoch) and
-    `what`.
+def entries() -> list[dict[str, Any]]:
+    """List the entries of the cache, the last used first.
+
+    Returns:
+        Of each the `key`, `kind`, `path`, `shape`, `bytes`, `used` (seconds since the epoch) and `what` it is.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for kind in KINDS:
         for path in cache_folder(kind).glob("*.npy"):
-            # Cleared or damaged meanwhile, or somebody else's.
+            # Skipped where it is removed or damaged meanwhile, or somebody else's.
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 about = json.loads(path.with_suffix(".json").read_text())
                 size = sum(part.stat().st_size for part in _parts(path))
@@ -54,8 +63,10 @@ def entries() -> list[dict]:
 
 
 def leftovers() -> list[Path]:
-    """What a process that was killed has left, while none is at work with that kind: unfinished files, and parts
-    without the others. Decoded pictures that a pass has got to are kept for a day, since the next pass goes on there.
+    """Return what killed processes have left: unfinished files, and files of an entry whose others are missing.
+
+    None are returned of a kind that a process is working with. Unfinished decoded pictures are kept for a day, as the
+    next pass resumes them.
     """
     found = []
     for kind in KINDS:
@@ -67,17 +78,17 @@ def leftovers() -> list[Path]:
     return sorted(found)
 
 
-def _is_old(path):
+def _is_old(path: Path) -> bool:
     files = [path, *path.iterdir()]
     return time.time() - max(file.stat().st_mtime for file in files) > 86400
 
 
-def _is_whole(path):
+def _is_whole(path: Path) -> bool:
     return path.with_suffix(".npy").exists() and path.with_suffix(".json").exists()
 
 
 def clear() -> int:
-    """Remove every stored file; returns the bytes freed."""
+    """Remove every stored file, and return the bytes that were freed."""
     freed = 0
     for folder in map(cache_folder, KINDS):
         for unfinished in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
@@ -91,7 +102,7 @@ def clear() -> int:
 
 
 def limit_bytes() -> float:
-    """Bytes that may be stored.
+    """Return how many bytes may be stored.
 
     Raises:
         ArgumentError: `$CNNLAB_CACHE_GB` is no number.
@@ -103,8 +114,8 @@ def limit_bytes() -> float:
         raise ArgumentError(f"Expected {LIMIT_VARIABLE} to be a number of gigabytes. Received: '{given}'.") from error
 
 
-def remove_oldest(keep) -> None:
-    """Keep all that is stored below `$CNNLAB_CACHE_GB`, the longest unused going first, but not the file `keep`."""
+def remove_oldest(keep: Path) -> None:
+    """Remove the entries that were unused for longest, except `keep`, until the rest is below `$CNNLAB_CACHE_GB`."""
     limit, stored = limit_bytes(), entries()
     total = sum(entry["bytes"] for entry in stored)
     for entry in reversed(stored):
@@ -116,8 +127,8 @@ def remove_oldest(keep) -> None:
             total -= entry["bytes"]
 
 
-def reserve(file) -> None:
-    """Take a file's space on the disk now: where there is none, writing to its mapping would kill the process.
+def reserve(file: str | Path) -> None:
+    """Allocate a file's space on the disk, as writing to the mapping of a file on a full disk would kill the process.
 
     Raises:
         OSError: the disk is full.
@@ -130,5 +141,5 @@ def reserve(file) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _parts(path):
+def _parts(path: Path) -> list[Path]:
     return [part for ending in (".npy", ".npz", ".json") if (part := path.with_suffix(ending)).exists()]

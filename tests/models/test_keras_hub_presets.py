@@ -37,7 +37,7 @@ def converter(folder):
 def keras_hub(monkeypatch):
     """The few functions of KerasHub that are called."""
     OPENED.clear()
-    pretrained._hub.cache_clear()
+    pretrained._load_hub.cache_clear()
     module, utils = ModuleType("keras_hub"), ModuleType("keras_hub.src.utils.preset_utils")
     module.models, module.layers = ModuleType("models"), ModuleType("layers")
     module.models.Backbone, module.layers.ImageConverter = ModuleType("Backbone"), ModuleType("ImageConverter")
