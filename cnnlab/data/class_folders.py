@@ -141,7 +141,7 @@ def _strip_wrappers(scan: FolderScan, paths: Paths, where: str) -> _Tree:
     if wrapper and not _split_folders(tree.by_child, where):
         for child in tree.by_child:
             if child != wrapper:
-                reason = escape_control_characters(f"in {child}/, beside {wrapper}/ with its parts")
+                reason = escape_control_characters(f"in {child}/, beside {wrapper}/ with its splits")
                 _leave_out(scan, reason, tree.by_child[child], prefix)
         _leave_out(scan, OUTSIDE, tree.flat, prefix)
         below = [path[len(wrapper) + 1 :] for path in tree.by_child[wrapper]]

@@ -72,7 +72,7 @@ class Duplicates:
         for near, how in ((False, "twice"), (True, "of nearly the same look as another")):
             inside = {p.second for p in self.pairs if p.near == near and self.splits[p.first] == self.splits[p.second]}
             if inside:
-                described.append(f"{_count(inside)} {how} in one part")
+                described.append(f"{_count(inside)} {how} in one split")
         kept_out = "kept out of training" if dropped else "--drop-duplicates keeps them out of training"
         return f"duplicates: {'; '.join(described)} (duplicates.csv; {kept_out})"
 

@@ -88,7 +88,7 @@ def _refuse_contradiction(
         " of ".join(filter(None, (escape_control_characters(label), split))) for label, split in (before, now)
     )
     raise ArgumentError(
-        f"Expected one label and one part for each picture in '{table}'. Received for {file}: {first} and, in row "
+        f"Expected one label and one split for each picture in '{table}'. Received for {file}: {first} and, in row "
         f"{row_number}, {second}. Remove one of the rows."
     )
 

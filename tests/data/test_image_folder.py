@@ -237,7 +237,7 @@ def test_labels_of_a_file(workplace):
     shutil.rmtree("data/b")
     assert load("data", labels="labels.csv", val_fraction=0).class_names == ("x", "y")
     (workplace / "labels.csv").write_text("0000,x\n0000,y\n0001,y\n")
-    with pytest.raises(cnnlab.ArgumentError, match=r"one label and one part.*x of train and, in row 2, y"):
+    with pytest.raises(cnnlab.ArgumentError, match=r"one label and one split.*x of train and, in row 2, y"):
         load("data", labels="labels.csv")
     (workplace / "labels.csv").write_text("id,size,colour\n1,2,3\n")
     with pytest.raises(cnnlab.ArgumentError, match="a column of labels"):
@@ -324,7 +324,7 @@ def test_a_folder_around_the_parts_is_found_beside_others(workplace):
     fill("all", ["docs"], 3, 200)
     d = load("all")
     assert d.class_names == ("cat", "dog")
-    assert "3 files in docs/, beside data/ with its parts" in said(d)
+    assert "3 files in docs/, beside data/ with its splits" in said(d)
     fill("by_class/cat", ["train", "test"], 4)
     fill("by_class/dog", ["train", "test"], 4)
     with pytest.raises(cnnlab.ArgumentError, match="cat/ and dog/ with a train folder each"):
