@@ -42,18 +42,25 @@ class Batches(keras.utils.PyDataset):
         seed: int | None = None,
         epoch: int = 0,
         weights: npt.NDArray[np.float32] | None = None,
-        mixing: Sequence[keras.layers.Layer] = (),
+        mixing: Sequence[Any] = (),
         alternating: bool = False,
         side: int | None = None,
         copies: int = 1,
     ) -> None:
         super().__init__()
-        self.rows, self.labels, self.batch_size = rows, labels, batch_size
-        self.weights, self.mixing, self.side, self.copies = weights, mixing, side, copies
-        self.seed, self.epoch = seed, epoch
+        self.rows: npt.NDArray[Any] | MappedRows = rows
+        self.labels: npt.NDArray[Any] = labels
+        self.batch_size: int = batch_size
+        self.seed: int | None = seed
+        self.epoch: int = epoch
+        self.weights: npt.NDArray[np.float32] | None = weights
+        self.mixing: Sequence[Any] = mixing
+        self.side: int | None = side
+        self.copies: int = copies
         # Which images are mirrored in even epochs, `(N,) bool`.
+        self.mirrored_in_even: npt.NDArray[np.bool_] | None
         self.mirrored_in_even = np.random.default_rng(seed).permutation(len(rows)) % 2 == 0 if alternating else None
-        self.order = self._draw_order()
+        self.order: npt.NDArray[np.int64] = self._draw_order()
 
     def _draw_order(self) -> npt.NDArray[np.int64]:
         order = np.arange(len(self.rows))
@@ -92,7 +99,7 @@ class Batches(keras.utils.PyDataset):
     def _mix(
         self, x: npt.NDArray[np.uint8], y: npt.NDArray[np.float32], generator: np.random.Generator
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        layer: Any = self.mixing[int(generator.integers(len(self.mixing)))]
+        layer = self.mixing[int(generator.integers(len(self.mixing)))]
         layer.generator.state.assign(generator.integers(2**31, size=2))
         mixed = layer({"images": x.astype("float32"), "labels": y}, training=True)
         return np.rint(np.asarray(mixed["images"])).astype("uint8"), np.asarray(mixed["labels"])

@@ -43,7 +43,7 @@ MOST_BYTES = 2**30  # of a file
 PAD_GREY = 128  # of the borders that "pad" adds
 
 ORIENTATION = 0x0112  # the EXIF tag
-TURNS = {  # EXIF orientation to the transposition that undoes it
+TURNS: dict[int, Image.Transpose] = {  # EXIF orientation to the transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,7 +67,8 @@ class UndecodableError(LabError):
         super().__init__(
             f"Expected '{file}' to be an image. Received a file that does not decode: {reason}. Repair or remove it."
         )
-        self.file, self.reason = file, reason
+        self.file: object = file
+        self.reason: object = reason
 
     def __reduce__(self) -> tuple[Any, ...]:  # decoding workers send it
         return type(self), (self.file, self.reason)

@@ -30,8 +30,9 @@ class MappedRows:
     def __init__(
         self, sources: Sequence[Source], stacked: bool = False, digests: npt.NDArray[np.bytes_] | None = None
     ) -> None:
-        self.sources, self.stacked = sources, stacked
-        self.stored_digests = digests
+        self.sources: Sequence[Source] = sources
+        self.stacked: bool = stacked
+        self.stored_digests: npt.NDArray[np.bytes_] | None = digests
         stored, rows = sources[0]
         self.shape: tuple[int, ...] = (len(rows), *((len(sources),) if stacked else ()), *stored.shape[1:])
         self.dtype: np.dtype[Any] = stored.dtype

@@ -26,7 +26,8 @@ Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 ENDINGS: dict[str, str] = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "", "keras": ".keras"}
-PACKAGES = {"onnx": ("onnx", "tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}  # of the extra of that name
+# The packages that a format needs, those of the extra of that name.
+PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}
 ABOUT, LABELS = "cnnlab.json", "labels.txt"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 HALF_PRECISIONS = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 AUGMENTATIONS = ("RandAugment", "AugMix", "MixUp", "CutMix")  # beside the layers whose names start with "Random"
@@ -63,7 +64,7 @@ class MatrixResizing(keras.layers.Layer):
 
     def __init__(self, resizing: dict[str, Any], **options: Any) -> None:
         super().__init__(**options)
-        self.resizing = resizing
+        self.resizing: dict[str, Any] = resizing
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         """Compute the matrices `(height, new height)` and `(width, new width)`."""
@@ -72,8 +73,8 @@ class MatrixResizing(keras.layers.Layer):
         rows, columns = np.eye(height, dtype="float32"), np.eye(width, dtype="float32")
         rows = np.broadcast_to(rows[:, :, None, None], (height, height, width, 1))
         columns = np.broadcast_to(columns[:, None, :, None], (width, height, width, 1))
-        self.rows = np.asarray(resize(rows))[:, :, 0, 0]
-        self.columns = np.asarray(resize(columns))[:, 0, :, 0]
+        self.rows: npt.NDArray[np.float32] = np.asarray(resize(rows))[:, :, 0, 0]
+        self.columns: npt.NDArray[np.float32] = np.asarray(resize(columns))[:, 0, :, 0]
 
     def call(self, images: Any) -> Any:
         """Resize `(N, H, W, C)`."""
