@@ -170,7 +170,7 @@ def is_a_backbone(recipe, images):
     features = mlflow.get_run(other.run_id).data.tags["cnnlab.features"]
     assert features.startswith("the output of ")
     assert len(features.rpartition("(")[2].split(",")) == 3, features  # with places, so without the head
-    assert ("the first of its 2 members" in features) == (recipe.members == 2)
+    assert ("the first of its 2 members" in features) == (recipe.ensemble_size == 2)
 
 
 def ask(app, path, body, kind="image/png"):
