@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import traceback
 from pathlib import Path
 
 import keras
@@ -13,6 +14,21 @@ import pytest
 import cnnlab
 from cnnlab import resolve, train
 from cnnlab.data import dataset as data
+
+
+def test_few_functions_lead_from_a_comparison_to_the_fit_of_keras(store, small_cnn, monkeypatch):
+    """With the command, these are six."""
+    package, functions = Path(cnnlab.__file__).parent, []
+
+    def on_train_begin(*_):
+        stack = traceback.extract_stack()
+        functions.extend(frame.name for frame in stack if Path(frame.filename).is_relative_to(package))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.callbacks.CallbackList, "on_train_begin", on_train_begin)
+    with pytest.raises(KeyboardInterrupt):
+        cnnlab.compare_models([small_cnn])
+    assert functions == ["compare_models", "train_model", "fit_and_evaluate", "train", "fit"]
 
 
 def test_models_are_children_of_a_run_with_the_comparison(store, small_cnn):
