@@ -117,10 +117,10 @@ def sync(to: str | None) -> None:
                 print(f"not delivered: {names}, to {done.server}. Received: {done.error}.", file=sys.stderr)
         if remains:
             raise LabError(
-                f"Expected to deliver everything. Received: {remains} runs remain in the outbox. Correct the above, "
+                f"Expected to deliver everything. Received: {remains} runs remain undelivered. Correct the above, "
                 "and repeat 'cnnlab sync'."
             )
-        print("Nothing remains in the outbox.")
+        print("Nothing remains to be delivered.")
 
 
 @click.command(name="import")
