@@ -120,7 +120,9 @@ def _features(
         return np.empty((0, 1), "float32")
     model = build_model(recipe, dataset)
     front = keras.Model(model.inputs[0], model.get_layer("probabilities").input)
-    features = compute_features(front, pictures.images(used), dtype=recipe.feature_dtype)
+    features = compute_features(
+        front, pictures.images(used), dtype="float16" if recipe.feature_dtype == "float16" else "float32"
+    )
     if features is None:
         raise LabError(
             "Expected room for the features of all pictures. Received: too little, on the disk and in memory. Make "

@@ -2,13 +2,16 @@
 
 import difflib
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from cnnlab.utils.text import escape_control_characters, shortened
 
-MOST_SAID, MOST_SENTENCE = 500, 2000  # characters of another's error, some of which hold a whole file, and of ours
+LONGEST_QUOTE = 500  # characters of a library's error message; some of them hold a whole file
+LONGEST_SENTENCE = 2000  # characters of an error message of ours
 
-# Of an address; passwords may hold an @, and to SQLAlchemy a slash. A port and a path with an @ are none.
+# User names and passwords in addresses. A password may hold an @, and for SQLAlchemy a slash; a port and a path with
+# an @ are no passwords.
 _BEFORE_HOST = re.compile(r"(?<=://)(?:[^/\s]*@|[^:/\s@]+:(?!\d+/)[^@\s]*@)")
 _ASKED = re.compile(r"([?&]\w*(?:password|passwd|pwd|token|secret)\w*=)[^&\s]*", re.IGNORECASE)
 
@@ -16,11 +19,11 @@ _ASKED = re.compile(r"([?&]\w*(?:password|passwd|pwd|token|secret)\w*=)[^&\s]*",
 class LabError(Exception):
     """A job that cannot go on (a corrupt file, an unreachable server). The command exits with status 1."""
 
-    exit_code = 1
+    exit_code: int = 1
 
-    def __str__(self):
+    def __str__(self) -> str:
         text = masked(super().__str__())  # it names files, and what they hold
-        return shortened(escape_control_characters(text), MOST_SENTENCE)
+        return shortened(escape_control_characters(text), LONGEST_SENTENCE)
 
 
 class ServerUnavailable(LabError):
@@ -33,27 +36,27 @@ class ArgumentError(LabError, ValueError):
     exit_code = 2
 
 
-def expect_one_of(what: str, received: str, choices, shown=None) -> None:
+def expect_one_of(what: str, received: object, choices: Iterable[str], shown: Iterable[str] | None = None) -> None:
     """Raise `ArgumentError` unless `received` is one of `choices`, naming the nearest; `shown` says many in fewer."""
     choices = list(choices)
     if received in choices:
         return
     likeness = {choice: difflib.SequenceMatcher(None, str(received), choice).ratio() for choice in choices}
-    near = max(likeness, key=likeness.get, default=None)  # of equal ones the first
+    near = max(likeness, key=lambda choice: likeness[choice], default=None)  # of equal ones the first
     hint = f" Did you mean '{near}'?" if near and likeness[near] >= 0.4 else ""
     raise ArgumentError(f"Expected {what} to be one of: {', '.join(shown or choices)}. Received: '{received}'.{hint}")
 
 
 @contextmanager
-def reading(what, cure):
-    """Around the reading of a file: whatever a damaged one makes its reader raise is one sentence.
+def reading(what: str, cure: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes its reader raise inside the block into one sentence.
 
     Args:
-        what: was expected: "'recipe.json' to be a recipe".
-        cure: what to do.
+        what: what was expected, such as "'recipe.json' to be a recipe".
+        cure: a sentence that says what to do.
 
     Raises:
-        LabError: the content is none of that. An `OSError`, such as for a file that is not there, passes.
+        LabError: the file's content is damaged. An `OSError`, such as for a missing file, is raised as it is.
     """
     try:
         yield
@@ -65,11 +68,11 @@ def reading(what, cure):
         ) from error
 
 
-def masked(text) -> str:
-    """A text without the user and password of any address in it, before its host or among what it asks for."""
+def masked(text: object) -> str:
+    """Return a text without the user names and passwords in its addresses, before a host or in a query."""
     return _ASKED.sub(r"\1***", _BEFORE_HOST.sub("***@", str(text)))
 
 
-def first_line(error) -> str:
-    """An error's message without what follows its first line, for a sentence of ours."""
-    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], MOST_SAID).rstrip(".")
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of an error's message, to be quoted in a sentence of ours."""
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], LONGEST_QUOTE).rstrip(".")

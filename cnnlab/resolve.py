@@ -88,7 +88,7 @@ def prepare(
     )
     recipes = [_with_sizes(recipe, size, stored_size) for recipe, size in zip(recipes, sizes, strict=True)]
     for used in (recipe.with_defaults() for recipe in recipes):
-        smallest = crop_side(used.image_size) if used.progressive_resizing else used.image_size
+        smallest = crop_side(used.image_size or 0) if used.progressive_resizing else used.image_size
         find_model(used.model).check(smallest, **used.factory_arguments())
     dataset = load_for(recipes[0], source, for_audit, options.recheck)
     say("\n".join(dataset.summary.lines if dataset.summary else ()))

@@ -1,13 +1,15 @@
-"""KerasTuner around the shared runner, made to survive: state written whole, half-ended trials put right, a gentle
-failure limit.
+"""Make KerasTuner's oracles survive kills: they write their state atomically and repair trials that were cut off.
 
-The only room that knows KerasTuner, whose private parts it reaches for; each reach says why, as seen in 1.4.8.
+This is the only module that imports KerasTuner. It uses private parts of it, each with its reason, as of version 1.4.8.
 """
+
+from __future__ import annotations
 
 import functools
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import keras_tuner
 import numpy as np
@@ -20,13 +22,13 @@ from cnnlab.tuning.search_settings import OBJECTIVES
 from cnnlab.tuning.spaces import LENGTHS, kind_of, value_of
 from cnnlab.utils.files import atomic_write
 
-# The Gaussian process's, between the lines of the trials: a length scale at its bound is usual with few trials.
+# The Gaussian process of the Bayesian tuner warns that a length scale is at its bound, which is usual with few trials.
 warnings.filterwarnings("ignore", category=ConvergenceWarning)
 
-FAILURES = 3  # in a row end a search
+FAILURES: int = 3  # failed trials in a row end a search
 
 
-class Durable:
+class Durable(keras_tuner.Oracle):
     """Mixed into an oracle: asked for trials and told how they ended, by whoever runs them.
 
     After `FAILURES` failed trials in a row since this start it has no new ones; KerasTuner's own raises in the midst of
@@ -176,7 +178,7 @@ def make_oracle(search, folder):
 
 
 @functools.cache
-def _durable(name):
+def _durable(name: str) -> Any:
     return type(f"Durable{name}", (Durable, getattr(keras_tuner.oracles, f"{name}Oracle")), {})
 
 

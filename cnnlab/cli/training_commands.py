@@ -71,12 +71,12 @@ def train(model: str | None, resume: str | None, restart: bool, **options: Any) 
             )
     elif not model:
         raise click.UsageError("Missing argument 'MODEL'.")
-    recipe = None if resume else recipes_of([model], options)[0]
+    recipe = recipes_of([model], options)[0] if model else None
     with job():
         from cnnlab.cli.tables import print_next_step, print_results
         from cnnlab.train import resume_run, train_model
 
-        result = train_model(recipe, restart, options=run) if recipe else resume_run(resume, options=run)
+        result = train_model(recipe, restart, options=run) if recipe else resume_run(resume or "", options=run)
         print_results([result], [result.recipe.label], f"on {result.dataset_name}")
         print_next_step(result.run_id)
 

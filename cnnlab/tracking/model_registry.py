@@ -15,7 +15,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation.model_card import model_card
-from cnnlab.evaluation.predictions import PREDICTIONS_FILE, save_predictions
+from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Score, save_predictions
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import renamed_fields
 from cnnlab.tracking import logged_models as stored_models
@@ -46,7 +46,7 @@ class Version:
 
 @opened_store()
 def register_run(
-    run_id: str | None = None, *, experiment: str | None = None, name: str | None = None, by: str = "accuracy"
+    run_id: str | None = None, *, experiment: str | None = None, name: str | None = None, by: Score = "accuracy"
 ) -> tuple[Version, list[str]]:
     """Register a run's model, or find the version that it already is.
 
@@ -101,11 +101,8 @@ def _new_version(client: mlflow.MlflowClient, name: str, run: Run, result: RunRe
     }
     card = model_card(result, our_tags(run.data.tags))
     # With its predictions, so that it can be compared when its run is deleted.
-    predictions = {
-        PREDICTIONS_FILE: lambda path: save_predictions(
-            path, result.class_names, val=result.validation, test=result.test
-        )
-    }
+    splits = {name: p for name, p in (("val", result.validation), ("test", result.test)) if p is not None}
+    predictions = {PREDICTIONS_FILE: lambda path: save_predictions(path, result.class_names, **splits)}
     run_logging.log_model_texts(model_uri, {stored_models.CARD_FILE: card}, predictions)
     made = client.create_model_version(
         name,

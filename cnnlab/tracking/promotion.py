@@ -10,7 +10,7 @@ import mlflow
 from mlflow.artifacts import download_artifacts
 
 from cnnlab.errors import LabError, first_line
-from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
+from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, Score, load_predictions
 from cnnlab.evaluation.predictions import compared as compared_by
 from cnnlab.tracking import run_logging, run_queries
 from cnnlab.tracking.model_registry import CHAMPION, Version, find_champion, list_versions
@@ -42,7 +42,7 @@ class Stored:
 
 
 @opened_store()
-def promote(version: Version, *, by: str = "accuracy", margin: float = 0.0, force: bool = False) -> Decision:
+def promote(version: Version, *, by: Score = "accuracy", margin: float = 0.0, force: bool = False) -> Decision:
     """Make a version the champion if it beats the present one on the same held-out images.
 
     On the validation images where both held out the same ones, so that the test set is not used to choose; else on the

@@ -103,7 +103,7 @@ def begin_fine_tuning(model: keras.Model, stage: Stage, recipe: ResolvedRecipe, 
     groups = fine_tuned_layers(
         recipe.backbone or recipe.model,
         recipe.weights,
-        stage.fine_tune_from,
+        stage.fine_tune_from or "top",
         recipe.image_size or min(model.input_shape[1:3]),
     )
     for name in (name for group in groups for name in group):
