@@ -1,4 +1,4 @@
-"""Name what is in picture files with a logged or registered model: what `cnnlab predict` does."""
+"""Classify picture files with a logged or registered model, for `cnnlab predict`."""
 
 from __future__ import annotations
 

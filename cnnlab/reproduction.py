@@ -1,4 +1,4 @@
-"""Repeat a stored run from what it logged, and compare all figures of the two."""
+"""Train a stored run again from its logged recipe, and compare every number of the new run with the old one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Find out what recipes really mean: load their data, and decide sizes, weights and precisions by data and machine.
+"""Resolve recipes: load their data, fill in sizes, weights and precisions from data and machine; build the model.
 
-Defaults that need neither are `Recipe.with_defaults`.
+`Recipe.with_defaults` fills in the defaults that need neither data nor machine.
 """
 
 import dataclasses

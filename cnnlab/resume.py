@@ -1,4 +1,4 @@
-"""Interrupted trainings: find the run that an equal training resumes, read its checkpoint, and tell what changed."""
+"""Resume interrupted trainings: find the run with equal recipe and data, read its checkpoint, warn of changes."""
 
 from __future__ import annotations
 

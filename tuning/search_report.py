@@ -1,4 +1,4 @@
-"""What a search shows: a line for each trial on the screen, a table and figures on the parent run."""
+"""Report a search: print a line for each trial, and make the table and figures of the parent run."""
 
 from cnnlab.evaluation import plots
 from cnnlab.tuning.search_settings import OBJECTIVES

@@ -1,4 +1,4 @@
-"""The states of searches that are on the disk: which of them are damaged or without their search."""
+"""Find saved searches that are damaged or incomplete, and leftover half-written files, for `cnnlab doctor`."""
 
 import functools
 import json

@@ -1,8 +1,8 @@
-"""What a search varies: narrowing a model's space, and turning a trial's values into a recipe.
+"""Define what a search varies: narrow a model's space by the user's options, and turn trial values into a recipe.
 
 A hyperparameter is a field of the recipe or an argument of a function of the user's. A field of several numbers, such
-as the CNN's `filters`, is varied number by number (`filters_1`, ...), and how many there are by a name of its own
-(`blocks`).
+as the CNN's `filters`, is varied number by number (`filters_1`, ...); another hyperparameter (`blocks`) sets how many
+numbers there are.
 """
 
 import dataclasses

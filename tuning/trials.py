@@ -1,4 +1,4 @@
-"""Train trials of a search as runs: in which experiment and below which run they go, on whatever worker."""
+"""Train the trials of a search as child runs: load the data, find the experiment and parent, score each trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn errors of libraries and of the system that a user can cause into one sentence, as our own errors are."""
+"""Explain errors of libraries and of the operating system to the user, each in one sentence."""
 
 from __future__ import annotations
 

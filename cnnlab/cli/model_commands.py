@@ -1,4 +1,4 @@
-"""The commands around a training: looking at its data before, and registering, using and repeating models after."""
+"""Define the commands audit, register, models, rollback, predict, serve, export and reproduce."""
 
 import functools
 import sys

@@ -1,4 +1,4 @@
-"""Make the options of the command line that give a recipe and run options: one for each field, with help and bounds."""
+"""Add command-line options to a command, one for each field of `Recipe` and `RunOptions`, with help and bounds."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""What the command line prints: tables of runs, of registered models and of a repeated run."""
+"""Print tables on the command line: runs, registered models, backbones, repeated runs, `doctor` findings."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Arrays on the disk whose rows are read only when they are indexed, for data that does not fit in memory."""
+"""Index arrays that stay on the disk, for data larger than memory: a row is loaded only when it is indexed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describe a data set for people: its size, classes and picture sizes, what was left out, and how it was understood."""
+"""Describe a data set in sentences: its size, classes, picture sizes, and the files left out with the reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hold a loaded model together with what its input and output mean, so that it names what is in pictures."""
+"""Classify pictures with a loaded model, using the class names, image size and resizing it was trained with."""
 
 from __future__ import annotations
 

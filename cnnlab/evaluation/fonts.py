@@ -1,4 +1,4 @@
-"""Write names on matplotlib figures as they are, in any script, and shortened to the room there is."""
+"""Draw names on matplotlib figures: without formulas, in fonts for any script, shortened to a length that fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Render Jinja2 templates as pages of HTML in one file: every text escaped, pictures embedded, nothing loaded."""
+"""Render Jinja2 templates as self-contained HTML files: text is escaped, pictures are embedded, no scripts run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The figures, texts and files that a training's run shows: curves, samples, tables, the recipe and the summary.
+"""Make the figures, texts and files that are stored with a training run: curves, samples, tables, recipe, summary.
 
-They are made here and logged elsewhere.
+`tracking.run_logging` logs them.
 """
 
 from __future__ import annotations

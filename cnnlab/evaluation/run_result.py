@@ -1,4 +1,4 @@
-"""What a run gave: its id, recipe, history, predictions and sizes, as plain data."""
+"""Hold the results of one run as plain data: id, recipe, history, predictions, parameter counts and times."""
 
 from __future__ import annotations
 

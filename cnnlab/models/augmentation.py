@@ -1,4 +1,4 @@
-"""Augmentations by name, such as "flip,crop:0.06": Keras layers, which only act in training, and changes of batches.
+"""Parse augmentations such as "flip,crop:0.06", and make Keras layers that change or mix pictures.
 
 A recipe's `augment` names one or more of them, separated by commas or "+", each perhaps with a strength. The recipe
 imports this module, so Keras is imported only where layers are made.

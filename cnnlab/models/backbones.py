@@ -1,10 +1,11 @@
-"""A table of the networks of `keras.applications` that can be backbones: sizes, preprocessing and stages of each.
+"""List the `keras.applications` networks that can be backbones: image sizes, preprocessing and stages of each.
 
 As of Keras 3.15.1. A preprocessing of "inside" means that the network has its own; the others are the modes of
 `keras.applications.imagenet_utils.preprocess_input`. Sizes are pixels a side: the smallest that the network takes, and
 the one that the ImageNet weights were trained at. Parameters are without the top. A network with depthwise convolutions
-(column dw) is no faster in bfloat16 on a CPU. Each stage is named by the layer that it starts behind, the topmost
-first; the last one starts at the image.
+(column dw) is no faster in bfloat16 on a CPU. The column
+"stages" names the layer after which each stage starts, from the top of the network down; the lowest stage starts at the
+input and is not in the table.
 """
 
 from __future__ import annotations

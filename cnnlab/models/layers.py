@@ -1,4 +1,4 @@
-"""Parts that models are built from: the augmented input, the dense head, and means over views and over members."""
+"""Build the parts that models share: augmented input, dense head, and averages over test views and ensembles."""
 
 from __future__ import annotations
 

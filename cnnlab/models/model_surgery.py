@@ -1,6 +1,7 @@
-"""Attach a pre-trained backbone to a model: copy its layers, freeze them or not, and find its stages.
+"""Attach a pre-trained backbone to a model: copy its layers, freeze or unfreeze them, and find its stages.
 
-A stage is what lies between two places where the features lose half their size; fine-tuning unfreezes whole stages.
+Stages are separated by the layers that halve the height and width of the features. Fine-tuning unfreezes whole
+stages.
 """
 
 from __future__ import annotations

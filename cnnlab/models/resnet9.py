@@ -1,4 +1,4 @@
-"""`resnet9`: a small network that is trained from scratch fast, as airbench has it (arXiv:2404.00498)."""
+"""Build `resnet9`, a small network that trains fast from scratch, following airbench (arXiv:2404.00498)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Find the checkpoint files of trainings, the runs that can be resumed from them, and remove files of no use.
+"""Find checkpoint files and the runs that can be resumed from them, and delete checkpoints that nobody can use.
 
-A checkpoint is `RUN_ID.npz` beside a local store, for a server in the user's cache; `cnnlab.training.checkpointing`
-reads and writes it.
+A checkpoint is the file `RUN_ID.npz`. For a local store it lies beside the database, for a server it lies in the
+user's cache. `cnnlab.training.checkpointing` reads and writes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Log metrics by epoch: MLflow's autologging around each fit, and afterwards what the store missed."""
+"""Log metrics by epoch with MLflow's autologging around each fit, then log again the epochs the store lacks."""
 
 from __future__ import annotations
 

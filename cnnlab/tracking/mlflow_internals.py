@@ -1,6 +1,6 @@
-"""Use parts of MLflow 3.17 that are not public, each with the reason why no public way does; no other module does.
+"""Wrap every part of MLflow 3.17 that cnnlab uses but is not public, each with the reason for it.
 
-What loads Keras or a server is imported inside functions, so that lists of runs and models are shown without.
+Functions import Keras and server code themselves, so listing runs and models does not load either.
 """
 
 from __future__ import annotations

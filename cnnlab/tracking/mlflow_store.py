@@ -1,4 +1,4 @@
-"""Open the store of runs: `./mlruns` on this machine, or what `MLFLOW_TRACKING_URI` or the user's own run names."""
+"""Open the store of runs: that of the user's active run, else `MLFLOW_TRACKING_URI`, else `./mlruns`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Register runs in MLflow's model registry, one name a data set, and list versions.
+"""Register runs in MLflow's model registry, under one name for each data set, and list the versions.
 
-A version's tags say what it is; its model card and the evidence of its promotion lie beside the model.
+Tags of a version describe it. Its model card, and the predictions that a promotion compares, lie beside the model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Recorders take the runs of a job: they open and end a run, choose its experiment and parent, and log its results.
+"""Record the runs of a job: open and end each run, choose its experiment and parent, and log its results.
 
-`MlflowRecorder` writes into the MLflow store that is open. What is for a server that may be unavailable is recorded by
-`tracking.offline.spool_recorder.SpoolRecorder`. `tracking.session` chooses between the two.
+`MlflowRecorder` writes into the open MLflow store. `SpoolRecorder` (in `tracking.offline`) records for a server
+that may be unavailable. `tracking.session` chooses between them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Log on the active run: the data set, results, tags, the description and the whole model."""
+"""Log data, results, tags, description and model on the active run; delete a run or add a metric by run id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a tracking server or a database answers, found out within seconds."""
+"""Check within seconds whether a tracking server or a database answers, and remember which servers did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done when the tracking server stops answering: tell it apart from other errors, wait, keep the results."""
+"""Handle a tracking server that stops answering: recognise it, wait for it, and save the results on this disk."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a verb works in: the open store, the recorder of its runs, and the user's own functions as they are now.
+"""Open the store for a job, choose the recorder of its runs, and fix the code of the user's own models for it.
 
-A verb that records runs enters `Session`, one that only uses the store enters `opened_store`; verbs may call each
-other. This is the only place that chooses between a store of MLflow's and the spool (`tracking/offline`) for a server.
+Functions that record runs (train, compare, tune) enter `Session`; those that only use the store enter
+`opened_store`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find the store: its address, its database, and the folder of artifacts beside that, wherever it is moved to.
+"""Find the store's address, its database file and its artifacts folder, also after the store was moved.
 
 It imports no MLflow at its top: MLflow itself loads it as a plugin (`mlflow.artifact_repository` in pyproject.toml).
 """

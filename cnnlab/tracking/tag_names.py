@@ -1,11 +1,11 @@
-"""Names of the tags and metrics that stored runs carry, and how long names may be."""
+"""Name the tags and metrics of stored runs, with the length limits of names, and filter runs by a tag."""
 
 import re
 
 # Every tag of ours starts with this, so that it stands apart from MLflow's own.
 TAG = "cnnlab."
 BEST = "final_val_accuracy"  # what "the best run" means: of the weights that the model ended with
-TRAINING = "training"  # the tag with a key of what a run trains, by which an equal one goes on with it
+TRAINING = "training"  # the tag with a hash of recipe and data; a training with the same hash can resume the run
 RECORDED_AS = TAG + "recorded_as"  # on a run, a model or a version that was copied here: its id where it was made
 KNOWN_AS = TAG + "known_as"  # on a copy of a copy: the ids in between, each after a space
 UNDELIVERED = TAG + "undelivered"  # on a copy that is not whole yet: where the rest is

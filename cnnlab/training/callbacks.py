@@ -1,4 +1,4 @@
-"""Keras callbacks that every training may use: `Lookahead`, and `LearningRate`, which adds it to an epoch's metrics."""
+"""Keras callbacks that every training may use: `Lookahead`, and `LearningRate`, which logs the rate each epoch."""
 
 from __future__ import annotations
 

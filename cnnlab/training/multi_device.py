@@ -1,8 +1,8 @@
-"""Train on several devices of one machine, so that the numbers are those of one device.
+"""Train on several devices of one machine with the same loss, gradients and metrics as on one device.
 
-`tf.distribute.MirroredStrategy` gives each device a share of the recipe's batch. Keras takes the mean of the devices'
-means, which is that of the batch only where the shares are equal, and a device without images ends in an error: a batch
-that does not divide is given to every device as a whole.
+`tf.distribute.MirroredStrategy` splits each batch among the devices. Keras averages the means of the shares, which
+is wrong when the shares differ in size, and fails when a device gets no images. A batch that does not split evenly
+is therefore given whole to every device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What TensorFlow and the processor compute with: precision, determinism, threads, and memory of finished trainings.
+"""Set up TensorFlow for the machine: precision, determinism and threads; free the memory of finished trainings.
 
 TensorFlow's private modules are imported here only.
 """

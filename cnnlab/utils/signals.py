@@ -1,4 +1,4 @@
-"""Delay Ctrl-C and SIGTERM while TensorFlow works, as an exception raised inside of it becomes another one."""
+"""Delay Ctrl-C and SIGTERM while TensorFlow works, as it would turn the exception they raise into another one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The user's cache of decoded pictures and of features of frozen layers, each a `KEY.npy` with a `KEY.json` about it.
+"""Manage the folder of cached pictures and frozen features: find it, list entries, clear it, keep it below a size.
 
-Its folder is `$CNNLAB_CACHE` or `~/.cache/cnnlab`; above `$CNNLAB_CACHE_GB` gigabytes the entries that were unused for
+`data.decoded_cache` and `training.frozen_features` write the entries.
+The folder is `$CNNLAB_CACHE` or `~/.cache/cnnlab`. Above `$CNNLAB_CACHE_GB` gigabytes, the entries that were unused for
 longest are removed.
 """
 

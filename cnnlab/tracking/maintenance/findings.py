@@ -1,4 +1,4 @@
-"""What a check of the store finds: what is wrong, where, and what repairs it."""
+"""Define `Finding`, a fault that a check of the store found: what is wrong, where, and the repair."""
 
 from __future__ import annotations
 

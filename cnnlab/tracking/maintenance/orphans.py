@@ -1,4 +1,4 @@
-"""Check for files of a store that its database does not know, and for rows of the database whose files are missing."""
+"""Check a store for files unknown to its database, rows without files, unused models and undelivered runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the state of a store's database, and find the runs of killed processes."""
+"""Check the state of a store's database, and find runs that killed processes left running, also on a server."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The runs, logged models and registered versions of a local store, read from its database without opening the store,
-which would end runs, change artifact places and make folders.
+"""Read runs, logged models and registered versions from a local store's database, without changing the store.
+
+Opening the store through MLflow would end unfinished runs, rewrite artifact paths and create folders.
 """
 
 from __future__ import annotations

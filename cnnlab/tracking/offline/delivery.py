@@ -1,4 +1,4 @@
-"""Delivery of what the spool holds: by a thread while a job records, and by `cnnlab sync` afterwards."""
+"""Deliver spooled runs to their server: from a thread while a job records, and by `cnnlab sync` later."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Copy registered models from one store to another: versions with their descriptions and tags, and aliases.
 
-A version keeps its number where that is free. Like a run, it carries in a tag what it was called where it was made.
+A version keeps its number unless that is taken. A tag holds the name and number it had in the store that made it.
 """
 
 from __future__ import annotations

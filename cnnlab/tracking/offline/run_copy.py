@@ -1,8 +1,7 @@
-"""Copy runs with their metrics, artifacts and logged models from one store to another. What the other store has already
-is not sent again, so that an interrupted copy is repeated.
+"""Copy runs with their metrics, artifacts and logged models from one store to another; skip what is there already.
 
-Each store gives its runs ids of its own. A copy carries the id of the original in a tag, by which it is found, also in
-the copy of a copy; that one carries the ids in between in another tag.
+Run ids differ between stores. A tag of each copy holds the id of the original run. In a copy of a copy, a second
+tag lists the ids of the copies in between.
 """
 
 from __future__ import annotations
