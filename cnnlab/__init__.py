@@ -13,11 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnlab.classify import Classifier, load_classifier, predict
+    from cnnlab.classify import load_classifier, predict
     from cnnlab.compare import Comparison, compare_models, compare_runs
     from cnnlab.data.dataset import ImageDataset, load_dataset
     from cnnlab.data_audit import Audit, audit
     from cnnlab.errors import ArgumentError, LabError
+    from cnnlab.evaluation.classifier import Classifier
     from cnnlab.evaluation.predictions import Predictions
     from cnnlab.evaluation.run_result import RunResult
     from cnnlab.export import Exported, export_model
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ArgumentError": "errors",
     "Audit": "data_audit",
-    "Classifier": "classify",
+    "Classifier": "evaluation.classifier",
     "Comparison": "compare",
     "Decision": "tracking.promotion",
     "Exported": "export",

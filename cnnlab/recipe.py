@@ -528,7 +528,7 @@ def _is_field(name: str, default: Any) -> bool:
     return default in (None, inspect.Parameter.empty) or isinstance(default, (int, float) if kind is float else kind)
 
 
-def applies(recipe_field: dataclasses.Field, model: str) -> bool:
+def applies(recipe_field: dataclasses.Field[Any], model: str) -> bool:
     """Tell whether a field of the recipe says anything about this model, by the factory's signature."""
     if recipe_field.name == "arguments":
         return custom_model.is_custom(model)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from cnnlab.errors import reading
 from cnnlab.models.model_table import Range
+from cnnlab.recipe import Recipe
 from cnnlab.tuning import search_report
-from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.tuning.search_settings import OBJECTIVES, Search
 from cnnlab.tuning.spaces import LENGTHS, kind_of, value_of
 from cnnlab.utils.files import atomic_write
 
@@ -36,14 +39,14 @@ class Durable(keras_tuner.Oracle):
     its work.
     """
 
-    asked = 0
-    failures = ()  # the failed trials in a row up to now or, once they are too many, up to then
+    asked: int = 0
+    failures: tuple[Any, ...] = ()  # the failed trials in a row up to now or, once they are too many, up to then
 
     def gave_up(self) -> bool:
         """Whether so many trials failed in a row that no more are made, however one still under way may end."""
         return len(self.failures) >= FAILURES
 
-    def ask(self):
+    def ask(self) -> Any:
         """The next trial, or `None` where there is none, or none before another one has ended."""
         if self.gave_up():
             return None
@@ -51,7 +54,7 @@ class Durable(keras_tuner.Oracle):
         trial = self.create_trial(str(self.asked))
         return trial if trial.status == "RUNNING" else None
 
-    def tell(self, trial, score=None, error=None):
+    def tell(self, trial: Any, score: float | None = None, error: str | None = None) -> None:
         """End a trial, with its score or with the traceback of its error."""
         trial.message = error
         trial.status = "FAILED" if error else "COMPLETED"
@@ -62,7 +65,7 @@ class Durable(keras_tuner.Oracle):
         if not self.gave_up():
             self.failures = (*self.failures, trial) if trial.status == "FAILED" else ()
 
-    def _random_values(self):
+    def _random_values(self) -> dict[str, Any] | None:
         """A random recipe, but the first one is the recipe that the search starts from, for the others to beat."""
         if self.trials:
             return super()._random_values()
@@ -73,13 +76,13 @@ class Durable(keras_tuner.Oracle):
                 start.values[hyperparameter.name] = hyperparameter.default
         return start.values
 
-    def save(self):
+    def save(self) -> None:
         write_json(Path(self._get_oracle_fname()), self.get_state())
 
-    def _save_trial(self, trial):
+    def _save_trial(self, trial: Any) -> None:
         write_json(Path(self._get_trial_dir(trial.trial_id), "trial.json"), trial.get_state())
 
-    def reload(self):
+    def reload(self) -> None:
         """Load the state, and put right what a kill between two writes left behind.
 
         Raises:
@@ -96,7 +99,7 @@ class Durable(keras_tuner.Oracle):
                     raise TypeError(f"{name} is {value!r}")
             self._put_right()
 
-    def _put_right(self):
+    def _put_right(self) -> None:
         for trial in self.trials.values():
             if trial.status not in search_report.FINISHED and trial.trial_id not in self._retry_queue:
                 self._retry_queue.append(trial.trial_id)  # made, but not yet in the oracle's own file
@@ -110,7 +113,7 @@ class Durable(keras_tuner.Oracle):
         self._retry_queue.sort(reverse=True)  # taken from its end, so the oldest first
 
 
-def hyperparameters(space, base):
+def hyperparameters(space: Mapping[str, Any], base: Recipe) -> keras_tuner.HyperParameters:
     """The space as KerasTuner's `HyperParameters`; numbers of a field are active only where there are as many.
 
     The defaults are the base recipe's values, where the space has them.
@@ -131,7 +134,7 @@ def hyperparameters(space, base):
     return hp
 
 
-def _declare(hp, name, values, kind, start):
+def _declare(hp: keras_tuner.HyperParameters, name: str, values: Any, kind: Any, start: Any) -> None:
     if not isinstance(values, Range):
         hp.Choice(name, list(values), default=start if start in values else None)
         return
@@ -144,7 +147,7 @@ def _declare(hp, name, values, kind, start):
         hp.Float(name, values.low, values.high, sampling=sampling, default=default)
 
 
-def make_oracle(search, folder):
+def make_oracle(search: Search, folder: Path) -> Any:
     """The oracle of a search, with the state that is in `folder`.
 
     "bayesian" is a Gaussian process, the first third of the trials is random; "hyperband" is Li et al.'s (2018,
@@ -183,12 +186,12 @@ def _durable(name: str) -> Any:
     return type(f"Durable{name}", (Durable, getattr(keras_tuner.oracles, f"{name}Oracle")), {})
 
 
-def reading_state(file):
+def reading_state(file: str | Path) -> AbstractContextManager[None]:
     """As `errors.reading`, for files of a search."""
     return reading(f"'{file}' to be a search's state", "Restore it, or start the search again with --restart.")
 
 
-def write_json(path, state) -> None:
+def write_json(path: Path, state: Any) -> None:
     """Write JSON that is there whole or not at all."""
     with atomic_write(path, "w") as file:
         json.dump(state, file)

@@ -1,7 +1,12 @@
 """Report a search: print a line for each trial, and make the table and figures of the parent run."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from cnnlab.evaluation import plots
-from cnnlab.tuning.search_settings import OBJECTIVES
+from cnnlab.tuning.search_settings import OBJECTIVES, Search
 from cnnlab.tuning.spaces import LENGTHS
 from cnnlab.utils.text import csv_line
 from cnnlab.utils.worker_pool import last_line
@@ -10,7 +15,7 @@ BEST = "best_so_far.png"
 FINISHED = ("COMPLETED", "FAILED")
 
 
-def trial_line(oracle, trial, search) -> str:
+def trial_line(oracle: Any, trial: Any, search: Search) -> str:
     """One trial in words: number of how many, score, the best so far, and its values."""
     done = sum(t.status in FINISHED for t in oracle.trials.values())
     completed = [t for t in oracle.trials.values() if t.status == "COMPLETED"]
@@ -22,17 +27,17 @@ def trial_line(oracle, trial, search) -> str:
     return f"trial {int(trial.trial_id)}  {done} of {search.trials} done  {what}  {so_far}  {values}"
 
 
-def values_text(oracle, trial) -> str:
+def values_text(oracle: Any, trial: Any) -> str:
     """A trial's hyperparameters on one line."""
     return "  ".join(f"{name} {_short(value)}" for name, value in shown_values(oracle, trial).items())
 
 
-def reason_of(trial) -> str:
+def reason_of(trial: Any) -> str:
     """The last line of a failed trial's error, without the exception's module."""
     return last_line(trial.message or "unknown")
 
 
-def shown_values(oracle, trial) -> dict:
+def shown_values(oracle: Any, trial: Any) -> dict[str, Any]:
     """A trial's hyperparameters that are in effect in the space's order, without KerasTuner's own but the epochs."""
     values = trial.hyperparameters.values
     epochs = values.get("tuner/epochs")
@@ -47,7 +52,7 @@ def shown_values(oracle, trial) -> dict:
     return {**shown, **({"epochs": epochs} if epochs else {})}
 
 
-def trial_rows(oracle, runs) -> list[dict]:
+def trial_rows(oracle: Any, runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A dict for each trial in the order of their numbers: trial, status, score, seconds, ended_after, run_id, values.
 
     Args:
@@ -77,7 +82,9 @@ def trial_rows(oracle, runs) -> list[dict]:
     return rows
 
 
-def trials_report(rows, search):
+def trials_report(
+    rows: Sequence[Mapping[str, Any]], search: Search
+) -> tuple[dict[str, int], dict[str, plots.Figure], dict[str, str]]:
     """The table of trials and the figures: `(metrics, figures, texts)`, the last two by artifact path."""
     columns = list(rows[0])
     table = "".join(map(csv_line, [columns, *([row.get(name) for name in columns] for row in rows)]))
@@ -102,5 +109,5 @@ def trials_report(rows, search):
     return {"completed_trials": len(completed), "failed_trials": failed}, figures, {"trials.csv": table}
 
 
-def _short(value):
+def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -117,7 +117,7 @@ def check_space(space: Mapping[str, Any], recipe: Recipe) -> None:
                 recipe_of({name: (value,) if name in LENGTHS.values() else value}, recipe)
 
 
-def space_text(values: Range | tuple) -> str:
+def space_text(values: Range | tuple[Any, ...]) -> str:
     """Write a hyperparameter's values as `--space` takes them."""
     return str(values) if isinstance(values, Range) else ",".join(map(str, values))
 

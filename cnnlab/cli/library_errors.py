@@ -9,7 +9,7 @@ from cnnlab.errors import first_line, masked
 
 # By the full name of the error's class or of one of its bases: libraries are not imported for it.
 KINDS = ("mlflow.exceptions.MlflowException", "sqlalchemy.exc.SQLAlchemyError")
-OTHERS = {
+OTHERS: dict[type[Exception], str] = {
     ImportError: "Expected the package '{name}'. Received: {text}. Install it: pip install {name}.",
     MemoryError: "Expected enough memory. Received: less. Use a smaller batch_size, image_size or limit.",
     UnicodeDecodeError: "Expected text in UTF-8, of a file or the store's database. Received: {text}. Restore it.",

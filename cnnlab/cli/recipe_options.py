@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
@@ -11,6 +11,9 @@ from cnnlab.errors import ArgumentError
 from cnnlab.models.model_table import MODELS, find_model
 from cnnlab.recipe import OLD_NAMES, Recipe, RunOptions, applies
 from cnnlab.recipe_checks import bounds_text
+
+Command: TypeAlias = Callable[..., Any]
+OptionDecorator: TypeAlias = Callable[[Command], Command]  # adds an option to a command
 
 SHOWN: tuple[str, ...] = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
 # Autologging has a param class_weight of its own.
@@ -22,8 +25,8 @@ METAVARS: dict[str, str] = {
 
 
 def recipe_options(
-    command: Callable, names: Collection[str] | None = None, defaults: Mapping[str, str] | None = None
-) -> Callable:
+    command: Command, names: Collection[str] | None = None, defaults: Mapping[str, str] | None = None
+) -> Command:
     """Add an option for every field of the recipe but the model, or for those of some names, with other defaults."""
     for f in reversed(dataclasses.fields(Recipe)):
         if f.name == "model" or (names and f.name not in names):
@@ -62,22 +65,22 @@ class _RecipeOption(click.Option):
                 parser.add_option(self, ["--" + old.replace("_", "-")], self.name)
 
 
-experiment_option = click.option(
+experiment_option: OptionDecorator = click.option(
     "--experiment",
     help="MLflow's experiment for the runs.  [default: $MLFLOW_EXPERIMENT_NAME, or one for each data set]",
 )
-recheck_option = click.option(
+recheck_option: OptionDecorator = click.option(
     "--recheck",
     is_flag=True,
     help="Compare the files of a folder with its stored pictures byte by byte; else names, sizes and times tell.",
 )
-checkpoint_option = click.option(
+checkpoint_option: OptionDecorator = click.option(
     "--checkpoint",
     metavar="SECONDS|none",
     help="Save a checkpoint of a training at the end of an epoch, when so many seconds have passed since the last one; "
     "0 saves one after every epoch.  [default: $CNNLAB_CHECKPOINT, or 60]",
 )
-devices_option = click.option(
+devices_option: OptionDecorator = click.option(
     "--devices",
     metavar="auto|N",
     help="Share every batch between so many GPUs of this machine; auto for all that can share it equally.  "
@@ -97,7 +100,7 @@ def take_run_options(options: dict[str, Any]) -> RunOptions:
     return RunOptions(**{name: value for name, value in given.items() if value is not None})
 
 
-def cluster_options(command: Callable) -> Callable:
+def cluster_options(command: Command) -> Command:
     """Add `--on`, a Ray cluster, and what each job asks it for."""
 
     def expect(context, option, value):

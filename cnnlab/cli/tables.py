@@ -1,31 +1,41 @@
 """Print tables on the command line: runs, registered models, backbones, repeated runs, `doctor` findings."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from cnnlab.errors import masked
 from cnnlab.tracking.session import folder_of_waiting_run
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.text import escape_control_characters
 
+if TYPE_CHECKING:
+    from cnnlab.doctor import Examined
+    from cnnlab.evaluation.run_result import RunResult
+    from cnnlab.reproduction import Reproduction
+    from cnnlab.tracking.model_registry import Version
+
 ITEMS = 10  # of a finding that are listed
 FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
 
 
-def print_results(results, labels, title):
+def print_results(results: Sequence[RunResult], labels: Iterable[str], title: str) -> None:
     """The table of a training or a comparison."""
-    rows = []
-    for label, r in zip(labels, results, strict=True):
-        low, high = r.test.interval
+    rows, tests = [], [r.test for r in results if r.test]  # every one of these runs was tested
+    for label, r, test in zip(labels, results, tests, strict=True):
+        low, high = test.interval
         sizes = (f"{r.params:,}", f"{r.trainable_params:,}", f"{r.train_seconds:.1f}")
-        scores = [f"{value:.2%}" for value in r.test.scores.values()]
+        scores = [f"{value:.2%}" for value in test.scores.values()]
         rows.append((label, scores[0], f"{100 * low:.1f}-{100 * high:.1f}", *scores[1:], f"{r.test_loss:.4f}", *sizes))
-    further = [FURTHER[name] for name in list(results[0].test.scores)[1:]]
+    further = [FURTHER[name] for name in list(tests[0].scores)[1:]]
     sizes = ("parameters", "trainable", "train\nseconds")
     columns = ("test\naccuracy", "95 %\ninterval", *further, "test\nloss", *sizes)
     _print_table(title, ("model", *columns), rows, last=("run id", [r.run_id for r in results]))
 
 
-def print_versions(versions):
+def print_versions(versions: Sequence[Version]) -> None:
     """The table of registered models."""
     rows = [
         (
@@ -42,7 +52,7 @@ def print_versions(versions):
     _print_table(None, columns, rows, last=("run id", [v.run_id for v in versions]))
 
 
-def print_backbones():
+def print_backbones() -> None:
     """The table of models that can be trained."""
     from cnnlab.models.backbones import BACKBONES
 
@@ -67,7 +77,7 @@ def print_backbones():
     _print_table(None, columns, rows)
 
 
-def print_reproduction(reproduction):
+def print_reproduction(reproduction: Reproduction) -> None:
     """The figures then and now, what else changed, and the verdict."""
     rows = [
         (
@@ -84,7 +94,7 @@ def print_reproduction(reproduction):
     print(reproduction.verdict)
 
 
-def print_examined(examined):
+def print_examined(examined: Examined) -> None:
     """A finding of `cnnlab doctor`, and what was done about it or would be."""
     finding = examined.finding
     print(escape_control_characters(f"{'found' if finding.is_fault else 'note'}: {finding.what}"))
@@ -101,7 +111,7 @@ def print_examined(examined):
         )
 
 
-def print_next_step(run_id):
+def print_next_step(run_id: str | None) -> None:
     if run_id is None:
         print("Not recorded: the store may not be written.")
         return
@@ -114,7 +124,12 @@ def print_next_step(run_id):
     print(f"Recorded as run {run_id}. Look at it with: {store}cnnlab ui")
 
 
-def _print_table(title, columns, rows, last=None):
+def _print_table(
+    title: str | None,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    last: tuple[str, Sequence[str | None]] | None = None,
+) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cnnlab.cli.recipe_options import (
+    OptionDecorator,
     checkpoint_option,
     cluster_options,
     devices_option,
@@ -33,7 +34,7 @@ FEATURE_OPTIONS = (
 )
 
 
-restart_option = click.option(
+restart_option: OptionDecorator = click.option(
     "--restart", is_flag=True, help="Train from the beginning, also where an equal training was interrupted."
 )
 
@@ -176,7 +177,7 @@ def tune(
     run = take_run_options(options)
     [recipe] = recipes_of([model], options)
     given = [option for option, value in options.items() if value not in (None, ())]
-    space = narrowed_space(recipe, given, space)
+    varied = narrowed_space(recipe, given, space)
     expect_one_of("tuner", tuner, TUNERS)
     expect_one_of("objective", objective, OBJECTIVES)
     if name and not re.fullmatch(r"[\w-]+", name):
@@ -186,7 +187,7 @@ def tune(
             f"Expected at most {MOST_PROCESSES} --workers on one machine. Received: {workers}. Use fewer, or --on, a "
             "cluster."
         )
-    search = Search(recipe, space, tuner, objective, finalists, final_seeds, trials)
+    search = Search(recipe, varied, tuner, objective, finalists, final_seeds, trials)
     with job():
         from cnnlab.cli.tables import print_next_step
         from cnnlab.tuning.search import run_search

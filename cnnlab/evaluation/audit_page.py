@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from cnnlab.data.class_folders import SPLITS
 from cnnlab.evaluation import audit_report, html_pages
 from cnnlab.evaluation.audit_report import Findings
 
@@ -35,7 +36,7 @@ def audit_page(findings: Findings) -> str:
         headings=HEADINGS,
         findings=findings,
         most_shown=MOST_SHOWN,
-        class_columns=("class", *audit_report.SPLITS, "do not decode"),
+        class_columns=("class", *SPLITS, "do not decode"),
         class_rows=[(name, *map("{:,}".format, numbers)) for name, *numbers in counts],
         size_rows=_size_rows(findings),
         left_out=_left_out(findings),

@@ -15,7 +15,6 @@ from cnnlab.evaluation import plots
 from cnnlab.evaluation.label_issues import FOLDS, LabelCheck
 from cnnlab.utils.text import csv_line
 
-SPLITS = tuple(SPLITS)
 REPORT = "report.html"
 GENERATOR = "cnnlab audit"
 MARK = f'name="generator" content="{GENERATOR}"'  # by which an earlier report is recognized

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Figure  # noqa: PLC0414  for annotations of modules that do not import matplotlib
 from matplotlib.ticker import (
     LogFormatter,
     LogLocator,

@@ -66,10 +66,10 @@ class MatrixResizing(keras.layers.Layer):
         super().__init__(**options)
         self.resizing: dict[str, Any] = resizing
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Compute the matrices `(height, new height)` and `(width, new width)`."""
         resize: Any = keras.layers.Resizing.from_config({**self.resizing, "dtype": "float32"})
-        height, width = shape[1] or 0, shape[2] or 0
+        height, width = input_shape[1] or 0, input_shape[2] or 0
         rows, columns = np.eye(height, dtype="float32"), np.eye(width, dtype="float32")
         rows = np.broadcast_to(rows[:, :, None, None], (height, height, width, 1))
         columns = np.broadcast_to(columns[:, None, :, None], (width, height, width, 1))

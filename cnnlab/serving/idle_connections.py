@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from typing import TYPE_CHECKING, Any
 
 from cnnlab.serving.middleware import TIME
+
+if TYPE_CHECKING:  # one of the two classes that it may be
+    from uvicorn.protocols.http.h11_impl import H11Protocol as AutoHTTPProtocol
+else:
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEADERS_TIME = 15  # seconds for a request's headers
 MOST_HEADERS = 2**16  # bytes, beyond the part in which they end
@@ -15,10 +18,7 @@ ANSWER_TIME = TIME + 10  # seconds for a request and its answer; the app itself 
 INTERVAL = 1  # seconds between two looks at a connection
 
 
-HTTPProtocol: Any = AutoHTTPProtocol  # either of two classes
-
-
-class TimedProtocol(HTTPProtocol):
+class TimedProtocol(AutoHTTPProtocol):
     """uvicorn's HTTP protocol with an end to waiting. Its attributes are not documented; seen in uvicorn 0.54."""
 
     _since: float

@@ -34,7 +34,9 @@ class CountRequests:
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
-        self.app, self.metrics, self.paths = app, metrics, paths
+        self.app: ASGIApp = app
+        self.metrics: Metrics = metrics
+        self.paths: Collection[str] = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and count it when it is over."""
@@ -65,8 +67,10 @@ class LimitRequests:
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str] | None = None, token: str | None = None) -> None:
-        self.app, self.names, self.token = app, names, token
-        self.waiting = 0  # bytes that have arrived of requests that are not answered yet
+        self.app: ASGIApp = app
+        self.names: Sequence[str] | None = names
+        self.token: str | None = token
+        self.waiting: int = 0  # bytes that have arrived of requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""

@@ -62,11 +62,13 @@ class ProcessState:
     """
 
     def __init__(self) -> None:
-        self.users, self.lock, self.resources = 0, threading.RLock(), contextlib.ExitStack()
+        self.users: int = 0
+        self.lock: threading.RLock = threading.RLock()
+        self.resources: contextlib.ExitStack[bool | None] = contextlib.ExitStack()
         self.recorder: Recorder | None = None
 
 
-process = ProcessState()
+process: ProcessState = ProcessState()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from cnnlab.errors import ArgumentError, LabError
@@ -21,7 +22,6 @@ from cnnlab.recipe import renamed_fields
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import run_logging, run_queries
 from cnnlab.tracking.pagination import paginate
-from cnnlab.tracking.run_queries import Run
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import BEST, TAG, matches, our_tags
 from cnnlab.utils.text import escape_control_characters, markdown
@@ -40,7 +40,7 @@ class Version:
     aliases: tuple[str, ...]
     tags: dict[str, str]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.name} version {self.number}"
 
 

@@ -136,7 +136,9 @@ class MlflowRecorder:
     def __init__(
         self, experiment_id: str | None = None, remote_parent_id: str | None = None, experiment: str | None = None
     ) -> None:
-        self.experiment_id, self.remote_parent_id, self.experiment = experiment_id, remote_parent_id, experiment
+        self.experiment_id: str | None = experiment_id
+        self.remote_parent_id: str | None = remote_parent_id
+        self.experiment: str | None = experiment
 
     def outer_run(self) -> Run | None:
         """Return the run around the job: the active one, or the running one that `mlflow run` names."""

@@ -67,9 +67,9 @@ def write_results(
     folder: Path, figures: Mapping[str, Figure], texts: Mapping[str, str], files: Writers = NO_FILES, **facts: Any
 ) -> None:
     """Write figures and texts (by path), files, and JSON files of facts by their names, into a folder."""
-    if figures:
-        from cnnlab.evaluation.fonts import save  # in here, as reading the store takes no matplotlib
     for path, figure in figures.items():
+        from cnnlab.evaluation.fonts import save  # in here, as reading the store takes no matplotlib
+
         target = Path(folder, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         save(figure, target)

@@ -9,7 +9,8 @@ from typing import Any
 
 import mlflow
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities import LoggedModelStatus
+from mlflow.entities import Run as Run  # noqa: PLC0414  for annotations of modules that do not import mlflow
 
 from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions

@@ -1,6 +1,7 @@
 """Name the tags and metrics of stored runs, with the length limits of names, and filter runs by a tag."""
 
 import re
+from collections.abc import Mapping
 
 # Every tag of ours starts with this, so that it stands apart from MLflow's own.
 TAG = "cnnlab."
@@ -14,7 +15,7 @@ DATA_NAME, RUN_NAME = 240, 250  # characters, of the 256 and 250 that MLflow's d
 MODEL_SOURCE = "model_source.py"  # the artifact with a function of the user's
 
 
-def matches(key, value) -> str:
+def matches(key: str, value: object) -> str:
     """A condition of MLflow's filters: that `key` is `value`, whatever quotes the value holds."""
     value = str(value)
     if "'" not in value:
@@ -26,6 +27,6 @@ def matches(key, value) -> str:
     return f"{key} LIKE '{pattern}'"
 
 
-def our_tags(tags) -> dict:
+def our_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Our own among the tags of a run or a model version, without their prefix."""
     return {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}

@@ -24,17 +24,18 @@ class Lookahead(keras.callbacks.Callback):
         slow: the weights after the last averaging ("slow weights"), tensors in the order of the averaged variables.
     """
 
-    model: keras.Model
+    model: keras.Model  # pyright: ignore[reportIncompatibleMethodOverride]  Keras's property has no type
     params: dict[str, Any]
 
     def __init__(self, decay: float, steps: int) -> None:
         super().__init__()
-        self.decay, self.steps = decay, steps
+        self.decay: float = decay
+        self.steps: int = steps
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         # The statistics of BatchNormalization belong to these weights; integers are counters.
-        self.averaged = [w for w in self.model.weights if keras.backend.is_float_dtype(w.dtype)]
-        self.slow = [keras.ops.copy(w) for w in self.averaged]
+        self.averaged: list[Any] = [w for w in self.model.weights if keras.backend.is_float_dtype(w.dtype)]
+        self.slow: list[Any] = [keras.ops.copy(w) for w in self.averaged]
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         # Keras calls this after every 5 steps, but after each one in a training on several devices.
@@ -50,9 +51,10 @@ class Lookahead(keras.callbacks.Callback):
 class LearningRate(keras.callbacks.Callback):
     """Add the learning rate at the end of an epoch to its logs; where layers have several, that of the head."""
 
-    model: keras.Model
+    model: keras.Model  # pyright: ignore[reportIncompatibleMethodOverride]  Keras's property has no type
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+    # `fit` always gives the logs.
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         optimizer = self.model.optimizer
         rate = getattr(optimizer, "optimizers", [optimizer])[-1].learning_rate
         logs["learning_rate"] = float(to_numpy(rate))

@@ -217,14 +217,16 @@ class CheckpointCallback(keras.callbacks.Callback):
         callbacks: the callbacks of types in `CALLBACK_STATE` and SwapEMAWeights, always in the same order.
     """
 
-    model: keras.Model
+    model: keras.Model  # pyright: ignore[reportIncompatibleMethodOverride]  Keras's property has no type
 
     def __init__(
         self, checkpoint: Checkpoint, progress: Progress, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> None:
         super().__init__()
-        self.checkpoint, self.progress, self.callbacks = checkpoint, progress, callbacks
-        self.history = {name: list(values) for name, values in progress.history.items()}
+        self.checkpoint: Checkpoint = checkpoint
+        self.progress: Progress = progress
+        self.callbacks: Sequence[keras.callbacks.Callback] = callbacks
+        self.history: dict[str, list[float]] = {name: list(values) for name, values in progress.history.items()}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if stored := self.checkpoint.stored:
@@ -236,7 +238,8 @@ class CheckpointCallback(keras.callbacks.Callback):
             self.checkpoint.stored = None
             stored.arrays.clear()  # frees as much memory as the model and its optimizer take
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+    # `fit` always gives the logs.
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
         if self.checkpoint.is_due() and math.isfinite(logs["loss"]):

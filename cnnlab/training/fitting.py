@@ -30,7 +30,7 @@ from cnnlab.utils.signals import signals_between_batches
 
 PREDICT_BATCH = 256  # images; large batches use the cores better
 PREDICT_BYTES = 2**26  # at most, of the batches of float32 that Keras predicts in one call
-PLATEAU = {"factor": 0.5, "patience": 2}  # epochs
+PLATEAU: dict[str, Any] = {"factor": 0.5, "patience": 2}  # epochs
 
 Callbacks = Sequence[keras.callbacks.Callback]
 

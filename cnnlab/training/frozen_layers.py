@@ -115,7 +115,7 @@ class PickOneOfTwo(keras.layers.Layer):
 
     def __init__(self) -> None:
         super().__init__(name="pick_one_of_two")
-        self.seed_generator = keras.random.SeedGenerator()
+        self.seed_generator: keras.random.SeedGenerator = keras.random.SeedGenerator()
 
     def call(self, both: Any, training: bool = False) -> Any:
         if not training:

@@ -217,7 +217,7 @@ class PerReplicaSeeds(keras.callbacks.Callback):
     callback has to stand behind `CheckpointCallback`, which restores the state.
     """
 
-    model: keras.Model
+    model: keras.Model  # pyright: ignore[reportIncompatibleMethodOverride]  Keras's property has no type
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         for state in (v for v in self.model.variables if v.name == "seed_generator_state"):
@@ -240,8 +240,9 @@ class ReplicaBatches(keras.utils.PyDataset):
 
     def __init__(self, batches: Batches, devices: int) -> None:
         super().__init__()
-        self.batches, self.devices = batches, devices
-        self.batch_size = batches.batch_size  # MLflow's autologging asks for it, and logs no epoch without it
+        self.batches: Batches = batches
+        self.devices: int = devices
+        self.batch_size: int = batches.batch_size  # MLflow's autologging asks for it, and logs no epoch without it
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -40,7 +40,8 @@ class ProcessWorkers:
     """
 
     def __init__(self, count: int, loads_tensorflow: bool = True) -> None:
-        self.count, self.loads_tensorflow = count, loads_tensorflow
+        self.count: int = count
+        self.loads_tensorflow: bool = loads_tensorflow
         self.processes: dict[Connection, subprocess.Popen[bytes]] = {}
         self.jobs: dict[Connection, deque[Job]] = {}  # of each process, the one that it is at first
         self.lost: list[JobResult] = []

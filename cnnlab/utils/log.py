@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 
-log = logging.getLogger("cnnlab")
+log: logging.Logger = logging.getLogger("cnnlab")
 
 
 class ScreenHandler(logging.Handler):

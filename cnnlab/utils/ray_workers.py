@@ -185,7 +185,9 @@ class RayWorkers:
         limit: int | None,
         variables: Mapping[str, str],
     ) -> None:
-        self.ray, self.on, self.limit = ray, on, limit
+        self.ray: Any = ray
+        self.on: str = on
+        self.limit: int | None = limit
         nodes = self._nodes()
         with_gpus = [node for node in nodes if node.get("GPU")]
         if gpus is None:
@@ -194,22 +196,25 @@ class RayWorkers:
             cpus = 1
             if gpus:
                 cpus = min((max(1, int(node["CPU"] * gpus // node["GPU"])) for node in with_gpus), default=1)
-        self.needed = {"CPU": cpus, "GPU": gpus}
+        self.needed: dict[str, float] = {"CPU": cpus, "GPU": gpus}
         if not any(_fits(node, self.needed) for node in nodes):
             largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
             raise ArgumentError(
                 f"Expected a node with {_text(self.needed)} for each job in the cluster at '{on}'. Received: "
                 f"{len(nodes)} nodes, the largest with {_text(largest)}. Ask for fewer with --cpus and --gpus."
             )
-        self.variables = {name: value for name, value in os.environ.items() if name.startswith(SENT)} | dict(variables)
+        self.variables: dict[str, str] = {
+            **{name: value for name, value in os.environ.items() if name.startswith(SENT)},
+            **variables,
+        }
         if read_variable(FOLDER_VARIABLE):
             self.variables[FOLDER_VARIABLE] = str(cache_folder().resolve())
-        self.call = ray.remote(max_retries=0, num_cpus=cpus, num_gpus=gpus)(_run_task)
+        self.call: Any = ray.remote(max_retries=0, num_cpus=cpus, num_gpus=gpus)(_run_task)
         ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-        self.elsewhere = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} - ours)
+        self.elsewhere: list[str] = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} - ours)
         self.jobs: dict[Any, Job] = {}
         self.waits_since: float | None = None
-        self.has_warned = False
+        self.has_warned: bool = False
 
     def described(self) -> str:
         """Describe the cluster in a line."""

@@ -35,10 +35,14 @@ class Sender:
     """
 
     def __init__(self, entry: spool.Entry, uri: str, reason: str | None, stays: bool) -> None:
-        self.entry, self.uri, self.reason, self.stays = entry, uri, reason, stays
-        self.is_over, self.unwanted = threading.Event(), threading.Event()
+        self.entry: spool.Entry = entry
+        self.uri: str = uri
+        self.reason: str | None = reason
+        self.stays: bool = stays
+        self.is_over: threading.Event = threading.Event()
+        self.unwanted: threading.Event = threading.Event()
         self.server_ids: dict[str, str] | None = None
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread: threading.Thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
         """Start the thread."""

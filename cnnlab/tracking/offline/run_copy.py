@@ -40,7 +40,8 @@ class Interruptible:
     """An object each of whose methods raises `Unwanted` once the copy is not wanted any more."""
 
     def __init__(self, wrapped: Any, wanted: Callable[[], bool]) -> None:
-        self.wrapped, self.wanted = wrapped, wanted
+        self.wrapped: Any = wrapped
+        self.wanted: Callable[[], bool] = wanted
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -81,16 +82,18 @@ class Transfer:
         wanted: Callable[[], bool] = lambda: True,
         source_location: str = "copying",
     ) -> None:
-        self.source = mlflow.MlflowClient(source)
-        self.target = Interruptible(mlflow.MlflowClient(target), wanted)
-        self.source_database = local_database(source)
-        self.parent, self.experiment_id, self.source_location = parent, experiment_id, source_location
-        self.note = note
+        self.source: mlflow.MlflowClient = mlflow.MlflowClient(source)
+        self.target: Interruptible = Interruptible(mlflow.MlflowClient(target), wanted)
+        self.source_database: Path | None = local_database(source)
+        self.parent: str | None = parent
+        self.experiment_id: str | None = experiment_id
+        self.source_location: str = source_location
+        self.note: Callable[..., None] = note
         facts = list(known)
         self.run_ids: dict[str, str] = {fact["run"]: fact["there"] for fact in facts if "run" in fact}
         self.model_ids: dict[str, str] = {fact["model"]: fact["there"] for fact in facts if "model" in fact}
-        self.files = {tuple(fact["file"]) for fact in facts if "file" in fact}
-        self.deleted = {fact["deleted"] for fact in facts if "deleted" in fact}
+        self.files: set[tuple[Any, ...]] = {tuple(fact["file"]) for fact in facts if "file" in fact}
+        self.deleted: set[str] = {fact["deleted"] for fact in facts if "deleted" in fact}
         self.experiment_ids: dict[str, str] = {}
         self.sent: dict[str, Any] = {}  # by the source's ids: what a run looked like when it was sent last
         self.seen: dict[str, dict[str, Any]] = {}  # and what its copy has
