@@ -9,9 +9,11 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS, autologging_is_disabled
 
 import cnnlab
 from cnnlab.recipe import ResolvedRecipe
+from cnnlab.tracking.mlflow_internals import keras_autologging_alone
 from cnnlab.training import trainer
 
 
@@ -215,3 +217,10 @@ def test_a_run_of_several_fits_has_every_epoch_and_what_autologging_says_of_the_
     params = store.get_run(result.run_id).data.params
     assert params["epochs"] == "3"
     assert params["optimizer_name"]
+
+
+def test_autologging_that_nobody_turned_on_is_off_after_a_training(monkeypatch):
+    monkeypatch.setitem(AUTOLOGGING_INTEGRATIONS, "keras", {})  # as it is once MLflow's module is imported
+    with keras_autologging_alone():
+        assert not autologging_is_disabled("keras")
+    assert autologging_is_disabled("keras")

@@ -276,7 +276,7 @@ def keras_autologging_alone() -> Iterator[None]:
         for name, settings in before.items():
             if name != "keras":
                 AUTOLOGGING_INTEGRATIONS[name].update(settings)
-        if not before.get("keras", {"disable": True}).get("disable"):
+        if not before.get("keras", {}).get("disable", True):  # without settings nobody turned it on yet
             autolog(**before["keras"])
 
 
