@@ -1,7 +1,11 @@
 """Define the commands audit, register, models, rollback, predict, serve, export and reproduce."""
 
+from __future__ import annotations
+
 import functools
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +21,9 @@ from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.evaluation.score_names import SCORES
 from cnnlab.utils.startup import job
 from cnnlab.utils.text import escape_control_characters
+
+if TYPE_CHECKING:
+    from cnnlab.evaluation.predictions import Score
 
 FORMATS = ("table", "csv", "json")  # of predictions
 RUNS = "runs"  # the format of an export that is a store
@@ -41,7 +48,16 @@ AUDIT_OPTIONS = ("image_size", "resize_mode", "labels", "class_names", "limit", 
     help="Points that the interval of the difference must lie above.",
 )
 @click.option("--force", is_flag=True, help="Promote whatever the evidence.")
-def register(run_id, best, by, experiment, name, promote, margin, force):
+def register(
+    run_id: str | None,
+    best: bool,
+    by: Score,
+    experiment: str | None,
+    name: str | None,
+    promote: bool,
+    margin: float,
+    force: bool,
+) -> None:
     """Register a run's model: that of RUN_ID, or the best one.
 
     With --promote it becomes @champion if it is better on the same held-out images: the lower end of the paired
@@ -67,7 +83,7 @@ def register(run_id, best, by, experiment, name, promote, margin, force):
 
 @click.command()
 @click.option("--available", is_flag=True, help="List what can be trained instead.")
-def models(available):
+def models(available: bool) -> None:
     """List the registered models: versions, aliases and scores."""
     if available:
         from cnnlab.cli.tables import print_backbones
@@ -89,7 +105,7 @@ def models(available):
 
 @click.command()
 @click.argument("name", required=False)
-def rollback(name):
+def rollback(name: str | None) -> None:
     """Undo the last promotion of the registered model NAME, which may be left out where there is only one."""
     with job(trains=False):
         from cnnlab.tracking import model_registry, promotion
@@ -108,7 +124,7 @@ def rollback(name):
 )
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes for each picture.")
 @click.option("--format", "file_format", default="table", show_default=True, help="One of: table, csv, json.")
-def predict(paths, model, top, file_format):
+def predict(paths: tuple[str, ...], model: str | None, top: int, file_format: Any) -> None:
     """Name what is in pictures.
 
     Pictures may be of any size and format; folders are searched with their subfolders. What cannot be read is reported
@@ -140,7 +156,7 @@ def predict(paths, model, top, file_format):
         # Some characters take two columns of the screen.
         width = max(cell_len(written(file)) for file in files) if file_format == "table" else 0
 
-        def readable():
+        def readable() -> Iterator[tuple[str, list[tuple[str, float]]]]:
             for file, result in classified:
                 if isinstance(result, LabError):
                     unreadable.append(file)
@@ -163,7 +179,7 @@ def predict(paths, model, top, file_format):
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5001, or a free one]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--token", envvar="CNNLAB_TOKEN", help="Bearer token to ask for, or @FILE that holds it.")
-def serve(model, port, host, token):
+def serve(model: str | None, port: int | None, host: str, token: str | None) -> None:
     """Serve a model over HTTP: a page to drop a picture on, and MLflow's scoring server. Ctrl-C ends it.
 
     It prints the page's address, and a curl line that works.
@@ -181,7 +197,7 @@ def serve(model, port, host, token):
 @click.option("--output", metavar="PATH", help="What to write.  [default: the model's name, or runs, in this folder]")
 @click.option("--int8", is_flag=True, help="8-bit integers, with litert.")
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now.")
-def export(model, file_format, output, int8, dataset):
+def export(model: tuple[str, ...], file_format: Any, output: str | None, int8: bool, dataset: str | None) -> None:
     """Write a model for other programs: from raw pictures to probabilities, class names inside.
 
     MODEL is a registered model's name, a run's id, or a URI; the champion, where there is one model. The file takes
@@ -219,7 +235,7 @@ def export(model, file_format, output, int8, dataset):
 @click.option("--weights", metavar="FILE", help="Where the run's weights file is now.")
 @click.option("--backbone", metavar="FILE", help="Where the run's backbone is now.")
 @devices_option
-def reproduce(run_id, deterministic, devices, **moved):
+def reproduce(run_id: str, deterministic: bool, devices: str | None, **moved: Any) -> None:
     """Repeat the run RUN_ID from its stored recipe, and say which figures are equal.
 
     A run trained with --deterministic comes out equal bit for bit, with the same versions, data and machine.
@@ -240,7 +256,7 @@ def reproduce(run_id, deterministic, devices, **moved):
 @experiment_option
 @recheck_option
 @functools.partial(recipe_options, names=AUDIT_OPTIONS, defaults={"backbone": AUDITED_BY})
-def audit(out, **options):
+def audit(out: str | None, **options: Any) -> None:
     """Look at a data set: what is there twice, likely mislabelled, strange, or cannot be read.
 
     Writes report.html, with pictures, and tables as CSV. Labels are judged by cross-validated predictions from the
