@@ -210,6 +210,7 @@ def test_a_comparison_resumes_with_what_is_left(store, recipe, interrupt, monkey
 @pytest.mark.long
 def test_an_interrupted_trial_is_resumed(store, recipe, digits, interrupt, monkeypatch, capsys):
     search = type("Search", (), {"objective": "val_accuracy"})
+    recipe = recipe.with_defaults()  # as a search hands it on
     with opened(), recorder.start("0", "search", params={}, tags={"kind": "search"}) as parent_run_id:
         place = Place("0", parent_run_id, digits, {})
         interrupt(2)
