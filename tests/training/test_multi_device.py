@@ -40,9 +40,15 @@ def train_in_a_process(*asked):
     return results
 
 
+# Of accuracies, three pictures of the 135 and of the 15: rounding, which differs between processors, moves some of them
+# over the edge between two classes.
+PICTURES = {"accuracy": 3.1 / 135, "val_accuracy": 3.1 / 15}
+
+
 def expect_equal(one, other, tolerance=1e-5):
     for metric, values in one["history"].items():
-        assert other["history"][metric] == pytest.approx(values, rel=tolerance), metric
+        expected = pytest.approx(values, rel=tolerance, abs=PICTURES.get(metric))
+        assert other["history"][metric] == expected, metric
     assert other["test_loss"] == pytest.approx(one["test_loss"], rel=tolerance)
 
 
@@ -76,7 +82,7 @@ def test_only_rounding_differs_between_numbers_of_devices():
         ({"schedule": "plateau", "patience": 1, "epochs": 3}, 1e-5),
         (
             {"model": "resnet9", "precision": "float32", "augment": "none", "batch_size": 32, "learning_rate": 0.05},
-            1e-3,
+            5e-3,  # 0.0016 of the test loss was seen
         ),
         (
             {"model": "transfer", "backbone": "mine.keras", "fine_tune": 1, "fine_tune_from": "all", "dropout": 0.0},
