@@ -21,17 +21,11 @@ from cnnlab.utils.temporary_folders import leftover_folders
 
 @dataclass(frozen=True)
 class Examined:
-    """A finding and what came of it.
+    """A finding and what came of it."""
 
-    Attributes:
-        finding: what was found.
-        repaired: whether its repair succeeded; `None` where none was tried.
-        outcome: what the repair did, or why it did not succeed.
-    """
-
-    finding: Finding
-    repaired: bool | None = None
-    outcome: str = ""
+    finding: Finding  # what was found
+    repaired: bool | None = None  # whether its repair succeeded; `None` where none was tried
+    outcome: str = ""  # what the repair did, or why it did not succeed
 
     @property
     def is_left(self) -> bool:

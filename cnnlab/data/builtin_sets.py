@@ -36,15 +36,10 @@ DIGITS = tuple(str(i) for i in range(10))
 
 @dataclass(frozen=True)
 class BuiltinSet:
-    """Describe a built-in data set.
+    """Describe a built-in data set."""
 
-    Attributes:
-        classes: names in label order.
-        side: pixels a side of its pictures.
-    """
-
-    classes: tuple[str, ...]
-    side: int
+    classes: tuple[str, ...]  # names in label order
+    side: int  # pixels a side of its pictures
 
 
 BUILTIN_SETS = {
@@ -85,17 +80,11 @@ def is_folder(name: str) -> bool:
 
 @dataclass(frozen=True)
 class LoadedSplit:
-    """Hold the images and labels of one split of a built-in set.
+    """Hold the images and labels of one split of a built-in set."""
 
-    Attributes:
-        images: `(N, H, W)` or `(N, H, W, 3) uint8`, as they come.
-        labels: `(N,) int64`.
-        positions: `(N,) int64`, their positions in the whole split before a limit.
-    """
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
+    images: npt.NDArray[np.uint8]  # `(N, H, W)` or `(N, H, W, 3) uint8`, as they come
+    labels: npt.NDArray[np.int64]  # `(N,) int64`
+    positions: npt.NDArray[np.int64]  # `(N,) int64`, their positions in the whole split before a limit
 
 
 def load_builtin_set(name: str, *, limit: int | None = None, seed: int = 0) -> tuple[str, dict[str, LoadedSplit]]:

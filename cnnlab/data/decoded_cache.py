@@ -45,21 +45,13 @@ Fill = Callable[["DecodedImages", int, Callable[[int], None]], None]
 
 @dataclass
 class DecodedImages:
-    """Hold decoded pictures, and what is known of their files.
+    """Hold decoded pictures, and what is known of their files."""
 
-    Attributes:
-        pixels: `(N, side, side, 3) uint8`, memory-mapped where they are stored.
-        known: `(N,)` of `FACTS_DTYPE`.
-        bad: why a file does not decode, by its position.
-        near_duplicates: `(M, 2) int64`, positions of pictures that look nearly the same.
-        unread: whether a file could not be read at all, which may pass.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    known: npt.NDArray[Any]
-    bad: dict[int, str]
-    near_duplicates: npt.NDArray[np.int64]
-    unread: bool = False
+    pixels: npt.NDArray[np.uint8]  # `(N, side, side, 3) uint8`, memory-mapped where they are stored
+    known: npt.NDArray[Any]  # `(N,)` of `FACTS_DTYPE`
+    bad: dict[int, str]  # why a file does not decode, by its position
+    near_duplicates: npt.NDArray[np.int64]  # `(M, 2) int64`, positions of pictures that look nearly the same
+    unread: bool = False  # whether a file could not be read at all, which may pass
 
     @property
     def digests(self) -> npt.NDArray[np.bytes_]:

@@ -80,17 +80,11 @@ class UnreadError(UndecodableError):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Hold a decoded picture.
+    """Hold a decoded picture."""
 
-    Attributes:
-        image: a square of mode RGB.
-        size: width and height before it became a square.
-        grey_range: lowest and highest value of 16-bit grey, `None` for other pictures.
-    """
-
-    image: Image.Image
-    size: tuple[int, int]
-    grey_range: tuple[float, float] | None = None
+    image: Image.Image  # a square of mode RGB
+    size: tuple[int, int]  # width and height before it became a square
+    grey_range: tuple[float, float] | None = None  # lowest and highest value of 16-bit grey, `None` for other pictures
 
 
 def decode_image(

@@ -17,31 +17,20 @@ COLUMNS = ("kind", "first", "first_part", "first_class", "second", "second_part"
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two positions of the same picture.
-
-    Attributes:
-        first, second: the positions.
-        near: whether they only look nearly the same, rather than have the same pixels.
-    """
+    """Two positions in a data set of the same picture."""
 
     first: int
     second: int
-    near: bool
+    near: bool  # whether they only look nearly the same, rather than have the same pixels
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Hold the pairs of duplicate pictures of a data set.
-
-    Attributes:
-        pictures: of the data set.
-        pairs: the pairs.
-        splits: `(N,)`, the splits of the pictures when the pairs were found.
-    """
+    """Hold the pairs of duplicate pictures of a data set."""
 
     pictures: Pictures
     pairs: list[DuplicatePair]
-    splits: npt.NDArray[np.str_]
+    splits: npt.NDArray[np.str_]  # `(N,)`, the splits of the pictures when the pairs were found
 
     def between_splits(self, near: bool) -> list[DuplicatePair]:
         """Return the pairs across two splits, of nearly the same look or of the same pixels."""

@@ -24,27 +24,16 @@ from cnnlab.utils.text import escape_control_characters
 
 @dataclass
 class FolderLayout:
-    """Hold the pictures of a folder that are used, with the split and the class of each.
+    """Hold the pictures of a folder that are used, with the split and the class of each."""
 
-    Attributes:
-        root: the folder, absolute.
-        files: `(N,)` relative paths, sorted.
-        labels: `(N,) int64`, positions in the class names.
-        splits: `(N,)` of "train", "val" and "test".
-        stamps: `(N, 3) int64`, as in `FolderScan`.
-        class_names: sorted, numbers in them as numbers.
-        notes: sentences on how the folder was understood.
-        left_out: the relative paths that are not used, by reason.
-    """
-
-    root: str
-    files: npt.NDArray[np.object_]
-    labels: npt.NDArray[np.int64]
-    splits: npt.NDArray[np.str_]
-    stamps: npt.NDArray[np.int64]
-    class_names: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    root: str  # the folder, absolute
+    files: npt.NDArray[np.object_]  # `(N,)` relative paths, sorted
+    labels: npt.NDArray[np.int64]  # `(N,) int64`, positions in the class names
+    splits: npt.NDArray[np.str_]  # `(N,)` of "train", "val" and "test"
+    stamps: npt.NDArray[np.int64]  # `(N, 3) int64`, as in `FolderScan`
+    class_names: tuple[str, ...] = ()  # sorted, numbers in them as numbers
+    notes: list[str] = field(default_factory=list)  # sentences on how the folder was understood
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # the relative paths that are not used, by reason
 
     def positions(self, split: SplitName) -> npt.NDArray[np.int64]:
         """Return the positions of a split's pictures, in order of class and path."""

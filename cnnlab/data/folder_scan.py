@@ -31,24 +31,18 @@ BY_CONTENT = tuple(name for name in FORMATS if name not in ("TGA", "ICO", "ICNS"
 
 @dataclass
 class FolderScan:
-    """Hold the pictures of a folder as sorted relative paths, its folders, and what was left out.
+    """Hold the pictures of a folder as sorted relative paths, its folders, and what was left out."""
 
-    Attributes:
-        root: the folder, absolute.
-        files: `(N,)` relative paths of files with a picture's ending or content, sorted.
-        stamps: `(N, 3) int64`, of each file the size in bytes, and the times of its content and of its entry in
-            nanoseconds.
-        folder_of: `(N,) int64`, the position in `folders` of the folder that each file is in.
-        folders: relative paths of all folders that were scanned, sorted; the root is an empty text.
-        left_out: the relative paths that are not used, by reason.
-    """
-
-    root: str
+    root: str  # the folder, absolute
+    # `(N,)` relative paths of files with a picture's ending or content, sorted.
     files: npt.NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
+    # `(N, 3) int64`, of each file the size in bytes, and the times of its content and of its entry in nanoseconds.
     stamps: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 3), np.int64))
+    # `(N,) int64`, the position in `folders` of the folder that each file is in.
     folder_of: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    # Relative paths of all folders that were scanned, sorted; the root is an empty text.
     folders: list[str] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # the relative paths that are not used, by reason
 
     def leave_out(self, reason: str, path: str) -> None:
         """Record a path as left out."""
@@ -64,19 +58,12 @@ class FolderScan:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Say which class and split each file of a scan belongs to.
+    """Say which class and split each file of a scan belongs to."""
 
-    Attributes:
-        class_names: C names.
-        labels: `(N,) int64`, positions in the class names; -1 for files that are not used.
-        splits: `(N,)` of "train", "val" and "test"; "" for files that are not used.
-        notes: sentences on how the folder was understood.
-    """
-
-    class_names: list[str]
-    labels: npt.NDArray[np.int64]
-    splits: npt.NDArray[np.str_]
-    notes: list[str]
+    class_names: list[str]  # C names
+    labels: npt.NDArray[np.int64]  # `(N,) int64`, positions in the class names; -1 for files that are not used
+    splits: npt.NDArray[np.str_]  # `(N,)` of "train", "val" and "test"; "" for files that are not used
+    notes: list[str]  # sentences on how the folder was understood
 
 
 def scan_folder(folder: str | os.PathLike[str]) -> FolderScan:

@@ -28,36 +28,22 @@ TEST_SHARE = 0.2  # of a folder that has no test set of its own
 
 @dataclass(frozen=True)
 class Choice:
-    """Say which pictures of a layout are used, and in which split.
+    """Say which pictures of a layout are used, and in which split."""
 
-    Attributes:
-        positions: `(N,)` in the layout, in the order of the splits, classes and paths.
-        splits: `(N,)` of "train", "val" and "test".
-        notes: sentences on how they were chosen.
-        left_out: the relative paths that are not used, by reason.
-    """
-
-    positions: Positions
-    splits: npt.NDArray[np.str_]
-    notes: list[str]
-    left_out: dict[str, list[str]]
+    positions: Positions  # `(N,)` in the layout, in the order of the splits, classes and paths
+    splits: npt.NDArray[np.str_]  # `(N,)` of "train", "val" and "test"
+    notes: list[str]  # sentences on how they were chosen
+    left_out: dict[str, list[str]]  # the relative paths that are not used, by reason
 
 
 @dataclass(frozen=True)
 class LoadedFolder:
-    """Hold the pictures of a folder, and what is reported about them.
+    """Hold the pictures of a folder, and what is reported about them."""
 
-    Attributes:
-        pictures: decoded.
-        notes: sentences for the summary.
-        left_out: the relative paths that are not used, by reason.
-        duplicates: pairs of pictures that are the same or nearly so.
-    """
-
-    pictures: Pictures
-    notes: list[str]
-    left_out: dict[str, list[str]]
-    duplicates: Duplicates
+    pictures: Pictures  # decoded
+    notes: list[str]  # sentences for the summary
+    left_out: dict[str, list[str]]  # the relative paths that are not used, by reason
+    duplicates: Duplicates  # pairs of pictures that are the same or nearly so
 
 
 def choose_pictures(

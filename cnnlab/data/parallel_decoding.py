@@ -32,25 +32,15 @@ PATIENCE, WORTH = 0.1, 0.5  # seconds: decode in this process that long, then st
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Hold what is known of a file after it was decoded, or could not be.
+    """Hold what is known of a file after it was decoded, or could not be."""
 
-    Attributes:
-        pixel_digest: sha256 of its pixels as they are stored.
-        file_digest: sha256 of the file.
-        difference_hash: of the picture, 64 bits.
-        size: width and height before it became a square.
-        grey_range: lowest and highest value of 16-bit grey.
-        reason: why it does not decode; its pixels are 0 then.
-        unread: whether that is because it cannot be read now.
-    """
-
-    pixel_digest: bytes
-    file_digest: bytes = b""
-    difference_hash: int = 0
-    size: tuple[int, int] = (0, 0)
-    grey_range: tuple[float, float] | None = None
-    reason: str | None = None
-    unread: bool = False
+    pixel_digest: bytes  # sha256 of its pixels as they are stored
+    file_digest: bytes = b""  # sha256 of the file
+    difference_hash: int = 0  # of the picture, 64 bits
+    size: tuple[int, int] = (0, 0)  # width and height before it became a square
+    grey_range: tuple[float, float] | None = None  # lowest and highest value of 16-bit grey
+    reason: str | None = None  # why it does not decode; its pixels are 0 then
+    unread: bool = False  # whether that is because it cannot be read now
 
 
 Decoded = tuple[bytes, list[FileFacts]]  # pixels `(n, side, side, 3) uint8` of n files, and the facts on each

@@ -16,19 +16,12 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass
 class Pictures:
-    """Hold the decoded pictures of a data set, with the file name, the label and the split of each.
+    """Hold the decoded pictures of a data set, with the file name, the label and the split of each."""
 
-    Attributes:
-        files: `(N,)` relative paths, sorted; of a built-in set names such as "train/123".
-        labels: `(N,) int64`.
-        splits: `(N,)` of "train", "val" and "test", or "" for pictures that are not used.
-        stored: the pixels, and what is known of each file.
-    """
-
-    files: npt.NDArray[np.object_]
-    labels: npt.NDArray[np.int64]
-    splits: npt.NDArray[np.str_]
-    stored: DecodedImages
+    files: npt.NDArray[np.object_]  # `(N,)` relative paths, sorted; of a built-in set names such as "train/123"
+    labels: npt.NDArray[np.int64]  # `(N,) int64`
+    splits: npt.NDArray[np.str_]  # `(N,)` of "train", "val" and "test", or "" for pictures that are not used
+    stored: DecodedImages  # the pixels, and what is known of each file
 
     def positions(self, *splits: SplitName) -> Positions:
         """Return the positions of the pictures of some splits, sorted."""

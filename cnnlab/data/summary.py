@@ -22,19 +22,12 @@ UNEVEN = 5  # times as many pictures of one class as of another are reported
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """Hold what is reported about a data set when it is loaded, and what is stored with the runs on it.
+    """Hold what is reported about a data set when it is loaded, and what is stored with the runs on it."""
 
-    Attributes:
-        lines: sentences for the screen.
-        left_out: the paths that are not used, by reason.
-        tables: texts of CSV files, by artifact path.
-        duplicates: pairs of pictures that are the same or nearly so.
-    """
-
-    lines: tuple[str, ...] = ()
-    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    tables: Mapping[str, str] = field(default_factory=dict)
-    duplicates: tuple[DuplicatePair, ...] = ()
+    lines: tuple[str, ...] = ()  # sentences for the screen
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # the paths that are not used, by reason
+    tables: Mapping[str, str] = field(default_factory=dict)  # texts of CSV files, by artifact path
+    duplicates: tuple[DuplicatePair, ...] = ()  # pairs of pictures that are the same or nearly so
 
     @property
     def text(self) -> str:

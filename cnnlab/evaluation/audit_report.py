@@ -27,39 +27,25 @@ EXAMPLES = 5  # of the findings on the screen
 
 @dataclass(frozen=True)
 class Findings:
-    """What an audit found out about the `N` pictures of a data set.
+    """What an audit found out about the `N` pictures of a data set."""
 
-    Attributes:
-        name, class_names: of the data set.
-        lines: sentences on the data set from when it was loaded.
-        files, labels, splits: `(N,)`; the split of a picture that is not used is "".
-        sizes: `(N, 2)`, width and height in pixels.
-        bad: position to the reason why the file does not decode.
-        left_out: reason to the paths that were left out for it.
-        pairs: duplicates.
-        duplicates: the table of the duplicates, as CSV.
-        check: the check of the labels of all pictures that are used; `None` where there are too few pictures.
-        strangeness: `(N,)`, as `label_issues.strangeness` gives it, NaN where it is not known.
-        basis: what the labels and the strangeness were judged by, in words.
-        weak: the reason why this basis says little; empty where it says enough.
-        pixels: function from positions `(n,)` to `(n, H, W, 3) uint8`.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    lines: tuple[str, ...]
-    files: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64]
-    splits: npt.NDArray[Any]
-    sizes: npt.NDArray[np.int64]
-    bad: Mapping[int, str]
-    left_out: Mapping[str, Sequence[str]]
-    pairs: Sequence[DuplicatePair]
-    duplicates: str
+    name: str  # of the data set
+    class_names: tuple[str, ...]  # of the data set
+    lines: tuple[str, ...]  # sentences on the data set from when it was loaded
+    files: npt.NDArray[Any]  # `(N,)` relative paths
+    labels: npt.NDArray[np.int64]  # `(N,)`
+    splits: npt.NDArray[Any]  # `(N,)`; the split of a picture that is not used is ""
+    sizes: npt.NDArray[np.int64]  # `(N, 2)`, width and height in pixels
+    bad: Mapping[int, str]  # position to the reason why the file does not decode
+    left_out: Mapping[str, Sequence[str]]  # reason to the paths that were left out for it
+    pairs: Sequence[DuplicatePair]  # duplicates
+    duplicates: str  # the table of the duplicates, as CSV
+    # The check of the labels of all pictures that are used; `None` where there are too few pictures.
     check: LabelCheck | None
-    strangeness: npt.NDArray[np.float64]
-    basis: str
-    weak: str
+    strangeness: npt.NDArray[np.float64]  # `(N,)`, as `label_issues.strangeness` gives it, NaN where it is not known
+    basis: str  # what the labels and the strangeness were judged by, in words
+    weak: str  # the reason why this basis says little; empty where it says enough
+    # Function from positions `(n,)` to `(n, H, W, 3) uint8`.
     pixels: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
 
     @property

@@ -17,19 +17,12 @@ NEIGHBOURS = 10  # as in cleanlab's OutOfDistribution
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """The labels of `N` pictures compared with cross-validated predictions.
+    """The labels of `N` pictures compared with cross-validated predictions."""
 
-    Attributes:
-        probabilities: `(N, C) float64`, NaN for pictures of classes that were not checked.
-        issues: positions of the likely label errors, the most suspicious first.
-        agreement: share of the checked labels that the predictions agree with.
-        rare: labels of the classes with too few pictures to be checked.
-    """
-
-    probabilities: npt.NDArray[np.float64]
-    issues: npt.NDArray[np.int64]
-    agreement: float
-    rare: tuple[int, ...]
+    probabilities: npt.NDArray[np.float64]  # `(N, C) float64`, NaN for pictures of classes that were not checked
+    issues: npt.NDArray[np.int64]  # positions of the likely label errors, the most suspicious first
+    agreement: float  # share of the checked labels that the predictions agree with
+    rare: tuple[int, ...]  # labels of the classes with too few pictures to be checked
 
     def at(self, positions: npt.NDArray[np.int64], total: int) -> LabelCheck:
         """Return this check for `total` pictures, of which the checked ones stand at these positions."""

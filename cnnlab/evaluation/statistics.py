@@ -21,22 +21,15 @@ Calibration: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64],
 
 @dataclass(frozen=True)
 class Paired:
-    """The comparison of two models on the same images.
+    """The comparison of two models on the same images."""
 
-    Attributes:
-        difference: score of the first model minus that of the second, -1..1.
-        low, high: its bootstrap interval.
-        confidence: of the interval.
-        only_first, only_second: number of images that only one of them gets right.
-        p_value: of McNemar's exact test that both err equally often; `None` for a score that is no share of images.
-    """
-
-    difference: float
-    low: float
+    difference: float  # score of the first model minus that of the second, -1..1
+    low: float  # of its bootstrap interval
     high: float
-    confidence: float
-    only_first: int
+    confidence: float  # of the interval
+    only_first: int  # number of images that only the first gets right
     only_second: int
+    # Of McNemar's exact test that both err equally often; `None` for a score that is no share of images.
     p_value: float | None
 
     def in_words(self, first: str, second: str) -> str:

@@ -59,24 +59,16 @@ ConvNeXtXLarge    inside  32 224   348147968 yes convnext_xlarge_downsampling_bl
 
 @dataclass(frozen=True)
 class Backbone:
-    """Describe a network of `keras.applications` before it is built.
+    """Describe a network of `keras.applications` before it is built."""
 
-    Attributes:
-        build: its name in `keras.applications`.
-        preprocess: a mode of `imagenet_utils.preprocess_input`, or `None` where the network preprocesses inside.
-        smallest, usual: pixels a side that it takes at least, and that it was trained with.
-        parameters: how many, without the top.
-        depthwise: whether it has depthwise convolutions.
-        stages: names of the layers that the stages start behind, top first; "" is the image.
-    """
-
-    build: str
+    build: str  # its name in `keras.applications`
+    # A mode of `imagenet_utils.preprocess_input`, or `None` where the network preprocesses inside.
     preprocess: str | None
-    smallest: int
-    usual: int
-    parameters: int
-    depthwise: bool
-    stages: tuple[str, ...]
+    smallest: int  # pixels a side that it takes at least
+    usual: int  # pixels a side that it was trained with
+    parameters: int  # how many, without the top
+    depthwise: bool  # whether it has depthwise convolutions
+    stages: tuple[str, ...]  # names of the layers that the stages start behind, top first; "" is the image
 
     @property
     def download(self) -> int:

@@ -33,27 +33,22 @@ class Range:
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the table: what is known of a model before it is built.
+    """A row of the table: what is known of a model before it is built."""
 
-    Attributes:
-        factory: `(input_shape, num_classes, **arguments) -> keras.Model` from raw `(N, H, W, 3) uint8` images to
-            `(N, num_classes) float32` probabilities.
-        defaults: field of the recipe to default, for fields that are no arguments of the factory, or have another
-            default there.
-        check: `(side, **arguments)`, raises `ArgumentError` where the model cannot be built for images of that size.
-        space: what a search varies: hyperparameter to a tuple of choices or a `Range`.
-        of_optimizers: optimizer to field to default, with an optimizer that is not the one in `defaults`.
-        prepare: `(model, images)`, called once with the model that was built and the training images.
-        is_custom: whether it is a function of the user's, whose further arguments are given as `arguments`.
-    """
-
+    # `(input_shape, num_classes, **arguments) -> keras.Model` from raw `(N, H, W, 3) uint8` images to `(N, num_classes)
+    # float32` probabilities.
     factory: Callable[..., Any]
+    # `(side, **arguments)`, raises `ArgumentError` where the model cannot be built for images of that size.
     check: Callable[..., None] = lambda side, **arguments: None
+    # Field of the recipe to default, for fields that are no arguments of the factory, or have another default there.
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # What a search varies: hyperparameter to a tuple of choices or a `Range`.
     space: Mapping[str, Any] = field(default_factory=dict)
+    # Optimizer to field to default, with an optimizer that is not the one in `defaults`.
     of_optimizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # `(model, images)`, called once with the model that was built and the training images.
     prepare: Callable[..., None] | None = None
-    is_custom: bool = False
+    is_custom: bool = False  # whether it is a function of the user's, whose further arguments are given as `arguments`
 
     @property
     def arguments(self) -> dict[str, Any]:

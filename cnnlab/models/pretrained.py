@@ -33,21 +33,15 @@ DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 
 @dataclass(frozen=True)
 class PretrainedNetwork:
-    """Hold a pre-trained network without its head.
+    """Hold a pre-trained network without its head."""
 
-    Attributes:
-        name: for the model that is built from it.
-        model: functional `keras.Model` from what `preprocess` gives to features `(N, H, W, C)` or `(N, C)`.
-        preprocess: a function of Keras tensors from pixels, 0 to 255, to what the network was trained with.
-        stages: names of the layers that its stages start behind, top first, "" for the input; `None` where unknown.
-        members: how many networks the saved model averages, of which this is the first.
-    """
-
-    name: str
-    model: keras.Model
+    name: str  # for the model that is built from it
+    model: keras.Model  # functional `keras.Model` from what `preprocess` gives to features `(N, H, W, C)` or `(N, C)`
+    # A function of Keras tensors from pixels, 0 to 255, to what the network was trained with.
     preprocess: Callable[[Any], Any]
+    # Names of the layers that its stages start behind, top first, "" for the input; `None` where unknown.
     stages: tuple[str, ...] | None = None
-    members: int = 1
+    members: int = 1  # how many networks the saved model averages, of which this is the first
 
 
 def load_backbone(backbone: str, weights: str | None, side: int | None) -> PretrainedNetwork:

@@ -42,19 +42,15 @@ Arrays = list[npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """What the file of a checkpoint holds.
+    """What the file of a checkpoint holds."""
 
-    Attributes:
-        about: `Checkpoint.about` of the training that wrote it.
-        progress: `history`, the metrics of all finished epochs by name; `stages`, the results of finished stages;
-            `stopped`, whether callbacks have ended the present stage; `seconds` of the training and `stage_seconds` of
-            the present stage so far; `callbacks`, their attributes.
-        arrays: lists of arrays by name: `variables` of the trained model (those of random layers too) and of its
-            `optimizer`, the weights `before` the second stage, and the arrays of callbacks.
-    """
-
-    about: dict[str, Any]
+    about: dict[str, Any]  # `Checkpoint.about` of the training that wrote it
+    # `history`, the metrics of all finished epochs by name; `stages`, the results of finished stages; `stopped`,
+    # whether callbacks have ended the present stage; `seconds` of the training and `stage_seconds` of the present stage
+    # so far; `callbacks`, their attributes.
     progress: dict[str, Any]
+    # Lists of arrays by name: `variables` of the trained model (those of random layers too) and of its `optimizer`, the
+    # weights `before` the second stage, and the arrays of callbacks.
     arrays: dict[str, Arrays]
 
     @property
@@ -65,23 +61,16 @@ class StoredCheckpoint:
 
 @dataclass
 class Progress:
-    """How far a training is.
+    """How far a training is."""
 
-    Attributes:
-        history: metrics of the finished epochs by name.
-        stages: results of the finished stages.
-        stopped: whether callbacks have ended the present stage before its last epoch.
-        weights_before_stage: weights of the trained model before the second stage; empty in the first one.
-        started: when the training began, on the clock of `time.perf_counter`.
-        stage_started: when its present stage began.
-    """
-
-    history: dict[str, list[float]] = field(default_factory=dict)
-    stages: list[StageResult] = field(default_factory=list)
-    stopped: bool = False
+    history: dict[str, list[float]] = field(default_factory=dict)  # metrics of the finished epochs by name
+    stages: list[StageResult] = field(default_factory=list)  # results of the finished stages
+    stopped: bool = False  # whether callbacks have ended the present stage before its last epoch
+    # Weights of the trained model before the second stage; empty in the first one.
     weights_before_stage: Arrays = field(default_factory=list)
+    # When the training began, on the clock of `time.perf_counter`.
     started: float = field(default_factory=time.perf_counter)
-    stage_started: float = field(default_factory=time.perf_counter)
+    stage_started: float = field(default_factory=time.perf_counter)  # when its present stage began
 
     @classmethod
     def from_checkpoint(cls, stored: StoredCheckpoint | None) -> Progress:
@@ -126,23 +115,16 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """Where and how often the checkpoint of a training is written.
+    """Where and how often the checkpoint of a training is written."""
 
-    Attributes:
-        file: its path; the folder is made when it is first written.
-        about: JSON values that identify the training for whoever reads the file.
-        every: seconds; it is written at the end of an epoch if as many have passed since the last time, or the start.
-        stored: the checkpoint that the training resumes from; `None` for one that begins.
-        last_written: when it was last written, or else made, on the clock of `time.monotonic`.
-        warned: whether the user knows that it cannot be written.
-    """
-
-    file: Path
-    about: dict[str, Any]
+    file: Path  # its path; the folder is made when it is first written
+    about: dict[str, Any]  # JSON values that identify the training for whoever reads the file
+    # Seconds; it is written at the end of an epoch if as many have passed since the last time, or the start.
     every: float
-    stored: StoredCheckpoint | None = None
+    stored: StoredCheckpoint | None = None  # the checkpoint that the training resumes from; `None` for one that begins
+    # When it was last written, or else made, on the clock of `time.monotonic`.
     last_written: float = field(default_factory=time.monotonic)
-    warned: bool = False
+    warned: bool = False  # whether the user knows that it cannot be written
 
     def is_due(self) -> bool:
         """Return whether `every` seconds have passed since it was last written."""

@@ -30,17 +30,12 @@ Rows = npt.NDArray[Any] | MappedRows
 
 @dataclass(frozen=True)
 class ModelParts:
-    """A model in two parts.
+    """A model in two parts."""
 
-    Attributes:
-        frozen: the frozen layers, from images `(N, H, W, 3)` to features `(N, ...)`; not compiled.
-        head: the rest, from features to probabilities; compiled as the model.
-        flips: whether the model starts with a random horizontal flip. Then the head takes `(N, 2, ...)`, the features
-            of an image and of its mirror image, and picks one of the two at random while training, else the first.
-    """
-
-    frozen: keras.Model
-    head: keras.Model
+    frozen: keras.Model  # the frozen layers, from images `(N, H, W, 3)` to features `(N, ...)`; not compiled
+    head: keras.Model  # the rest, from features to probabilities; compiled as the model
+    # Whether the model starts with a random horizontal flip. Then the head takes `(N, 2, ...)`, the features of an
+    # image and of its mirror image, and picks one of the two at random while training, else the first.
     flips: bool
 
 

@@ -16,44 +16,27 @@ from cnnlab.training.optimizers import compile_for
 
 @dataclass(frozen=True)
 class Stage:
-    """One `fit` of a training.
+    """One `fit` of a training."""
 
-    Attributes:
-        name: what the user reads.
-        epochs: how many epochs it trains.
-        schedule_epochs: how many epochs the learning rate schedule and Lookahead are spread over.
-        learning_rate: the highest learning rate; `None` for the optimizer's default.
-        fine_tune_from: where in the backbone fine-tuning starts, as in the recipe; `None` where nothing is unfrozen.
-        on_crops: whether it trains on small crops of the images.
-    """
-
-    name: str
-    epochs: int
-    schedule_epochs: int
-    learning_rate: float | None
+    name: str  # what the user reads
+    epochs: int  # how many epochs it trains
+    schedule_epochs: int  # how many epochs the learning rate schedule and Lookahead are spread over
+    learning_rate: float | None  # the highest learning rate; `None` for the optimizer's default
+    # Where in the backbone fine-tuning starts, as in the recipe; `None` where nothing is unfrozen.
     fine_tune_from: str | None = None
-    on_crops: bool = False
+    on_crops: bool = False  # whether it trains on small crops of the images
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What one of several stages gave.
+    """What one of several stages gave."""
 
-    Attributes:
-        name: the stage's name.
-        epochs: how many epochs it trained.
-        seconds: how long it took.
-        val_accuracy: accuracy on the validation images with the weights that it ended with.
-        val_loss: crossentropy on the validation images with these weights.
-        kept: whether the finished model has these weights.
-    """
-
-    name: str
-    epochs: int
-    seconds: float
-    val_accuracy: float
-    val_loss: float
-    kept: bool = True
+    name: str  # the stage's name
+    epochs: int  # how many epochs it trained
+    seconds: float  # how long it took
+    val_accuracy: float  # accuracy on the validation images with the weights that it ended with
+    val_loss: float  # crossentropy on the validation images with these weights
+    kept: bool = True  # whether the finished model has these weights
 
 
 def plan_stages(recipe: ResolvedRecipe) -> list[Stage]:

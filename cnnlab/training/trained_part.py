@@ -23,21 +23,13 @@ from cnnlab.training.stages import Stage, clone_for_crops
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """The part of a model that one stage trains.
+    """The part of a model that one stage trains."""
 
-    Attributes:
-        model: the compiled model that is fitted.
-        predictor: a model from the same inputs to probabilities `(N, num_classes)`.
-        inputs: by split, images `(N, H, W, 3) uint8` or features `(N, ...)`.
-        on_features: whether the inputs are features.
-        members: number of networks that are trained side by side; a batch holds its labels as many times.
-    """
-
-    model: keras.Model
-    predictor: keras.Model
-    inputs: Mapping[str, Rows]
-    on_features: bool = False
-    members: int = 1
+    model: keras.Model  # the compiled model that is fitted
+    predictor: keras.Model  # a model from the same inputs to probabilities `(N, num_classes)`
+    inputs: Mapping[str, Rows]  # by split, images `(N, H, W, 3) uint8` or features `(N, ...)`
+    on_features: bool = False  # whether the inputs are features
+    members: int = 1  # number of networks that are trained side by side; a batch holds its labels as many times
 
 
 def select_trained_part(

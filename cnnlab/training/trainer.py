@@ -35,19 +35,13 @@ MOST_DIFFERENCE = 0.05  # in a probability, between the whole model and its head
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training gave.
+    """What a training gave."""
 
-    Attributes:
-        history: metrics by name, one value for each epoch; `learning_rate` is that at the epoch's end.
-        seconds: time spent in `fit` and in the pass through frozen layers before it.
-        predictions: by split, predictions of the finished model.
-        stages: the results of several stages; empty for a training of one.
-    """
-
+    # Metrics by name, one value for each epoch; `learning_rate` is that at the epoch's end.
     history: dict[str, list[float]]
-    seconds: float
-    predictions: dict[str, Predictions]
-    stages: tuple[StageResult, ...] = ()
+    seconds: float  # time spent in `fit` and in the pass through frozen layers before it
+    predictions: dict[str, Predictions]  # by split, predictions of the finished model
+    stages: tuple[StageResult, ...] = ()  # the results of several stages; empty for a training of one
 
 
 def train(

@@ -31,21 +31,13 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """The result of a job.
+    """The result of a job."""
 
-    Attributes:
-        job: that ended.
-        value: that its function returned.
-        error: the traceback of the exception that it raised.
-        lost: how its worker was lost.
-        cause: the exception itself, if it was raised in this process.
-    """
-
-    job: Job
-    value: Any = None
-    error: str | None = None
-    lost: str | None = None
-    cause: Exception | None = None
+    job: Job  # that ended
+    value: Any = None  # that its function returned
+    error: str | None = None  # the traceback of the exception that it raised
+    lost: str | None = None  # how its worker was lost
+    cause: Exception | None = None  # the exception itself, if it was raised in this process
 
     def result(self) -> Any:
         """Return the value.

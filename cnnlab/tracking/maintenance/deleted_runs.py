@@ -19,23 +19,14 @@ from cnnlab.utils.temporary_folders import remove, size_of
 
 @dataclass(frozen=True)
 class Garbage:
-    """What can be freed.
+    """What can be freed."""
 
-    Attributes:
-        runs: ids of deleted runs.
-        models: ids of logged models that are deleted, or of such runs.
-        experiments: ids of deleted experiments that are empty without them.
-        paths: their artifacts and checkpoints.
-        size: of these, in bytes.
-        kept: ids of deleted runs and models that must stay, with the reason.
-    """
-
-    runs: list[str]
-    models: list[str]
-    experiments: list[int]
-    paths: list[Path]
-    size: int
-    kept: dict[str, str]
+    runs: list[str]  # ids of deleted runs
+    models: list[str]  # ids of logged models that are deleted, or of such runs
+    experiments: list[int]  # ids of deleted experiments that are empty without them
+    paths: list[Path]  # their artifacts and checkpoints
+    size: int  # of these, in bytes
+    kept: dict[str, str]  # ids of deleted runs and models that must stay, with the reason
 
 
 def find_garbage(database: Path, rows: StoredRows) -> Garbage:

@@ -16,23 +16,15 @@ from cnnlab.utils.temporary_folders import remove, size_of
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault, and all places where a check found it.
+    """One kind of fault, and all places where a check found it."""
 
-    Attributes:
-        what: the fault, and how many there are.
-        remedy: what `fix` does; without `fix`, what only the user can do.
-        items: each place, in a line.
-        fix: repairs the fault, and may return a sentence about how. It raises `LabError` where it cannot.
-        is_fault: whether a healthy store would not have it.
-        in_database: whether `fix` changes rows of the database, which is backed up before.
-    """
-
-    what: str
-    remedy: str
-    items: tuple[str, ...] = ()
+    what: str  # the fault, and how many there are
+    remedy: str  # what `fix` does; without `fix`, what only the user can do
+    items: tuple[str, ...] = ()  # each place, in a line
+    # Repairs the fault, and may return a sentence about how. It raises `LabError` where it cannot.
     fix: Callable[[], str | None] | None = None
-    is_fault: bool = True
-    in_database: bool = False
+    is_fault: bool = True  # whether a healthy store would not have it
+    in_database: bool = False  # whether `fix` changes rows of the database, which is backed up before
 
     def repair(self, backed_up: Callable[[], str]) -> tuple[bool, str]:
         """Call `fix`.

@@ -75,18 +75,12 @@ class Version:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """The rows of a store.
+    """The rows of a store."""
 
-    Attributes:
-        runs, models: by their ids, deleted ones too.
-        versions: of all registered models.
-        deleted_experiments: ids.
-    """
-
-    runs: dict[str, Run]
-    models: dict[str, LoggedModel]
-    versions: list[Version]
-    deleted_experiments: list[int]
+    runs: dict[str, Run]  # by their ids, deleted ones too
+    models: dict[str, LoggedModel]  # by their ids, deleted ones too
+    versions: list[Version]  # of all registered models
+    deleted_experiments: list[int]  # ids
 
     def needed_by(self, *, run_id: str | None = None, model_id: str | None = None) -> list[Version]:
         """Return the registered versions that are of a run or of a logged model."""

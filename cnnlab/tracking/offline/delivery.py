@@ -133,19 +133,12 @@ def _warn_undelivered(entry: spool.Entry, reason: str) -> None:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What became of an entry.
+    """What became of an entry."""
 
-    Attributes:
-        server: its address, without the password.
-        runs: of the entry; see `spool.runs_of`.
-        ids: the server's ids of runs and addresses of models by the recorded ones.
-        error: why it was not delivered, in words.
-    """
-
-    server: str
-    runs: list[dict[str, str]]
-    ids: dict[str, str]
-    error: str | None = None
+    server: str  # its address, without the password
+    runs: list[dict[str, str]]  # of the entry; see `spool.runs_of`
+    ids: dict[str, str]  # the server's ids of runs and addresses of models by the recorded ones
+    error: str | None = None  # why it was not delivered, in words
 
 
 def sync(to: str | None = None) -> Iterator[Delivered]:

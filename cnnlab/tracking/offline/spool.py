@@ -34,21 +34,13 @@ DAYS = 14  # that an entry is kept for a job that is resumed, as a checkpoint is
 
 @dataclass(frozen=True)
 class Entry:
-    """The runs of one job.
+    """The runs of one job."""
 
-    Attributes:
-        folder: that holds them.
-        server: the address that they are for, without the password in it.
-        parent: id of the user's own run on the server that the job's runs go below.
-        experiment_id: of the server's experiment that they go into, where one is given.
-        goes_on: whether the job, when it is resumed after an interruption, records into this entry again.
-    """
-
-    folder: Path
-    server: str
-    parent: str | None = None
-    experiment_id: str | None = None
-    goes_on: bool = False
+    folder: Path  # that holds them
+    server: str  # the address that they are for, without the password in it
+    parent: str | None = None  # id of the user's own run on the server that the job's runs go below
+    experiment_id: str | None = None  # of the server's experiment that they go into, where one is given
+    goes_on: bool = False  # whether the job, when it is resumed after an interruption, records into this entry again
 
     @property
     def database(self) -> Path:
