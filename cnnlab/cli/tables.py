@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,25 +18,43 @@ if TYPE_CHECKING:
     from cnnlab.tracking.model_registry import Version
 
 ITEMS = 10  # of a finding that are listed
+NAMES = ("model", "aliases", "run id", "backbone", "figure")  # columns whose cells go on in the next line
+FOLDED, NARROWEST = 16, 4  # how narrow these become before a column is left out, and after all are
+# Columns that a narrow screen leaves out, the first ones first; the others are always there.
+LEFT_OUT = (
+    *("trainable", "train\nseconds", "data", "stages", "top 5", "macro\nF1", "balanced\naccuracy", "val\naccuracy"),
+    *("usual\nsize", "smallest\nsize", "parameters", "test\nloss", "95 %\ninterval", "difference"),
+)
+UNLIMITED = 100_000  # columns of a file
 FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
 
 
 def print_results(results: Sequence[RunResult], labels: Iterable[str], title: str) -> None:
-    """The table of a training or a comparison."""
+    """Print the table of a training or a comparison."""
     rows, tests = [], [r.test for r in results if r.test]  # every one of these runs was tested
     for label, r, test in zip(labels, results, tests, strict=True):
         low, high = test.interval
         sizes = (f"{r.params:,}", f"{r.trainable_params:,}", f"{r.train_seconds:.1f}")
         scores = [f"{value:.2%}" for value in test.scores.values()]
-        rows.append((label, scores[0], f"{100 * low:.1f}-{100 * high:.1f}", *scores[1:], f"{r.test_loss:.4f}", *sizes))
+        rows.append(
+            (
+                label,
+                scores[0],
+                f"{100 * low:.1f}-{100 * high:.1f}",
+                *scores[1:],
+                f"{r.test_loss:.4f}",
+                *sizes,
+                r.run_id or "",
+            )
+        )
     further = [FURTHER[name] for name in list(tests[0].scores)[1:]]
     sizes = ("parameters", "trainable", "train\nseconds")
     columns = ("test\naccuracy", "95 %\ninterval", *further, "test\nloss", *sizes)
-    _print_table(title, ("model", *columns), rows, last=("run id", [r.run_id for r in results]))
+    _print_table(title, ("model", *columns, "run id"), rows)
 
 
 def print_versions(versions: Sequence[Version]) -> None:
-    """The table of registered models."""
+    """Print the table of registered models."""
     rows = [
         (
             v.name,
@@ -45,15 +63,15 @@ def print_versions(versions: Sequence[Version]) -> None:
             v.tags.get("final_val_accuracy", ""),
             v.tags.get("test_accuracy", ""),
             v.tags.get("dataset_digest", "")[:8],
+            v.run_id,
         )
         for v in versions
     ]
-    columns = ("model", "version", "aliases", "val\naccuracy", "test\naccuracy", "data")
-    _print_table(None, columns, rows, last=("run id", [v.run_id for v in versions]))
+    _print_table(None, ("model", "version", "aliases", "val\naccuracy", "test\naccuracy", "data", "run id"), rows)
 
 
 def print_backbones() -> None:
-    """The table of models that can be trained."""
+    """Print the models that can be trained."""
     from cnnlab.models.backbones import BACKBONES
 
     print(
@@ -78,7 +96,7 @@ def print_backbones() -> None:
 
 
 def print_reproduction(reproduction: Reproduction) -> None:
-    """The figures then and now, what else changed, and the verdict."""
+    """Print the figures then and now, what else changed, and the verdict."""
     rows = [
         (
             f.name,
@@ -95,7 +113,7 @@ def print_reproduction(reproduction: Reproduction) -> None:
 
 
 def print_examined(examined: Examined) -> None:
-    """A finding of `cnnlab doctor`, and what was done about it or would be."""
+    """Print a finding of `cnnlab doctor`, and what was done about it or would be."""
     finding = examined.finding
     print(escape_control_characters(f"{'found' if finding.is_fault else 'note'}: {finding.what}"))
     for item in finding.items[:ITEMS]:
@@ -112,6 +130,7 @@ def print_examined(examined: Examined) -> None:
 
 
 def print_next_step(run_id: str | None) -> None:
+    """Print the run's id, and the command that shows or delivers it."""
     if run_id is None:
         print("Not recorded: the store may not be written.")
         return
@@ -124,25 +143,46 @@ def print_next_step(run_id: str | None) -> None:
     print(f"Recorded as run {run_id}. Look at it with: {store}cnnlab ui")
 
 
-def _print_table(
-    title: str | None,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    last: tuple[str, Sequence[str | None]] | None = None,
-) -> None:
+def _print_table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table in which every figure and every name is whole, however narrow the screen."""
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title and escape_control_characters(title), title_justify="left", box=box.SIMPLE)
-    for i, column in enumerate(columns):
-        # On a narrow terminal names and ids are in several lines, but whole.
-        table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
-    if last:
-        table.add_column(last[0], overflow="fold")
-        rows = [(*row, value) for row, value in zip(rows, last[1], strict=True)]
-    for row in rows:
-        table.add_row(*map(escape_control_characters, row))
-    # In a file the table is as wide as it needs to be; only a terminal has a width to respect.
-    # What stands in brackets or between colons is part of a name.
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
+    # In a file the table is as wide as it needs to be; only a terminal, or who sets COLUMNS, has a width to respect.
+    console = Console(width=shutil.get_terminal_size((UNLIMITED, 0)).columns, markup=False, emoji=False)
+    columns = {header: [_printable(row[i], console.encoding) for row in rows] for i, header in enumerate(headers)}
+    widths = {header: max(map(cell_len, [*header.split("\n"), *columns[header]])) for header in headers}
+
+    def least(header: str, name_width: int) -> int:
+        return min(widths[header], name_width) if header in NAMES else widths[header]
+
+    def least_width(name_width: int) -> int:
+        return sum(least(header, name_width) + 2 for header in columns) + 1
+
+    left_out = []
+    for header in LEFT_OUT:
+        if header in columns and least_width(FOLDED) > console.width:
+            left_out.append(header.replace("\n", " "))
+            del columns[header]
+    console.width = max(console.width, least_width(NARROWEST))  # too wide for such a screen, but whole
+    table = Table(
+        title=title and _printable(title, console.encoding),
+        title_justify="left",
+        caption=f"Left out, as the screen is narrow: {', '.join(left_out)}. A file has all." if left_out else None,
+        caption_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    for header in columns:
+        name = header in NAMES
+        justify = "left" if name else "right"
+        table.add_column(header, justify=justify, no_wrap=not name, overflow="fold", min_width=least(header, NARROWEST))
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _printable(text: object, encoding: str) -> str:
+    return escape_control_characters(text).encode(encoding, "backslashreplace").decode(encoding)

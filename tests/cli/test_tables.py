@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 
 from cnnlab import LabError, classify
 from cnnlab.cli import main
-from cnnlab.cli.tables import print_versions
+from cnnlab.cli.tables import print_results, print_versions
 from cnnlab.tracking.model_registry import Version
 
 CLASSES = ("[bold]x[/]", "\x1b[31mred", ":cat: 猫")
@@ -95,3 +97,29 @@ def test_any_name_can_be_printed_in_any_encoding(variables):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(rb"\udce9 end" + os.linesep.encode())
+
+
+@pytest.mark.parametrize("width", [10, 40, 60, 80, 100, 250])
+def test_figures_and_names_are_whole_at_any_width(width, capsys, monkeypatch):
+    """A column without room is left out as a whole, and the table says so."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    # Each in a script of its own, so that what belongs to it is known from line to line.
+    cyrillic, wide, greek, armenian = ("".join(map(chr, range(a, a + 32))) for a in (0x430, 0x4E00, 0x3B1, 0x561))
+    scores = {"accuracy": 0.9876, "balanced_accuracy": 0.5432, "macro_f1": 0.4321, "top5_accuracy": 1.0}
+    test = SimpleNamespace(interval=(0.9512, 1.0), scores=scores)
+    sizes = {"params": 14_848_586, "trainable_params": 1_212_121, "train_seconds": 98765.4}
+    results = [SimpleNamespace(test=test, test_loss=123.4567, **sizes, run_id=run_id) for run_id in (greek, armenian)]
+    print_results(results, (cyrillic, wide), "on a data set")
+    table, _, left_out = capsys.readouterr().out.partition("Left out")
+    for name in (cyrillic, wide, greek, armenian):
+        assert "".join(character for character in table if character in name) == name
+    figures = {
+        **{"test accuracy": "98.76%", "95 % interval": "95.1-100.0", "balanced accuracy": "54.32%"},
+        **{"macro F1": "43.21%", "top 5": "100.00%", "test loss": "123.4567", "parameters": "14,848,586"},
+        **{"trainable": "1,212,121", "train seconds": "98765.4"},
+    }
+    named = " ".join(left_out.split())
+    for column, figure in figures.items():
+        assert table.count(figure) == (0 if column in named else 2), column
+    assert named.count(", ") == {10: 8, 40: 8, 60: 7, 80: 6, 100: 3, 250: 0}[width]
+    assert all(cell_len(line) <= max(width, 24) for line in table.splitlines())
