@@ -19,6 +19,7 @@ from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment
 from cnnlab.models.model_table import COMMON, MODELS, Model, Range, dependent_defaults, find_model
 from cnnlab.recipe_checks import expect_in_bounds, expect_to_combine, field
+from cnnlab.utils.argument_types import convert_fields
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.text import escape_control_characters
 
@@ -46,6 +47,9 @@ class Recipe:
     (`cnnlab.resolve`): `dataset` and `weights` are the usual ones, or their embedded stand-ins where they cannot be
     downloaded, `image_size` and `stored_size` those that go with the images. `dataclasses.replace` keeps what was
     asked for, and the defaults follow: those of the new model, say.
+
+    Values are converted as on the command line: `filters=8`, `epochs="3"`, NumPy's numbers, lists, a `Path`, and a dict
+    for `class_weights` and `arguments`.
 
     Raises:
         ArgumentError: a field is out of bounds, two do not go together, or the model is unknown. A function in a file
@@ -266,9 +270,7 @@ class Recipe:
     arguments: tuple[str, ...] = field((), "name=value for an argument of a custom model's function; may be repeated.")
 
     def __post_init__(self) -> None:
-        for name in ("filters", "arguments"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        convert_fields(self)
         if not isinstance(self, ResolvedRecipe) and not custom_model.is_custom(self.model):
             self.with_defaults()  # raises what is wrong with the recipe that would be used
             return
@@ -438,6 +440,7 @@ class RunOptions:
     gpus: float | None = None
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         devices = str(self.devices if self.devices != "" else read_variable("CNNLAB_DEVICES") or 1)
         if devices != "auto":
             if not (devices.isascii() and devices.isdigit() and int(devices)):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnlab import resume
+from cnnlab.data.class_weights import read_class_weights
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError
 from cnnlab.evaluation import run_figures
@@ -152,6 +153,8 @@ def fit_and_evaluate(
     with Session([recipe.model], options=options) as session:
         recorder = session.recorder()
         started, recipe = time.perf_counter(), recipe.with_defaults()
+        weights = read_class_weights(recipe.class_weights, dataset.class_names)
+        recipe = dataclasses.replace(recipe, class_weights=weights)
         stored = resume.checkpoint_to_resume(resume_run_id, recipe, dataset) if resume_run_id else None
         about = resume.training_facts(recipe, dataset)
         recipe = _as_recorded(recipe, dataset, model)

@@ -162,7 +162,7 @@ def test_how_a_job_is_carried_out_is_asked_for_or_in_a_variable(monkeypatch):
     [
         ({"devices": 0}, "devices to be auto or a number from 1 upwards. Received: '0'"),
         ({"devices": "all"}, "devices to be auto or a number from 1 upwards. Received: 'all'"),
-        ({"checkpoint": -1}, "to be seconds, 0 for every epoch, or 'none'. Received: '-1'"),
+        ({"checkpoint": -1}, "to be seconds, 0 for every epoch, or 'none'. Received: '-1.0'"),
         ({"checkpoint": "often"}, "to be seconds, 0 for every epoch, or 'none'. Received: 'often'"),
         ({"cpus": 2}, "Expected cpus .* with a cluster"),
     ],

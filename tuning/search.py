@@ -29,10 +29,11 @@ from cnnlab.tracking.store_location import TRACKING_VARIABLE, local_database, st
 from cnnlab.tuning import search_report
 from cnnlab.tuning.finalists import train_finalists, train_winner
 from cnnlab.tuning.oracles import make_oracle, reading_state, write_json
-from cnnlab.tuning.search_settings import Search
+from cnnlab.tuning.search_settings import Search, expect_runnable
 from cnnlab.tuning.search_states import SETTINGS, searches_folder
 from cnnlab.tuning.spaces import check_space, recipe_of
 from cnnlab.tuning.trials import Place, data_loaded, label_of, load, train_scored
+from cnnlab.utils.argument_types import convert_arguments
 from cnnlab.utils.local_workers import ProcessWorkers
 from cnnlab.utils.log import log
 from cnnlab.utils.ray_workers import expect_address, ray_workers
@@ -51,6 +52,7 @@ class SearchResult:
     winner_run_id: str
 
 
+@convert_arguments
 def run_search(
     search: Search,
     *,
@@ -82,6 +84,7 @@ def run_search(
         print(found.winner_run_id)
     """
     options = options or RunOptions()
+    expect_runnable(name, workers, options)
     if options.cluster:
         expect_address(options.cluster)
     if (options.cluster or (workers or 1) > 1) and options.devices != 1:

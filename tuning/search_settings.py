@@ -1,20 +1,36 @@
 """The settings of a search: `Search`, which the command line makes without loading TensorFlow."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cnnlab.errors import ArgumentError
+from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.evaluation.score_names import SCORES
 from cnnlab.models import custom_model
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import Recipe, RunOptions
 from cnnlab.tuning.spaces import Space, space_text
+from cnnlab.utils.argument_types import convert_fields
 
 if TYPE_CHECKING:
     from cnnlab.data.dataset import ImageDataset
 
+MOST_PROCESSES = 64  # on one machine
 TUNERS: tuple[str, ...] = ("bayesian", "random", "hyperband")
 OBJECTIVES: dict[str, str] = {**{f"val_{score}": "max" for score in SCORES}, "val_loss": "min"}
+
+
+def expect_runnable(name: str | None, workers: int | None, options: RunOptions) -> None:
+    """Raise `ArgumentError` where a search cannot have that name or be trained by so many workers."""
+    if name and not re.fullmatch(r"[\w-]+", name):
+        raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
+    if workers is not None and workers < 1:
+        raise ArgumentError(f"Expected workers to be at least 1. Received: {workers}.")
+    if options.cluster is None and (workers or 1) > MOST_PROCESSES:
+        raise ArgumentError(
+            f"Expected at most {MOST_PROCESSES} --workers on one machine. Received: {workers}. Use fewer, or --on, a "
+            "cluster."
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,12 @@ class Search:
     trials: int = 20
 
     def __post_init__(self) -> None:
+        convert_fields(self)
+        expect_one_of("tuner", self.tuner, TUNERS)
+        expect_one_of("objective", self.objective, OBJECTIVES)
+        for name in ("finalists", "final_seeds", "trials"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"Expected {name} to be at least 1. Received: {getattr(self, name)}.")
         if not self.recipe.val_fraction:
             raise ArgumentError(
                 "Expected val_fraction above 0 in a search, which must not choose by the test set. "

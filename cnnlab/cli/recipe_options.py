@@ -11,6 +11,7 @@ from cnnlab.errors import ArgumentError
 from cnnlab.models.model_table import MODELS, find_model
 from cnnlab.recipe import OLD_NAMES, Recipe, RunOptions, applies
 from cnnlab.recipe_checks import bounds_text
+from cnnlab.utils.argument_types import convert
 
 Command: TypeAlias = Callable[..., Any]
 OptionDecorator: TypeAlias = Callable[[Command], Command]  # adds an option to a command
@@ -44,7 +45,7 @@ def recipe_options(
         command = click.option(
             option_name(f.name),
             f.name,
-            type=_option_type(f),
+            type=click.BOOL if flag else click.STRING if f.name == "arguments" else _Value(f),
             is_flag=flag,
             multiple=f.name == "arguments",
             default=None,  # told apart from a value that was given
@@ -170,29 +171,16 @@ def option_name(field_name: str) -> str:
     return OPTION_NAMES.get(field_name, "--" + field_name.replace("_", "-"))
 
 
-def _option_type(f: dataclasses.Field) -> click.ParamType:
-    if f.metadata["choices"]:
-        return click.STRING  # checked by the recipe, which names the nearest valid choice
-    if f.name == "filters":
-        return _Integers()
-    return {int: click.INT, float: click.FLOAT, bool: click.BOOL}.get(_scalar(f.type), click.STRING)
+class _Value(click.ParamType):
+    """The value of a field of the recipe, which also Python programs may give as a text."""
 
+    def __init__(self, recipe_field: dataclasses.Field[Any]) -> None:
+        self.field: dataclasses.Field[Any] = recipe_field
+        kind = inspect.formatannotation(recipe_field.type).partition(" ")[0]
+        self.name = {"int": "integer", "float": "float", "tuple[int,": "integers"}.get(kind, "text")
 
-def _scalar(annotation: object) -> type:
-    for kind in (int, float, bool):
-        if annotation in (kind, kind | None):
-            return kind
-    return str
-
-
-class _Integers(click.ParamType):
-    name = "integers"
-
-    def convert(self, value, param, ctx):
-        try:
-            return tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"Expected integers separated by commas, such as 32,64,128. Received: '{value}'.", param, ctx)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return convert(self.field.name, value, self.field.type)
 
 
 def _default_text(recipe_field: dataclasses.Field) -> str:

@@ -21,11 +21,10 @@ from cnnlab.cli.recipe_options import (
     recipes_of,
     take_run_options,
 )
-from cnnlab.errors import ArgumentError, expect_one_of
+from cnnlab.errors import ArgumentError
 from cnnlab.tuning.search_settings import OBJECTIVES
 from cnnlab.utils.startup import job
 
-MOST_PROCESSES = 64
 # Of the recipe, what says which pictures there are and what frozen layers make of them.
 FEATURE_OPTIONS = (
     *("image_size", "resize_mode", "labels", "class_names", "skip_bad", "drop_duplicates", "stored_size"),
@@ -171,22 +170,14 @@ def tune(
     Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
     Options of the recipe that are given are kept fixed. The same command goes on where an earlier one was interrupted.
     """
-    from cnnlab.tuning.search_settings import TUNERS, Search
+    from cnnlab.tuning.search_settings import Search, expect_runnable
     from cnnlab.tuning.spaces import narrowed_space
 
     run = take_run_options(options)
     [recipe] = recipes_of([model], options)
     given = [option for option, value in options.items() if value not in (None, ())]
     varied = narrowed_space(recipe, given, space)
-    expect_one_of("tuner", tuner, TUNERS)
-    expect_one_of("objective", objective, OBJECTIVES)
-    if name and not re.fullmatch(r"[\w-]+", name):
-        raise ArgumentError(f"Expected the name to be letters, digits, '-' and '_'. Received: '{name}'.")
-    if run.cluster is None and (workers or 1) > MOST_PROCESSES:
-        raise ArgumentError(
-            f"Expected at most {MOST_PROCESSES} --workers on one machine. Received: {workers}. Use fewer, or --on, a "
-            "cluster."
-        )
+    expect_runnable(name, workers, run)
     search = Search(recipe, varied, tuner, objective, finalists, final_seeds, trials)
     with job():
         from cnnlab.cli.tables import print_next_step

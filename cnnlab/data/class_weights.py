@@ -27,6 +27,7 @@ def class_weights(
     Returns:
         `(C,) float32`, or `None` where all classes have the same weight.
     """
+    given = read_class_weights(given, class_names)
     if given in (None, "none"):
         return None
     weights = np.ones(len(class_names), "float32")
@@ -43,7 +44,8 @@ def read_class_weights(given: str | None, class_names: Sequence[str]) -> str | N
     """Read and check a recipe's `class_weights`; a file's path is replaced by the JSON in the file.
 
     Raises:
-        ArgumentError: there is no such file, it is not JSON, or it names other classes.
+        ArgumentError: there is no such file, it is not JSON, it names other classes or one twice, or its numbers are
+            no weights.
     """
     if given in (None, "none", "balanced"):
         return given
@@ -51,19 +53,26 @@ def read_class_weights(given: str | None, class_names: Sequence[str]) -> str | N
     if not given.startswith("{"):
         if not Path(given).is_file():
             raise ArgumentError(
-                f"Expected class_weight to be none, balanced or an existing JSON file. Received: '{given}'."
+                "Expected class_weight to be none, balanced, an existing JSON file, or class names and numbers "
+                f"({{\"cat\": 2.0}}). Received: '{given}'."
             )
-        text = Path(given).read_text(encoding="utf-8")
+        text = Path(given).read_text(encoding="utf-8", errors="replace")
         if text in ("none", "balanced"):
             return text
     try:
-        weights = json.loads(text)
+        pairs = json.loads(text, object_pairs_hook=list)  # a dict would hide a name that comes twice
     except ValueError as error:
         raise ArgumentError(f"Expected '{given}' to be JSON. Received: {first_line(error)}.") from None
-    if not isinstance(weights, dict) or not weights:
+    if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, tuple) for pair in pairs):
         raise ArgumentError(f'Expected class_weight to be class names and numbers, {{"cat": 2.0}}. Received: {text}.')
-    for name, weight in weights.items():
+    for name, weight in pairs:
         expect_one_of("a class of class_weight", name, class_names, shown=list(class_names[:10]))
-        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        if type(weight) not in (int, float) or not 0 <= weight <= float(np.finfo("float32").max):
             raise ArgumentError(f"Expected the weight of {name} to be a number from 0 upwards. Received: {weight!r}.")
+    weights = dict(pairs)
+    if len(weights) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ArgumentError(f"Expected one weight for each class. Received: two for '{twice}'. Leave one out.")
+    if len(weights) == len(class_names) and not np.array(list(weights.values()), "float32").any():
+        raise ArgumentError("Expected a class weight above 0. Received: 0 for all, with which nothing is learnt.")
     return json.dumps(weights)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.errors import ArgumentError, LabError
+from cnnlab.utils.argument_types import convert_arguments
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 
@@ -41,6 +42,17 @@ class Split:
     images: Images = field(repr=False)
     labels: npt.NDArray[np.int64] = field(repr=False)
     digest: str
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        labels = np.asarray(self.labels)  # also pandas' Series
+        if labels.ndim != 1 or labels.dtype.kind not in "iuf" or (labels != (whole := labels.astype(np.int64))).any():
+            raise ArgumentError(
+                "Expected labels (N,) to be whole numbers, the positions of their classes in class_names. "
+                f"Received: {labels.dtype} {labels.shape}."
+            )
+        object.__setattr__(self, "labels", whole)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -125,6 +137,7 @@ def locate_dataset(
     return None if name_or_folder is None else str(name_or_folder)
 
 
+@convert_arguments
 def load_dataset(
     name_or_folder: str | os.PathLike[str] | FolderLayout | None = None,
     *,
@@ -172,11 +185,11 @@ def load_dataset(
     """
     from cnnlab.data import builtin_sets
 
-    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
+    if not 0 <= val_fraction < 1:
         raise ArgumentError(f"Expected val_fraction to be at least 0 and below 1. Received: {val_fraction}.")
-    if not isinstance(image_size, int) or image_size < 1:
+    if image_size < 1:
         raise ArgumentError(f"Expected image_size to be a whole number above 0. Received: {image_size!r}.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if not 0 <= seed < 2**32:
         raise ArgumentError(f"Expected seed to be a whole number from 0 to {2**32 - 1}. Received: {seed!r}.")
     if recheck is None:
         recheck = bool(read_variable("CNNLAB_RECHECK"))

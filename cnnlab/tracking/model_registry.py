@@ -14,10 +14,11 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.evaluation.model_card import model_card
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Score, save_predictions
 from cnnlab.evaluation.run_result import RunResult
+from cnnlab.evaluation.score_names import SCORES
 from cnnlab.recipe import renamed_fields
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import run_logging, run_queries
@@ -67,6 +68,7 @@ def register_run(
         version, reasons = cnnlab.register_run()  # the best run by validation accuracy
         print(version, reasons)
     """
+    expect_one_of("by", by, SCORES)
     client = mlflow.MlflowClient()
     run = run_queries.find_finished_run(run_id) if run_id else run_queries.best_run(experiment, by)
     result = run_queries.read_result(run)

@@ -9,13 +9,15 @@ from typing import Any
 import mlflow
 from mlflow.artifacts import download_artifacts
 
-from cnnlab.errors import LabError, first_line
+from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, Score, load_predictions
 from cnnlab.evaluation.predictions import compared as compared_by
+from cnnlab.evaluation.score_names import SCORES
 from cnnlab.tracking import run_logging, run_queries
 from cnnlab.tracking.model_registry import CHAMPION, Version, find_champion, list_versions
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import TAG
+from cnnlab.utils.argument_types import convert_arguments
 from cnnlab.utils.temporary_folders import private_folder
 
 PREVIOUS = "previous"
@@ -41,6 +43,7 @@ class Stored:
     test: Predictions
 
 
+@convert_arguments
 @opened_store()
 def promote(version: Version, *, by: Score = "accuracy", margin: float = 0.0, force: bool = False) -> Decision:
     """Make a version the champion if it beats the present one on the same held-out images.
@@ -62,6 +65,9 @@ def promote(version: Version, *, by: Score = "accuracy", margin: float = 0.0, fo
         version, _ = cnnlab.register_run()
         print(cnnlab.promote(version, force=True).reason)
     """
+    expect_one_of("by", by, SCORES)
+    if not 0 <= margin <= 1:
+        raise ArgumentError(f"Expected margin to be from 0 to 1. Received: {margin}.")
     champion = find_champion(version.name)
     if champion is None:
         return _decide(version, None, Decision(True, f"{version} is the first champion."), {})
