@@ -22,7 +22,10 @@ import pytest
 from PIL import Image
 
 import cnnlab
+from cnnlab.evaluation import plots
 from cnnlab.tracking.mlflow_store import open_store
+
+plots.DPI = 40  # drawing figures of full size takes a tenth of a small training
 
 # A shell starts what it puts in the background with SIGINT ignored; the tests and what they start need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -52,11 +52,9 @@ RESNET9 = {"model": "resnet9", "filters": (8, 8), "batch_size": 32}
 VGG16 = {"model": "vgg16", "weights": "random"}
 SAVED = {"model": "transfer", "backbone": "saved.keras", "batch_size": 32}
 OWN = {"model": "my_models.py:build_net", "batch_size": 32}
-QUICK = [
-    {"model": "resnet9", "filters": (8, 8)},  # but for its filters as it is by default
-    {**SAVED, "fine_tune": 1, "fine_tune_from": "all", "layer_decay": 0.5, "optimizer": "muon"},
-]
+QUICK = {"model": "resnet9", "filters": (8, 8)}  # but for its filters as it is by default
 LONG = [
+    {**SAVED, "fine_tune": 1, "fine_tune_from": "all", "layer_decay": 0.5, "optimizer": "muon"},
     CNN,
     {**CNN, "optimizer": "adamw", "ema": 0.9, "augment": "flip,mixup"},
     {**CNN, "optimizer": "sgd", "lookahead": 0.8, "clip_norm": 1.0, "augment": "full"},
@@ -90,7 +88,7 @@ def in_words(fields):
     return " ".join(f"{name}={value}" for name, value in fields.items() if name not in ("filters", "weights"))
 
 
-CASES = [pytest.param(fields, id=in_words(fields)) for fields in QUICK]
+CASES = [pytest.param(QUICK, id=in_words(QUICK))]
 CASES += [pytest.param(fields, id=in_words(fields), marks=pytest.mark.long) for fields in LONG]
 
 

@@ -115,7 +115,7 @@ def test_a_member_learns_as_it_would_alone(digits):
         assert trained.history[name] == pytest.approx(mean, abs=a_few.get(name, 2e-2)), name
 
 
-@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("members", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace, members):
     recipe = cnnlab.Recipe(model="resnet9", ensemble_size=members, **SMALL)
     result = train_model(recipe)

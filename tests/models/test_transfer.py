@@ -188,6 +188,7 @@ def test_a_registered_model_is_a_backbone_by_its_version(store, small_cnn):
         train_model(cnnlab.Recipe(model="transfer", backbone="models:/nobody@champion", **SMALL))
 
 
+@pytest.mark.long
 def test_weights_are_read_once_a_process_and_no_model_is_built_twice(store, workplace, monkeypatch):
     keras.utils.set_random_seed(1)
     keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights("vgg16.weights.h5")

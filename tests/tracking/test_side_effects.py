@@ -90,7 +90,7 @@ def test_a_verb_leaves_mlflow_as_it_was(workplace):
     assert {name: after["levels"][name] for name in before["levels"]} == before["levels"]
 
 
-@pytest.mark.parametrize("imports", ["", IMPORTS])
+@pytest.mark.parametrize("imports", [pytest.param("", marks=pytest.mark.long), IMPORTS], ids=["without", "with"])
 def test_a_plain_script_works_as_without_cnnlab(workplace, imports):
     text, refused, uri = output_of(SEEN + imports + PLAIN + "print(json.dumps([text, refused, run.info.artifact_uri]))")
     assert text == "a text"

@@ -88,7 +88,12 @@ def expect_equal(again, model_again, whole, model):
     assert stages[0] == stages[1]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+LONGER = ("small pictures first, two members", "stages")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LONGER else []) for name in RECIPES]
+)
 def test_an_interrupted_training_ends_as_one_that_was_not(name, digits, backbone, tmp_path):
     fields, epochs = RECIPES[name]
     recipe = cnnlab.Recipe(**fields)

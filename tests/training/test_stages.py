@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab import reproduction
 from cnnlab.data.batching import Batches
 from cnnlab.models.model_surgery import layer_groups_from
 from cnnlab.models.pretrained import load_backbone
@@ -45,8 +44,6 @@ def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
     # The features that the head takes, and those that the upper stage takes, were computed once.
     assert [entry["shape"][1:] for entry in user_cache.entries()] in ([[64], [8, 8, 8]], [[8, 8, 8], [64]])
     assert result.trainable_params == (9 * 8 + 1) * 16 + 65 * 10
-    again = reproduction.reproduce(result.run_id)
-    assert all(figure.difference < 1e-5 for figure in again.figures), again.figures
 
 
 @pytest.mark.parametrize(
