@@ -62,7 +62,7 @@ def main():
     given = parser.parse_args()
     recipe = cnnlab.Recipe(model=given.model, dataset=given.dataset, weights=given.weights, limit=given.limit)
     with job():
-        dataset, [prepared] = prepare([recipe])
+        [(dataset, prepared)] = prepare([recipe])
         front = separate_frozen_layers(build_model(prepared.recipe, dataset)).frozen
         images = dataset.train.images[:]
         rows = np.arange(len(images))

@@ -48,7 +48,7 @@ threading.Thread(target=watch, daemon=True).start()
 started, worked = time.perf_counter(), cpu()
 small = {"epochs": 1, "batch_size": 128, "filters": (8, 16, 32), "dense_units": 16}
 recipe = cnnlab.Recipe(dataset=sys.argv[1], image_size=96, **small)
-dataset, [one] = resolve.prepare([recipe])
+[(dataset, one)] = resolve.prepare([recipe])
 loaded = time.perf_counter() - started, cpu() - worked, highest, all_of_it()
 worked = cpu()
 trained = train(cnnlab.build_model(one.recipe, dataset), dataset, one.recipe, quiet=True)

@@ -12,7 +12,7 @@ from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation import comparison_report
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import Recipe, RunOptions
-from cnnlab.resolve import Prepared, load_for, prepare
+from cnnlab.resolve import Loaded, load_for, prepare
 from cnnlab.resume import training_key
 from cnnlab.tracking import checkpoint_files, mlflow_store, run_logging, run_queries
 from cnnlab.tracking.provenance import data_tags
@@ -45,12 +45,12 @@ class Comparison:
 def compare_models(
     recipes: Sequence[Recipe], restart: bool = False, *, options: RunOptions | None = None
 ) -> Comparison:
-    """Train each recipe on the same data as children of one parent run that carries the comparison.
+    """Train each recipe as `train_model` does, on the same pictures, below one parent run that carries the comparison.
 
     Where the newest comparison of these recipes on this data was interrupted, it is resumed: what it has trained stays.
 
     Args:
-        recipes: `Recipe`s that agree in their data fields (those of the first are used).
+        recipes: `Recipe`s; all get the data fields of the first. Each has the pictures at its own size.
         restart: train all from the beginning in any case.
         options: how the trainings are carried out.
 
@@ -68,8 +68,9 @@ def compare_models(
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
     options = options or RunOptions()  # refuses a wrong variable before any work
     with Session([recipe.model for recipe in recipes], options=options) as session:
-        dataset, prepared = prepare(recipes, options=options)
-        key = _key(prepared, dataset)
+        prepared = prepare(recipes, options=options)
+        dataset = _expect_same_test_images([dataset for dataset, _ in prepared])
+        key = _key(prepared)
         recorder = session.recorder(resume_key=f"compare-{key[:12]}")
         checkpoint_files.sweep()
         experiment_id = recorder.experiment_for(dataset)
@@ -82,21 +83,35 @@ def compare_models(
             "the models.",
         }
         with recorder.start(experiment_id, f"compare {names}", **run, resumed_run_id=resumed) as parent_run_id:
-            finished = _finished_before(prepared, dataset, experiment_id, parent_run_id, recorder) if resumed else {}
+            finished = _finished_before(prepared, experiment_id, parent_run_id, recorder) if resumed else {}
             results = []
-            for one in prepared:  # built one at a time: several models in memory are not needed
-                if (result := finished.get(training_key(one.recipe, dataset))) is None:
-                    how = {"options": options, "loaded": (dataset, one), "parent_run_id": parent_run_id}
-                    result = train_model(one.recipe, restart, **how)
+            for loaded in prepared:  # built one at a time: several models in memory are not needed
+                if (result := finished.get(_training_key(loaded))) is None:
+                    how = {"options": options, "loaded": loaded, "parent_run_id": parent_run_id}
+                    result = train_model(loaded[1].recipe, restart, **how)
                 results.append(result)
             verdicts = _log_comparison(results, dataset.test.images)
     return Comparison(recorder.id_to_show(parent_run_id), results, verdicts)
 
 
-def _key(prepared: Sequence[Prepared], dataset: ImageDataset) -> str:
+def _expect_same_test_images(datasets: Sequence[ImageDataset]) -> ImageDataset:
+    """Return the data set with the largest images, of several that have the same ones at different sizes."""
+    if len({dataset.test.identity for dataset in datasets}) > 1:
+        raise LabError(
+            f"Expected the same test images at each size. Received: others, as the files of {datasets[0].name} change. "
+            "Compare again when they do not."
+        )
+    return max(datasets, key=lambda dataset: dataset.image_shape)
+
+
+def _training_key(loaded: Loaded) -> str:
+    dataset, prepared = loaded
+    return training_key(prepared.recipe, dataset)
+
+
+def _key(prepared: Sequence[Loaded]) -> str:
     """Return the key of a comparison, by which an equal one resumes it."""
-    keys = "".join(training_key(one.recipe, dataset) for one in prepared)
-    return hashlib.sha256(keys.encode()).hexdigest()[:32]
+    return hashlib.sha256("".join(map(_training_key, prepared)).encode()).hexdigest()[:32]
 
 
 def _interrupted_comparison(experiment_id: str, key: str) -> str | None:
@@ -107,13 +122,13 @@ def _interrupted_comparison(experiment_id: str, key: str) -> str | None:
 
 
 def _finished_before(
-    prepared: Sequence[Prepared], dataset: ImageDataset, experiment_id: str, parent_run_id: str, recorder: Recorder
+    prepared: Sequence[Loaded], experiment_id: str, parent_run_id: str, recorder: Recorder
 ) -> dict[str, RunResult]:
     """Read what an interrupted comparison has trained, by `training_key`.
 
     A child that is neither finished nor can be resumed is deleted, so that no training counts twice.
     """
-    keys = {training_key(one.recipe, dataset) for one in prepared}
+    keys = set(map(_training_key, prepared))
     resumable = checkpoint_files.interrupted_runs(experiment_id, parent_run_id)
     finished: dict[str, RunResult] = {}
     for run in run_queries.children_of(parent_run_id, experiment_id):
@@ -147,7 +162,7 @@ def compare_runs(run_ids: Sequence[str], *, options: RunOptions | None = None) -
 
     Raises:
         ArgumentError: a run is unknown or unfinished, or they were tested on different images.
-        LabError: a run's predictions are missing.
+        LabError: a run's predictions are missing, or which images one of an earlier version was tested on is not known.
 
     Example:
         recipes = [cnnlab.Recipe(dataset="digits", limit=150, filters=(n,), epochs=1) for n in (4, 8)]
@@ -158,8 +173,9 @@ def compare_runs(run_ids: Sequence[str], *, options: RunOptions | None = None) -
     if len(runs) < 2:
         raise ArgumentError("Expected at least two different runs to compare. Received one. Name another.")
     results = [run_queries.read_result(run) for run in runs.values()]
-    _expect_same_images(results)
-    test_images = _test_images(results[0], options or RunOptions())
+    _expect_same_images(list(runs.values()), results)
+    largest = max(results, key=lambda result: result.recipe.data_arguments()["image_size"])
+    test_images = _test_images(largest, options or RunOptions())
     if mlflow_store.is_read_only():
         return Comparison(None, results, comparison_report.comparison(results, test_images)[0])
     first = next(iter(runs.values()))
@@ -178,17 +194,22 @@ def compare_runs(run_ids: Sequence[str], *, options: RunOptions | None = None) -
     return Comparison(recorder.id_to_show(run_id), results, verdicts)
 
 
-def _expect_same_images(results: list[RunResult]) -> None:
+def _expect_same_images(runs: Sequence[run_queries.Run], results: list[RunResult]) -> None:
     first = results[0].test
-    for r in results[1:]:
+    for run, r in zip(runs[1:], results[1:], strict=True):
+        test = r.test
         assert first
-        assert r.test, "the store gives only runs that were tested"
-        if r.test.digest != first.digest:
+        assert test, "the store gives only runs that were tested"
+        if first.shares_images(test) is None:
+            first, test = (
+                run_queries.identified(*one)["test"] for one in ((runs[0], {"test": first}), (run, {"test": test}))
+            )
+        if not first.shares_images(test):
             raise ArgumentError(
                 f"Expected runs that were tested on the same images. Received: {results[0].run_id[:8]} on "
                 f"{len(first.labels):,} images of {results[0].dataset_name}, {r.run_id[:8]} on "
-                f"{len(r.test.labels):,} others of {r.dataset_name}. Train them with the same dataset, "
-                "stored_size, limit and split_seed."
+                f"{len(test.labels):,} others of {r.dataset_name}. Train them with the same dataset, limit and "
+                "split_seed."
             )
 
 
@@ -196,9 +217,9 @@ def _test_images(result: RunResult, options: RunOptions) -> Images | None:
     """Load the test images of a run; return `None`, with a warning, where they cannot be had any more."""
     try:
         test = load_for(result.recipe, recheck=options.recheck).test
-        if result.test and test.digest == result.test.digest:
+        if result.test and result.test.shares_images(test):
             return test.images
-        reason = "its images are others now"
+        reason = "its images, or how they are decoded, have changed"
     except LabError as error:
         reason = str(error)
     where = escape_control_characters(result.recipe.dataset)

@@ -71,7 +71,7 @@ def audit(recipe: Recipe, folder: str | Path | None = None, *, options: RunOptio
     recipe = dataclasses.replace(recipe, skip_bad=True, drop_duplicates=False, dense_units=0, dropout=0.0)
     options = options or RunOptions()
     with Session(writes=False, options=options) as session:
-        dataset, [prepared] = prepare([recipe], for_audit=True, options=options)
+        [(dataset, prepared)] = prepare([recipe], for_audit=True, options=options)
         found = _findings(dataset, prepared)
         texts = {audit_report.REPORT: audit_page(found), **audit_report.tables(found)}
         _write(folder, texts)

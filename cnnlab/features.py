@@ -43,7 +43,7 @@ def store_features(
     """
     options = options or RunOptions()
     with Session([recipe.model], writes=False, options=options), opened_store(writes=False):
-        dataset, [prepared] = prepare([recipe], options=options)
+        [(dataset, prepared)] = prepare([recipe], options=options)
         model = build_model(prepared.recipe, dataset)
     images = {split: getattr(dataset, split).images for split in splits}
     before = {entry["key"] for entry in user_cache.entries()}

@@ -26,6 +26,10 @@ from cnnlab.utils.text import escape_control_characters
 PRECISIONS: tuple[str, ...] = ("float32", "mixed_bfloat16", "auto")
 OPTIMIZERS: tuple[str, ...] = ("adam", "adamw", "sgd", "muon")
 SCHEDULES: tuple[str, ...] = ("constant", "cosine", "one-cycle", "plateau")
+SMALLEST = 32  # pixels a side of pictures in memory, at least, where the recipe gives no size
+# The fields that say which pictures are loaded, at whatever size.
+DATA_FIELDS = ("dataset", "labels", "class_names", "skip_bad", "drop_duplicates", "resize_mode", "val_fraction")
+DATA_FIELDS += ("limit", "split_seed")
 # What fields were called in earlier versions: stored recipes and runs, options and --space still take these names.
 OLD_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -318,6 +322,13 @@ class Recipe:
         if self.backbone.startswith("models:/"):
             return self.backbone.removeprefix("models:/").replace("/", "-v").replace("@", "-")
         return Path(self.backbone).name.removesuffix(".keras")
+
+    def data_arguments(self) -> dict[str, Any]:
+        """Give the arguments of `load_dataset` that load the recipe's data."""
+        given = {name: getattr(self, name) for name in DATA_FIELDS}
+        given |= {"name_or_folder": given.pop("dataset"), "seed": given.pop("split_seed")}
+        given |= {"image_size": self.stored_size or self.image_size or SMALLEST}
+        return given | {"resize_mode": self.resize_mode or "crop"}
 
     def to_json(self) -> str:
         """Write the recipe as `from_json` reads it."""

@@ -23,7 +23,7 @@ from cnnlab.train import fit_and_evaluate
 
 # Tags that may explain a difference.
 CIRCUMSTANCES = (
-    *("dataset_digest", "weights_sha256", "backbone_sha256", "model_sha256"),
+    *("dataset_digest", "dataset_identity", "weights_sha256", "backbone_sha256", "model_sha256"),
     *("git_commit", "git_dirty", "batches", "python", "machine", "threads", "devices"),
 )
 ASSUMED = {TAG + "devices": "1"}  # of runs that do not say
@@ -88,7 +88,7 @@ def reproduce(
     moved = {name: value for name, value in moved.items() if value}
     recipe = dataclasses.replace(stored, deterministic=stored.deterministic or deterministic, **moved)
     with Session([stored.model], source, options=options) as session:
-        data, [prepared] = prepare([recipe], options=options)
+        [(data, prepared)] = prepare([recipe], options=options)
         session.recorder()
         result = fit_and_evaluate(
             build_model(prepared.recipe, data, options),
@@ -136,7 +136,9 @@ def _largest_difference(then: npt.ArrayLike, now: npt.ArrayLike) -> float:
 def _changes(before: Run, after: Run) -> list[str]:
     names = [TAG + name for name in CIRCUMSTANCES]
     names += sorted({tag for run in (before, after) for tag in run.data.tags if tag.startswith(TAG + "version.")})
-    then, now = ({**ASSUMED, **run.data.tags} for run in (before, after))
+    identity = TAG + "dataset_identity"  # which earlier versions did not record
+    assumed = {**ASSUMED, identity: after.data.tags.get(identity)}
+    then, now = ({**assumed, **run.data.tags} for run in (before, after))
     pairs = [(name, then.get(name), now.get(name)) for name in names]
     pairs += [
         (name, before.data.params.get(name), after.data.params.get(name)) for name in ("deterministic", "precision")

@@ -20,7 +20,7 @@ from cnnlab.models import custom_model, pretrained
 from cnnlab.models.augmentation import crop_side
 from cnnlab.models.backbones import BACKBONES
 from cnnlab.models.model_table import find_model
-from cnnlab.recipe import Recipe, ResolvedRecipe, RunOptions, custom_arguments
+from cnnlab.recipe import DATA_FIELDS, SMALLEST, Recipe, ResolvedRecipe, RunOptions, custom_arguments
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.training import build, multi_device, runtime
 from cnnlab.utils.log import log
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import keras
 
 ENLARGED = 3  # times, at most, that pictures are enlarged where the recipe gives no size
-SMALLEST = 32  # pixels a side, at least, of pictures in memory
 FROM_SCRATCH = 64  # pixels a side at which networks without a usual size see the pictures of a folder
 
 
@@ -48,30 +47,37 @@ class Prepared:
     tags: dict[str, str]
 
 
+Loaded = tuple[ImageDataset, Prepared]
+
+
 def prepare(
     recipes: Sequence[Recipe],
     for_audit: bool = False,
     quiet: bool = False,
     options: RunOptions | None = None,
-) -> tuple[ImageDataset, list[Prepared]]:
-    """Load the data that recipes ask for, and find out for each what it is really trained with.
+) -> list[Loaded]:
+    """Load the data that recipes ask for, once at each size, and find out for each what it is really trained with.
 
     Files get their full paths, so that a run can be repeated from another folder, sizes and precisions their values,
     and a backbone of the registry its version. ImageNet weights that nobody named and that cannot be downloaded become
     random ones, with a warning.
 
     Args:
-        recipes: that agree in their data fields; those of the first are used.
+        recipes: whose data are the same; all get the data fields of the first.
         for_audit: as in `load_dataset`.
         quiet: say nothing of the data, as another process has said it.
         options: how the job is carried out.
+
+    Returns:
+        For each recipe its data set, and what it is trained with.
 
     Raises:
         ArgumentError: a model cannot be built for these images.
         LabError: data, weights or a backbone cannot be had.
     """
     say, options = (lambda line: None) if quiet else log.info, options or RunOptions()
-    recipes = [_located(recipe) for recipe in recipes]
+    same_data = {name: getattr(recipes[0], name) for name in DATA_FIELDS}
+    recipes = [_located(dataclasses.replace(recipe, **same_data)) for recipe in recipes]
     batch_sizes = dict.fromkeys(recipe.with_defaults().batch_size for recipe in recipes)
     shared = {size: len(multi_device.devices_for(size, options.devices)) for size in batch_sizes}  # or it refuses
     source = _locate(recipes[0], for_audit)
@@ -81,21 +87,18 @@ def prepare(
         lambda: largest_image_side(source, recipes[0].resize_mode or "crop")
     )  # reads the files only when called
     shrunk = {recipe.label for recipe in recipes if not recipe.image_size and _is_from_scratch(recipe)}
-    sizes = [_image_size(recipe, source, side) for recipe in recipes]
-    # One size for all, so that they are tested on the same images.
-    stored_size = max(
-        recipe.stored_size or _stored_size(recipe, size, side) for recipe, size in zip(recipes, sizes, strict=True)
-    )
-    recipes = [_with_sizes(recipe, size, stored_size) for recipe, size in zip(recipes, sizes, strict=True)]
+    recipes = [_with_sizes(recipe, source, side) for recipe in recipes]
     for used in (recipe.with_defaults() for recipe in recipes):
         smallest = crop_side(used.image_size or 0) if used.progressive_resizing else used.image_size
         find_model(used.model).check(smallest, **used.factory_arguments())
-    dataset = load_for(recipes[0], source, for_audit, options.recheck)
-    say("\n".join(dataset.summary.lines if dataset.summary else ()))
+    by_size = {recipe.data_arguments()["image_size"]: recipe for recipe in recipes}
+    datasets = {size: load_for(one, source, for_audit, options.recheck) for size, one in by_size.items()}
+    say("\n".join(dict.fromkeys(line for one in datasets.values() if one.summary for line in one.summary.lines)))
+    loaded = [datasets[recipe.data_arguments()["image_size"]] for recipe in recipes]
     for label in sorted(shrunk if isinstance(source, FolderLayout) and side() > FROM_SCRATCH else ()):
         say(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
     weights_of = functools.cache(_weights)  # of several seeds once
-    prepared = [_prepared(recipe, dataset, weights_of) for recipe in recipes]
+    prepared = [_prepared(recipe, dataset, weights_of) for recipe, dataset in zip(recipes, loaded, strict=True)]
     for size, number in shared.items():
         if number:
             say(f"Batches of {size} pictures are shared by {number} devices.")
@@ -104,11 +107,11 @@ def prepare(
     for label, features in dict.fromkeys((one.recipe.label, one.tags.get("features")) for one in prepared):
         if features:
             say(f"{label}: features are {features}.")
-    for label, size in dict.fromkeys((recipe.label, recipe.image_size or stored_size) for recipe in recipes):
-        if size != stored_size:
+    for label, size, stored_size in dict.fromkeys((one.label, one.image_size, one.stored_size) for one in recipes):
+        if size and stored_size:
             done = "enlarged" if size > stored_size else "shrunk"
             say(f"{label}: pictures of {stored_size} pixels a side are {done} to {size} inside the model.")
-    return dataset, prepared
+    return list(zip(loaded, prepared, strict=True))
 
 
 def _prepared(recipe: Recipe, dataset: ImageDataset, weights_of: Callable) -> Prepared:
@@ -135,18 +138,8 @@ def load_for(
     recheck: bool | None = None,
 ) -> ImageDataset:
     """Load the data set that a recipe asks for; `source` is what `data.locate_dataset` gave for it."""
-    return load_dataset(
-        source or _locate(recipe),
-        image_size=recipe.stored_size or recipe.image_size or SMALLEST,
-        resize_mode=recipe.resize_mode or "crop",
-        skip_bad=recipe.skip_bad,
-        drop_duplicates=recipe.drop_duplicates,
-        val_fraction=recipe.val_fraction,
-        limit=recipe.limit,
-        seed=recipe.split_seed,
-        for_audit=for_audit,
-        recheck=recheck,
-    )
+    given = {**recipe.data_arguments(), **({"name_or_folder": source} if source else {})}
+    return load_dataset(**given, for_audit=for_audit, recheck=recheck)
 
 
 def build_model(recipe: Recipe, dataset: ImageDataset, options: RunOptions | None = None) -> "keras.Model":
@@ -236,13 +229,15 @@ def _stored_size(recipe: Recipe, image_size: int, side: Callable[[], int]) -> in
     return min(image_size, max(SMALLEST, side()))
 
 
-def _with_sizes(recipe: Recipe, image_size: int, stored_size: int) -> Recipe:
-    """Set the sizes of a recipe for pictures of `stored_size` in memory; that is left out where it is the model's."""
+def _with_sizes(recipe: Recipe, source: object, side: Callable[[], int]) -> Recipe:
+    """Set the sizes of a recipe; that of the pictures in memory is left out where it is the model's."""
+    image_size = _image_size(recipe, source, side)
+    stored_size = recipe.stored_size or _stored_size(recipe, image_size, side)
     if not _takes(recipe, "image_size") and stored_size != image_size:
         if recipe.image_size:
             raise ArgumentError(
-                f"Expected image_size {stored_size} for {recipe.label}, which takes pictures as the other models do. "
-                f"Received: {image_size}. Leave it out, or give all models one --image-size."
+                f"Expected image_size {stored_size} for {recipe.label}, which takes pictures as they are stored. "
+                f"Received: {image_size}. Leave --image-size or --stored-size out."
             )
         image_size = stored_size
     return dataclasses.replace(

@@ -18,7 +18,7 @@ from cnnlab.evaluation import run_figures
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.models import custom_model
 from cnnlab.recipe import Recipe, ResolvedRecipe, RunOptions
-from cnnlab.resolve import Prepared, build_model, prepare
+from cnnlab.resolve import Loaded, build_model, prepare
 from cnnlab.tracking import checkpoint_files, epoch_metrics, run_logging, run_queries
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.tracking.recorder import Recorder
@@ -40,7 +40,7 @@ def train_model(
     restart: bool = False,
     *,
     options: RunOptions | None = None,
-    loaded: tuple[ImageDataset, Prepared] | None = None,
+    loaded: Loaded | None = None,
     parent_run_id: str | None = None,
 ) -> RunResult:
     """Load the data, build the model and train it as a recipe says, or resume an equal training that was interrupted.
@@ -49,7 +49,7 @@ def train_model(
         recipe: says what is trained.
         restart: train from the beginning in any case.
         options: how the training is carried out: devices, checkpoints, experiment, cluster.
-        loaded: the data set, and what the recipe means for it, where both are known already.
+        loaded: what `prepare` gave for the recipe, where that is known already.
         parent_run_id: makes the run a child of that run.
 
     Raises:
@@ -65,7 +65,7 @@ def train_model(
         Session([recipe.model], options=options) as session,
         passes_on_cluster(options.cluster, options.cpus, options.gpus),
     ):
-        dataset, prepared = loaded or _load(recipe, options)
+        dataset, prepared = loaded or prepare([recipe], options=options)[0]
         recipe = prepared.recipe
         recorder = session.recorder(resume_key=f"train-{resume.training_key(recipe, dataset)[:12]}")
         if not parent_run_id:
@@ -78,11 +78,6 @@ def train_model(
             resumed = resume.interrupted_run(recipe, dataset, *place, kind="train", reproduces=None)
         run = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
         return fit_and_evaluate(model, dataset, recipe, **run, options=options)
-
-
-def _load(recipe: Recipe, options: RunOptions) -> tuple[ImageDataset, Prepared]:
-    dataset, [prepared] = prepare([recipe], options=options)
-    return dataset, prepared
 
 
 def resume_run(run_id: str, *, options: RunOptions | None = None) -> RunResult:
@@ -101,7 +96,7 @@ def resume_run(run_id: str, *, options: RunOptions | None = None) -> RunResult:
         run_id = run_queries.find_interrupted_run(recorder.recorded_id(run_id)).info.run_id
         recipe = Recipe.from_json(resume.read_checkpoint(run_id).about["recipe"])
         with Session([recipe.model]), passes_on_cluster(options.cluster, options.cpus, options.gpus):
-            dataset, prepared = _load(recipe, options)
+            [(dataset, prepared)] = prepare([recipe], options=options)
             model = build_model(prepared.recipe, dataset, options)
             return fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run_id, options=options)
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import keras
 import mlflow
+import numpy as np
 import pytest
 
 import cnnlab
 from cnnlab import resolve, train
 from cnnlab.data import dataset as data
+from cnnlab.evaluation import comparison_report
+from tests.helpers.pictures import picture
 
 
 def test_few_functions_lead_from_a_comparison_to_the_fit_of_keras(store, small_cnn, monkeypatch):
@@ -101,3 +104,68 @@ def test_data_are_loaded_once(store, small_cnn, monkeypatch):
     monkeypatch.setattr(resolve, "load_dataset", lambda *a, **k: calls.append(a) or original(*a, **k))
     cnnlab.compare_models([small_cnn, dataclasses.replace(small_cnn, epochs=1)])
     assert len(calls) == 1
+
+
+@pytest.fixture
+def mixed_folder(workplace):
+    """Pictures of different sizes, all larger than the models see them."""
+    for kind, name in enumerate(("robin", "wren")):
+        (workplace / "birds" / name).mkdir(parents=True)
+        for i in range(20):
+            picture(kind, i, (40 + i, 60 - i)).save(workplace / "birds" / name / f"{i:02}.png")
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """The shapes of the images of each figure with a grid of them."""
+    shapes, original = [], comparison_report.plots.image_grid
+
+    def image_grid(images, *rest, **more):
+        shapes.append(images.shape[1:])
+        return original(images, *rest, **more)
+
+    monkeypatch.setattr(comparison_report.plots, "image_grid", image_grid)
+    return shapes
+
+
+def forget_identities(store, run_id):
+    """Make a run one of an earlier version, which stored the digest of the pixels only."""
+    model = store.get_run(run_id).outputs.model_outputs[0].model_id
+    for file in [*Path("mlruns").rglob(f"{run_id}/**/predictions.npz"), *Path("mlruns").rglob(f"{model}/**/*.npz")]:
+        arrays = dict(np.load(file))
+        np.savez(file, **{name: value for name, value in arrays.items() if not name.endswith("identity")})
+
+
+def test_models_see_the_same_pictures_at_sizes_of_their_own(store, mixed_folder, grids, monkeypatch):
+    """A model's result does not depend on its partner, and runs are compared and promoted against each other."""
+    both = {"dataset": "birds", "epochs": 1, "deterministic": True, "precision": "float32"}
+    small = cnnlab.Recipe(image_size=16, filters=(4,), dense_units=4, **both)
+    large = cnnlab.Recipe(model="resnet9", image_size=32, filters=(4, 8), batch_size=16, **both)
+    sizes, original = [], data.load_dataset
+    monkeypatch.setattr(resolve, "load_dataset", lambda *a, **k: sizes.append(k["image_size"]) or original(*a, **k))
+    together = cnnlab.compare_models([small, large]).results
+    assert sizes == [16, 32]
+    assert grids[-1] == (32, 32, 3)
+    alone = train.train_model(small)  # the other's pictures are no smaller without it
+    assert together[0].recipe == alone.recipe
+    assert together[0].history == alone.history
+    assert np.array_equal(together[0].test.probabilities, alone.test.probabilities)
+    results = [alone, together[1]]
+    runs = [store.get_run(result.run_id) for result in results]
+    assert len({run.data.tags["cnnlab.dataset_digest"] for run in runs}) == 2
+    assert len({run.data.tags["cnnlab.dataset_identity"] for run in runs}) == 1
+    assert len({run.info.experiment_id for run in runs}) == 1
+
+    ids, (champion, challenger) = [r.run_id for r in results], [cnnlab.register_run(r.run_id)[0] for r in results]
+    expected = cnnlab.compare_runs(ids).verdicts
+    assert grids[-1] == (32, 32, 3)
+    cnnlab.promote(champion)
+    reason = cnnlab.promote(challenger).reason
+    assert "On the same 3 validation images, by accuracy: " in reason
+    forget_identities(store, champion.run_id)
+    assert cnnlab.compare_runs(ids).verdicts == expected
+    assert cnnlab.promote(challenger).reason == reason
+    picture(0, 99).save("birds/robin/00.png")
+    for function, argument in ((cnnlab.compare_runs, ids), (cnnlab.promote, challenger)):
+        with pytest.raises(cnnlab.LabError, match=rf"which images run {champion.run_id[:8]} .* Received: other pixels"):
+            function(argument)

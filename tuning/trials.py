@@ -151,7 +151,7 @@ def load(search: Search, options: RunOptions, quiet: bool = False) -> tuple[Sear
         ArgumentError: the data have too few classes for the objective, or the model cannot be built for them.
         LabError: data or weights cannot be had.
     """
-    dataset, [prepared] = prepare([search.recipe], quiet=quiet, options=options)
+    [(dataset, prepared)] = prepare([search.recipe], quiet=quiet, options=options)
     if search.objective == "val_top5_accuracy" and len(dataset.class_names) < TOP5_CLASSES:
         raise ArgumentError(
             f"Expected at least {TOP5_CLASSES} classes for the objective val_top5_accuracy. Received: "

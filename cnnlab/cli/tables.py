@@ -62,7 +62,7 @@ def print_versions(versions: Sequence[Version]) -> None:
             ", ".join(v.aliases),
             v.tags.get("final_val_accuracy", ""),
             v.tags.get("test_accuracy", ""),
-            v.tags.get("dataset_digest", "")[:8],
+            v.tags.get("dataset_identity", v.tags.get("dataset_digest", ""))[:8],
             v.run_id,
         )
         for v in versions

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.utils.argument_types import convert_arguments
@@ -36,12 +36,15 @@ class Split:
     Attributes:
         images: `(N, side, side, 3) uint8`, `MappedRows` where they are too large for memory.
         labels: `(N,) int64`.
-        digest: sha256 of the class names, the images and the labels.
+        digest: sha256 of the class names, the images and the labels: what a model computes with.
+        identity: sha256 of the class names, the originals (each file, or of a built-in set the images before they were
+            resized) and the labels: which pictures they are, at any size.
     """
 
     images: Images = field(repr=False)
     labels: npt.NDArray[np.int64] = field(repr=False)
     digest: str
+    identity: str
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -70,6 +73,7 @@ class ImageDataset:
         train, val, test: the splits; with `val_fraction=0` the validation set is the test set itself.
         digest: sha256 of class names, images and labels of the training set before the validation split, and of the
             test set, so that it does not change with `val_fraction`.
+        identity: as `digest`, of the originals in place of the images; it does not change with their size either.
         stands_in_for: the name of the data set that could not be downloaded, when this is its embedded stand-in.
         summary: what is reported about the data: sizes, classes, what was left out, and how a folder was understood.
         resize_mode, grey_range: how the pictures of a folder were decoded, as in `decode_image`.
@@ -83,6 +87,7 @@ class ImageDataset:
     val: Split
     test: Split
     digest: str
+    identity: str
     stands_in_for: str | None = None
     summary: DatasetSummary | None = None
     resize_mode: str | None = None
@@ -216,33 +221,35 @@ def _from_name(
 ) -> ImageDataset:
     """Load a built-in set, and hold out a validation set."""
     from cnnlab.data import builtin_sets, image_folder
-    from cnnlab.data.disk_rows import MappedRows
     from cnnlab.data.duplicates import find_duplicates
     from cnnlab.data.resizing import resize_images
-    from cnnlab.data.splitting import dataset_digest, stratified_split
+    from cnnlab.data.splitting import stratified_split
     from cnnlab.data.summary import DatasetSummary, describe_dataset
 
     source, loaded = builtin_sets.load_builtin_set(name, limit=limit, seed=seed)
     class_names = builtin_sets.BUILTIN_SETS[name].classes
     resized = resize_images([split.images for split in loaded.values()], image_size, name, recheck)
-    splits = {split: (images, loaded[split].labels) for split, images in zip(("train", "test"), resized, strict=True)}
+    splits = {
+        split: _Part(images, one.images, one.labels)
+        for (split, one), images in zip(loaded.items(), resized, strict=True)
+    }
     # Of the pixels, wherever they are: runs from before they were stored on the disk have the same digest.
-    digest = dataset_digest(class_names, *splits["train"], *splits["test"], by_row=False)
+    digests = _digests(class_names, splits["train"], splits["test"], by_row=False)
     pictures, tables, pairs, notes = None, {}, (), []
     if Path(name).is_dir():
         notes.append(f"a folder of that name is here too; --dataset ./{name} is the folder")
     if for_audit:
         positions = {split: one.positions for split, one in loaded.items()}
-        pictures = image_folder.pictures_of_arrays(splits, positions, builtin_sets.BUILTIN_SETS[name].side)
+        arrays = {split: (part.images, part.labels) for split, part in splits.items()}
+        pictures = image_folder.pictures_of_arrays(arrays, positions, builtin_sets.BUILTIN_SETS[name].side)
         duplicates = find_duplicates(pictures, within_splits=True)
         tables, pairs = {"duplicates.csv": duplicates.table(class_names)}, tuple(duplicates.pairs)
         notes += [duplicates.sentence()] if pairs else []
     elif val_fraction:
-        images, labels = splits["train"]
-        rest, held_out = stratified_split(labels, float(val_fraction), class_names, seed, "validation split")
-        select = images.select if isinstance(images, MappedRows) else images.__getitem__
-        splits |= {"train": (select(rest), labels[rest]), "val": (select(held_out), labels[held_out])}
-    counts = {split: len(labels) for split, (_, labels) in splits.items()}
+        train = splits["train"]
+        rest, held_out = stratified_split(train.labels, float(val_fraction), class_names, seed, "validation split")
+        splits |= {"train": train.select(rest), "val": train.select(held_out)}
+    counts = {split: len(part.labels) for split, part in splits.items()}
     lines = describe_dataset(name, class_names, counts, image_size, notes=notes)
     summary = DatasetSummary(lines, tables=tables, duplicates=pairs)
     return ImageDataset(
@@ -250,7 +257,7 @@ def _from_name(
         source,
         class_names,
         *_with_digests(class_names, splits, by_row=False),
-        digest,
+        *digests,
         summary=summary,
         pictures=pictures,
     )
@@ -271,27 +278,28 @@ def _from_folder(
     """
     from cnnlab.data import image_folder
     from cnnlab.data.class_folders import SPLITS
-    from cnnlab.data.splitting import dataset_digest
     from cnnlab.data.summary import DatasetSummary, describe_dataset
     from cnnlab.utils.text import escape_control_characters
 
     loaded = image_folder.load_folder(layout, image_size, val_fraction=val_fraction, limit=limit, seed=seed, **decoding)
     pictures, duplicates = loaded.pictures, loaded.duplicates
     name, class_names = escape_control_characters(os.path.basename(layout.root)) or "root", layout.class_names
+    files = pictures.stored.file_digests
     splits = {}
     for split in SPLITS:
         positions = pictures.positions(split)
         if split != "val" or len(positions):
-            splits[split] = (pictures.images(positions), pictures.labels[positions])
-    whole = []
-    for positions in (pictures.positions("train", "val"), pictures.positions("test")):
-        whole += [pictures.rows(positions), pictures.labels[positions]]
+            splits[split] = _Part(pictures.images(positions), files[positions], pictures.labels[positions])
+    whole = [
+        _Part(pictures.rows(positions), files[positions], pictures.labels[positions])
+        for positions in (pictures.positions("train", "val"), pictures.positions("test"))
+    ]
     lines = describe_dataset(
         name,
         class_names,
-        {split: len(labels) for split, (_, labels) in splits.items()},
+        {split: len(part.labels) for split, part in splits.items()},
         image_size,
-        labels=splits["train"][1],
+        labels=splits["train"].labels,
         sizes=pictures.stored.sizes[pictures.positions(*SPLITS)],
         resize_mode=decoding["resize_mode"],
         notes=loaded.notes,
@@ -303,7 +311,7 @@ def _from_folder(
         image_folder.folder_source(layout),
         class_names,
         *_with_digests(class_names, splits),
-        dataset_digest(class_names, *whole),
+        *_digests(class_names, *whole),
         summary=DatasetSummary(lines, loaded.left_out, tables, tuple(duplicates.pairs)),
         resize_mode=decoding["resize_mode"],
         grey_range=pictures.stored.grey_range,
@@ -311,14 +319,36 @@ def _from_folder(
     )
 
 
-def _with_digests(
-    class_names: Sequence[str], splits: Mapping[str, tuple[Images, npt.NDArray[np.int64]]], by_row: bool = True
-) -> tuple[Split, Split, Split]:
-    """Make the training, validation and test `Split` of images and labels; the test set may be the validation set."""
+class _Part(NamedTuple):
+    """A split before its digests are known: images, `(N, ...)` originals (digests of files, or arrays), labels."""
+
+    images: Images
+    originals: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64]
+
+    def select(self, index: npt.NDArray[np.int64]) -> _Part:
+        """Return some of the pictures."""
+        from cnnlab.data.disk_rows import MappedRows
+
+        images = self.images.select(index) if isinstance(self.images, MappedRows) else self.images[index]
+        return _Part(images, self.originals[index], self.labels[index])
+
+
+def _digests(class_names: Sequence[str], *parts: _Part, by_row: bool = True) -> tuple[str, str]:
+    """Return the digest and the identity of one or several parts, as in `Split`."""
     from cnnlab.data.splitting import dataset_digest
 
+    images = (array for part in parts for array in (part.images, part.labels))
+    originals = (array for part in parts for array in (part.originals, part.labels))
+    return dataset_digest(class_names, *images, by_row=by_row), dataset_digest(class_names, *originals)
+
+
+def _with_digests(
+    class_names: Sequence[str], splits: Mapping[str, _Part], by_row: bool = True
+) -> tuple[Split, Split, Split]:
+    """Make the training, validation and test `Split` of parts; the test set may be the validation set."""
     made = {
-        split: Split(images, labels, dataset_digest(class_names, images, labels, by_row=by_row))
-        for split, (images, labels) in splits.items()
+        split: Split(part.images, part.labels, *_digests(class_names, part, by_row=by_row))
+        for split, part in splits.items()
     }
     return made["train"], made.get("val", made["test"]), made["test"]

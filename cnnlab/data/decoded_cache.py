@@ -59,6 +59,11 @@ class DecodedImages:
         return self.known["pixels"]
 
     @property
+    def file_digests(self) -> npt.NDArray[np.bytes_]:
+        """Return `(N,) S32`, the sha256 of each file."""
+        return self.known["content"]
+
+    @property
     def sizes(self) -> npt.NDArray[np.int32]:
         """Return `(N, 2) int32`, the width and height of each file."""
         return self.known["size"]

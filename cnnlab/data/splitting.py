@@ -103,7 +103,7 @@ def _with_single_images(labels: npt.NDArray[np.int64], index: Positions) -> Posi
 
 
 def dataset_digest(class_names: Sequence[str], *arrays: npt.NDArray[Any] | MappedRows, by_row: bool = True) -> str:
-    """Return the sha256 of a data set or a split of it: of its class names, images and labels.
+    """Return the sha256 of a data set or a split of it: of its class names, images (or their originals) and labels.
 
     Args:
         by_row: whether `MappedRows` whose row digests are known count by these, as reading their pixels takes long.

@@ -21,7 +21,7 @@ from cnnlab.evaluation.score_names import SCORES, TOP5_CLASSES
 from cnnlab.utils.text import csv_line
 
 if TYPE_CHECKING:
-    from cnnlab.data.dataset import Images
+    from cnnlab.data.dataset import Images, Split
 
 PREDICTIONS_FILE = "predictions.npz"
 MOST_EXPANSION, SMALL = 100, 2**26  # times that predictions may be larger than their file, above this many bytes
@@ -51,12 +51,27 @@ class Predictions:
     Attributes:
         probabilities: `(N, num_classes)`.
         labels: `(N,)`, the true classes.
-        digest: sha256 of the class names, images and labels; two models are compared on the same images or not at all.
+        digest, identity: as in `data.dataset.Split`; runs of earlier versions have no identity.
     """
 
     probabilities: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     digest: str
+    identity: str = ""
+
+    def shares_images(self, other: Predictions | Split) -> bool | None:
+        """Return whether two models saw the same images, at whatever size, in the same order.
+
+        Two models are compared on the same images or not at all.
+
+        Returns:
+            `None` where the files of the images would tell, and those of an earlier version are not known.
+        """
+        if self.digest == other.digest:
+            return True
+        if not np.array_equal(self.labels, other.labels):
+            return False
+        return self.identity == other.identity if self.identity and other.identity else None
 
     @property
     def predicted(self) -> npt.NDArray[np.int64]:
@@ -182,7 +197,7 @@ def _checked(name: str, arrays: Mapping[str, Any], num_classes: int) -> Predicti
         raise ValueError(f"types {probabilities.dtype} and {labels.dtype}")
     if not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"labels from {labels.min()} to {labels.max()} for {num_classes} classes")
-    return Predictions(probabilities, labels, str(arrays[f"{name}_digest"]))
+    return Predictions(probabilities, labels, str(arrays[f"{name}_digest"]), str(arrays.get(f"{name}_identity", "")))
 
 
 def describe(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mlflow
@@ -75,6 +75,8 @@ def promote(version: Version, *, by: Score = "accuracy", margin: float = 0.0, fo
         return Decision(False, f"{version} is the champion already.", unchanged=True)
     try:
         challenger, defender = _stored(version), _stored(champion)
+        if _unknown_images(challenger, defender):
+            challenger, defender = _identified(version, challenger), _identified(champion, defender)
     except LabError as error:
         if not force:
             raise LabError(f"{error} Move the alias with --force.") from error
@@ -96,7 +98,7 @@ def promote(version: Version, *, by: Score = "accuracy", margin: float = 0.0, fo
     facts = {
         "challenger": {"version": version.number, "run_id": version.run_id, **first.scores},
         "champion": {"version": champion.number, "run_id": champion.run_id, **second.scores},
-        "images": {"part": part, "count": len(first.labels), "digest": first.digest},
+        "images": {"part": part, "count": len(first.labels), "digest": first.digest, "identity": first.identity},
         "by": by,
         "margin": margin,
         "forced": force and not better,
@@ -158,6 +160,21 @@ def _stored(version: Version) -> Stored:
     return Stored(version.tags.get("dataset", "its data set"), class_names, predictions["val"], predictions["test"])
 
 
+def _unknown_images(first: Stored, second: Stored) -> bool:
+    """Return whether only the files of an earlier version's images would tell that both saw the same ones."""
+    shared = [first.validation.shares_images(second.validation), first.test.shares_images(second.test)]
+    return first.class_names == second.class_names and not any(shared) and None in shared
+
+
+def _identified(version: Version, stored: Stored) -> Stored:
+    """Add the identity of their images to a version's predictions; raise `LabError` where it cannot be found out."""
+    if stored.test.identity:
+        return stored
+    predictions = {"val": stored.validation, "test": stored.test}
+    found = run_queries.identified(run_queries.find_finished_run(version.run_id), predictions)
+    return replace(stored, validation=found["val"], test=found["test"])
+
+
 def _common_part(version: Version, champion: Version, challenger: Stored, defender: Stored) -> tuple[str | None, str]:
     """Return the split of images that both were kept from, and a remark; `None` and the reason where there is none."""
     if challenger.class_names != defender.class_names:
@@ -165,10 +182,10 @@ def _common_part(version: Version, champion: Version, challenger: Stored, defend
             f"{champion}, the champion, is not comparable: it names the classes {_some(defender.class_names)}, and "
             f"version {version.number} {_some(challenger.class_names)}."
         )
-    if challenger.validation.digest == defender.validation.digest:
+    if challenger.validation.shares_images(defender.validation):
         test_too = challenger.validation.digest == challenger.test.digest
         return ("test" if test_too else "validation"), (" (they were validated on, too)" if test_too else "")
-    if challenger.test.digest == defender.test.digest:
+    if challenger.test.shares_images(defender.test):
         return "test", " (they held out other validation images)"
     return None, (
         f"{champion}, the champion, is not comparable: it was tested on {len(defender.test.labels):,} images of "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities import Run as Run  # noqa: PLC0414  for annotations of modules that do not import mlflow
 
+from cnnlab.data.dataset import load_dataset
 from cnnlab.errors import ArgumentError, LabError, first_line, reading
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from cnnlab.evaluation.run_result import RunResult
@@ -20,6 +22,7 @@ from cnnlab.tracking.pagination import OURS, all_experiments, paginate
 from cnnlab.tracking.session import folder_of_waiting_run
 from cnnlab.tracking.store_location import local_database
 from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
+from cnnlab.utils.log import log
 from cnnlab.utils.temporary_folders import private_folder
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
@@ -190,6 +193,28 @@ def was_tested(run: Run) -> bool:
 def read_predictions(run: Run) -> tuple[tuple[str, ...], dict[str, Predictions]]:
     """Read `(class_names, predictions by split)` of a run that was tested, as `load_predictions` gives them."""
     return _artifact(run, PREDICTIONS_FILE, load_predictions)
+
+
+def identified(run: Run, predictions: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """Add the identity of their images to the predictions of a run of an earlier version: read its data once more.
+
+    Raises:
+        LabError: the data cannot be read, or are others now.
+    """
+    if all(one.identity for one in predictions.values()):
+        return dict(predictions)
+    log.info(f"Run {run.info.run_id[:8]} does not say which images it was tested on; reading them to find out.")
+    try:
+        dataset = load_dataset(**read_recipe(run).data_arguments())
+        splits = {name: getattr(dataset, name) for name in predictions}
+        if any(splits[name].digest != one.digest for name, one in predictions.items()):
+            raise LabError("other pixels than it was tested on")
+    except LabError as error:
+        raise LabError(
+            f"Expected to find out which images run {run.info.run_id[:8]} of an earlier version was tested on. "
+            f"Received: {first_line(error)}. Put its data back where they were, or train again."
+        ) from error
+    return {name: replace(one, identity=splits[name].identity) for name, one in predictions.items()}
 
 
 def read_recipe(run: Run) -> ResolvedRecipe:

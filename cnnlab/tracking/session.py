@@ -45,7 +45,7 @@ class Session:
     """Around a verb that records runs: fixes the functions of the user's own models, and opens the store when needed.
 
     with Session([recipe.model]) as session:
-        dataset, [resolved] = prepare([recipe])  # refuses before anything is in the store
+        [(dataset, resolved)] = prepare([recipe])  # refuses before anything is in the store
         recorder = session.recorder()
 
     Args:

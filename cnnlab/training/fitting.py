@@ -151,7 +151,7 @@ def predict(part: TrainedPart, name: str, split: Split) -> Predictions:
     Args:
         part: the trained part of a model.
         name: the split's name among the part's inputs.
-        split: gives the labels and the digest of the images.
+        split: gives the labels, and says which images they are.
     """
     x = part.inputs[name]
     batch_size = _prediction_batch_size(x)
@@ -161,7 +161,7 @@ def predict(part: TrainedPart, name: str, split: Split) -> Predictions:
         data = {"x": Batches(x, split.labels, batch_size)}
     with signals_between_batches() as between_batches, runtime.untuned_datasets():
         probabilities = part.predictor.predict(**data, callbacks=[between_batches], verbose=0)  # (N, C) float32
-    return Predictions(probabilities, split.labels, split.digest)
+    return Predictions(probabilities, split.labels, split.digest, split.identity)
 
 
 def _prediction_batch_size(x: Rows) -> int:

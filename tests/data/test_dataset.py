@@ -12,6 +12,7 @@ from PIL import Image
 
 import cnnlab
 from cnnlab.utils import downloads
+from tests.helpers.pictures import fill, picture
 
 
 def test_digits_shapes_and_range():
@@ -44,6 +45,36 @@ def test_digest_names_the_content_not_the_split():
     assert cnnlab.load_dataset("digits", limit=500).digest != a.digest
     assert cnnlab.load_dataset("digits", image_size=16).digest != a.digest
     assert len(a.digest) == 64
+
+
+def test_identity_names_the_pictures_whatever_their_size():
+    a = cnnlab.load_dataset("digits")
+    at_16 = cnnlab.load_dataset("digits", image_size=16)
+    for name in ("train", "val", "test"):
+        assert getattr(at_16, name).identity == getattr(a, name).identity
+        assert getattr(at_16, name).digest != getattr(a, name).digest
+    assert len({a.train.identity, a.val.identity, a.test.identity, a.identity}) == 4
+    others = cnnlab.load_dataset("digits", val_fraction=0.3, seed=5)
+    assert (at_16.identity, others.identity) == (a.identity, a.identity)
+    assert others.val.identity != a.val.identity
+    assert cnnlab.load_dataset("digits", limit=500).identity != a.identity
+
+
+def test_identity_of_a_folder_is_that_of_its_files(workplace):
+    fill("birds", ["robin", "wren"], 20)
+    fill("other", ["robin", "wren"], 20)
+    a = cnnlab.load_dataset("birds", image_size=8)
+    for again in (
+        cnnlab.load_dataset("birds", image_size=8),
+        cnnlab.load_dataset("birds", image_size=12, resize_mode="pad"),
+        cnnlab.load_dataset("other", image_size=16, drop_duplicates=True),
+    ):
+        assert again.identity == a.identity
+        assert (again.train.identity, again.val.identity) == (a.train.identity, a.val.identity)
+    picture(0, 99).save("other/robin/0003.png")
+    assert cnnlab.load_dataset("other", image_size=8).identity != a.identity
+    (workplace / "birds/wren/0005.png").rename("birds/robin/0019b.png")
+    assert cnnlab.load_dataset("birds", image_size=8).identity != a.identity
 
 
 def test_val_fraction_zero_validates_on_the_test_set():

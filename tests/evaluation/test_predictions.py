@@ -37,6 +37,24 @@ def test_a_class_without_images_counts_in_no_mean():
     assert np.isnan(p.by_class[1][4])
 
 
+@pytest.mark.parametrize(
+    ("digest", "identity", "label", "shared"),
+    [
+        ("at 64", "", 0, True),  # of an earlier version
+        ("at 64", "other files", 0, True),  # whose pixels are the same
+        ("at 224", "files", 0, True),
+        ("at 224", "other files", 0, False),
+        ("at 224", "", 0, None),
+        ("at 224", "", 1, False),
+    ],
+)
+def test_images_are_the_same_by_their_pixels_or_their_files(digest, identity, label, shared):
+    probabilities = np.full((2, 2), 0.5, "float32")
+    first = Predictions(probabilities, np.array([0, 1]), "at 64", "files")
+    second = Predictions(probabilities, np.array([label, 1]), digest, identity)
+    assert first.shares_images(second) is second.shares_images(first) is shared
+
+
 def test_fewer_than_ten_classes_have_no_top_5():
     p = some(1, classes=6)
     assert "top5_accuracy" not in p.scores

@@ -44,7 +44,7 @@ for asked in json.load(sys.stdin):
     if asked.get("float64"):
         recipe, dataset, model = build_in_float64(asked["devices"])
     else:
-        dataset, [prepared] = prepare([cnnlab.Recipe(**asked["recipe"])], quiet=True, options=options)
+        [(dataset, prepared)] = prepare([cnnlab.Recipe(**asked["recipe"])], quiet=True, options=options)
         recipe, model = prepared.recipe, build_model(prepared.recipe, dataset, options)
     trained = train(model, dataset, recipe, quiet=True)
     test = trained.predictions["test"]

@@ -129,7 +129,7 @@ def test_a_network_has_the_same_layers_whenever_it_is_read():
 
 def test_small_pictures_stay_small_and_are_enlarged_inside(store, digits):
     recipe = cnnlab.Recipe(model="mobilenetv2", weights="random", image_size=64, **SMALL)
-    dataset, [prepared] = prepare([recipe])
+    [(dataset, prepared)] = prepare([recipe])
     assert dataset.image_shape == (32, 32, 3)
     assert prepared.recipe.stored_size == 32
     model = cnnlab.build_model(prepared.recipe, dataset)
@@ -139,27 +139,26 @@ def test_small_pictures_stay_small_and_are_enlarged_inside(store, digits):
     # In and outside a graph alike; Keras's layer is not, for uint8.
     images = dataset.test.images[:4]
     assert model.predict(images, verbose=0) == pytest.approx(np.asarray(model(images)), abs=1e-3)
-    [open_size] = prepare([cnnlab.Recipe(model="mobilenetv2", weights="random", dataset="digits")])[1]
+    [(_, open_size)] = prepare([cnnlab.Recipe(model="mobilenetv2", weights="random", dataset="digits")])
     assert open_size.recipe.image_size == 32  # 3 times 8 pixels, but at least what the network takes
 
 
-def test_a_comparison_has_one_picture_size(picture_folder):
+def test_each_model_of_a_comparison_has_pictures_of_its_own_size(picture_folder):
     recipes = [
         cnnlab.Recipe(model="cnn", dataset=str(picture_folder), image_size=24),
         cnnlab.Recipe(model="mobilenetv2", dataset=str(picture_folder), image_size=48, weights="random"),
     ]
-    dataset, prepared = prepare(recipes)
-    assert dataset.image_shape == (32, 32, 3)
-    assert [one.recipe.stored_size for one in prepared] == [32, 32]
-    shapes = [cnnlab.build_model(one.recipe, dataset).get_layer("resize").output.shape[1] for one in prepared]
-    assert shapes == [24, 48]
+    loaded = prepare(recipes)
+    assert [one for _, one in loaded] == [prepare([recipe])[0][1] for recipe in recipes]
+    assert [dataset.image_shape for dataset, _ in loaded] == [(24, 24, 3), (32, 32, 3)]
+    assert [(one.recipe.image_size, one.recipe.stored_size) for _, one in loaded] == [(24, None), (48, 32)]
 
 
 def test_a_saved_model_is_a_backbone_without_its_head(store, digits, workplace):
     network = cnnlab.build_cnn((32, 32, 3), 5, filters=(8, 16), augment="full")
     network.save("mine.keras")
     recipe = cnnlab.Recipe(model="transfer", backbone="mine.keras", frozen_precision="float32", **SMALL)
-    dataset, [prepared] = prepare([recipe])
+    [(dataset, prepared)] = prepare([recipe])
     assert prepared.recipe.backbone == str(workplace / "mine.keras")
     model = cnnlab.build_model(prepared.recipe, dataset)
     assert model.output_shape == (None, 10)
