@@ -155,10 +155,10 @@ def test_the_error_that_ends_a_run_gives_its_status_and_reason(store, small_cnn,
 
 def test_diverged_run_fails_with_advice(store, small_cnn, digits):
     class Diverge(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
+        def on_train_end(self, logs=None):
             self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
 
-    with pytest.raises(cnnlab.LabError, match=r"Received: nan in epoch 2\. Lower the learning rate"):
+    with pytest.raises(cnnlab.LabError, match=r"Received: NaN or infinity after epoch 2\. Lower the learning rate"):
         cnnlab.fit_and_evaluate(cnnlab.build_model(small_cnn, digits), digits, small_cnn, callbacks=[Diverge()])
     [run] = store.search_runs([e.experiment_id for e in store.search_experiments()])
     assert run.info.status == "FAILED"

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnlab.data.decoding import SIXTEEN_BITS, decode_image
+from cnnlab.errors import LabError
 from cnnlab.utils.signals import signals_held
 
 if TYPE_CHECKING:
@@ -40,9 +41,19 @@ class Classifier:
         return decode_image(file, self.image_size, resize_mode=self.resize_mode, grey_range=self.grey_range, **bounds)
 
     def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Predict `(N, num_classes)` probabilities of images `(N, image_size, image_size, 3)`."""
+        """Predict `(N, num_classes)` probabilities of images `(N, image_size, image_size, 3)`.
+
+        Raises:
+            LabError: they are not finite numbers.
+        """
         with signals_held():
-            return np.asarray(self.model.predict_on_batch(images))
+            probabilities = np.asarray(self.model.predict_on_batch(images))
+        if not np.isfinite(probabilities).all():
+            raise LabError(
+                f"Expected finite probabilities from '{self.uri}'. Received: NaN or infinity. Train it again with a "
+                "lower learning rate, or use another model."
+            )
+        return probabilities
 
     def top(self, probabilities: npt.NDArray[np.floating[Any]], count: int) -> list[tuple[str, float]]:
         """List the `count` most probable classes of one picture as `(name, probability)`, best first.

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from cnnlab.data.decoding import UndecodableError
-from cnnlab.errors import first_line
+from cnnlab.errors import LabError, first_line
 from cnnlab.evaluation.classifier import Classifier
 from cnnlab.serving import middleware, server_metrics
 from cnnlab.serving.array_routes import UnusualError, checked, is_json, read_images
@@ -76,7 +76,7 @@ def make_app(
             Middleware(middleware.CountRequests, metrics=metrics, paths={route.path for route in routes}),
             Middleware(middleware.LimitRequests, names=names, token=token),
         ],
-        exception_handlers={UndecodableError: _answer_undecodable, 405: _answer_wrong_method},
+        exception_handlers={UndecodableError: _answer_undecodable, LabError: _answer_failed, 405: _answer_wrong_method},
     )
     app.router.redirect_slashes = False
     app.router.default = mlflow_app
@@ -120,6 +120,10 @@ async def _answer_of_mlflow(invocations, request: Request) -> Response:
 async def _answer_undecodable(request: Request, error: Exception) -> Response:
     assert isinstance(error, UndecodableError)
     return middleware.error(400, f"Expected the body to be a picture file. Received: {error.reason}.")
+
+
+async def _answer_failed(request: Request, error: Exception) -> Response:
+    return middleware.error(500, str(error))  # of a model that does not answer with finite numbers
 
 
 async def _answer_wrong_method(request: Request, error: Exception) -> Response:

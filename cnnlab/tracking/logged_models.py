@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import numpy as np
 from mlflow.artifacts import download_artifacts
 from mlflow.models import get_model_info
 from mlflow.models.model import ModelInfo
@@ -18,6 +19,7 @@ from cnnlab.models import custom_model
 from cnnlab.tracking import mlflow_store, run_queries
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import MODEL_SOURCE
+from cnnlab.utils.signals import signals_held
 from cnnlab.utils.temporary_folders import private_folder
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def load(uri: str) -> tuple[keras.Model, dict[str, Any]]:
     """Load a model that cnnlab logged, and its metadata, with "class_names", "fit" and "grey_range".
 
     Raises:
-        LabError: there is no such model, it does not load, or it does not carry its class names.
+        LabError: there is no such model, it does not load, it diverged, or it does not carry its class names.
     """
     try:
         info = get_model_info(uri)
@@ -103,7 +105,20 @@ def load(uri: str) -> tuple[keras.Model, dict[str, Any]]:
     metadata = info.metadata or {}
     if model is None or not metadata.get("class_names"):
         raise LabError(f"Expected a model that cnnlab logged, with its class names. Received: '{uri}', another kind.")
+    _expect_finite(uri, model)
     return model, metadata
+
+
+def _expect_finite(uri: str, model: keras.Model) -> None:
+    """Raise `LabError` where weights, or the probabilities of a picture of noise, are NaN or infinite."""
+    noise = np.random.default_rng(0).integers(256, size=(1, *model.input_shape[1:]), dtype=np.uint8)
+    with signals_held():
+        arrays = [*model.get_weights(), np.asarray(model(noise, training=False))]
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise LabError(
+            f"Expected '{uri}' to have finite weights and probabilities. Received: NaN or infinity, from a training "
+            "that diverged. Train it again with a lower learning rate, or name another model."
+        )
 
 
 def _local(uri: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mlflow
+import numpy as np
 from mlflow.artifacts import download_artifacts
 
 from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
@@ -58,7 +59,7 @@ def promote(version: Version, *, by: Score = "accuracy", margin: float = 0.0, fo
         force: move the alias whatever the evidence, which is kept all the same.
 
     Raises:
-        LabError: the champion is not comparable (other data or classes), without `force`.
+        LabError: the version diverged in its training; without `force`, the champion has other data or classes.
 
     Example:
         cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
@@ -68,6 +69,7 @@ def promote(version: Version, *, by: Score = "accuracy", margin: float = 0.0, fo
     expect_one_of("by", by, SCORES)
     if not 0 <= margin <= 1:
         raise ArgumentError(f"Expected margin to be from 0 to 1. Received: {margin}.")
+    _expect_finite(version)
     champion = find_champion(version.name)
     if champion is None:
         return _decide(version, None, Decision(True, f"{version} is the first champion."), {})
@@ -115,7 +117,7 @@ def rollback(name: str) -> tuple[Version, Version]:
         `(from, to)`.
 
     Raises:
-        LabError: there is no champion, or none before it.
+        LabError: there is no champion, none before it, or that one diverged in its training.
     """
     client = mlflow.MlflowClient()
     champion = find_champion(name)
@@ -128,6 +130,7 @@ def rollback(name: str) -> tuple[Version, Version]:
     if int(before) not in versions:
         raise LabError(f"Expected version {before} of {name}, the champion before. Received: it was deleted.")
     old = versions[int(before)]
+    _expect_finite(old)
     client.set_registered_model_alias(name, CHAMPION, str(old.number))
     client.delete_model_version_tag(name, str(champion.number), REPLACED)
     if older := old.tags.get("replaced"):
@@ -173,6 +176,19 @@ def _identified(version: Version, stored: Stored) -> Stored:
     predictions = {"val": stored.validation, "test": stored.test}
     found = run_queries.identified(run_queries.find_finished_run(version.run_id), predictions)
     return replace(stored, validation=found["val"], test=found["test"])
+
+
+def _expect_finite(version: Version) -> None:
+    """Raise `LabError` where stored predictions of a version are NaN or infinite. Loading its model would be slow."""
+    try:
+        stored = _stored(version)
+    except LabError:  # of an earlier version of cnnlab, whose run was deleted
+        return
+    if not all(np.isfinite(part.probabilities).all() for part in (stored.validation, stored.test)):
+        raise LabError(
+            f"Expected {version} to have finite probabilities. Received: NaN or infinity, from a training that "
+            "diverged. Promote another version."
+        )
 
 
 def _common_part(version: Version, champion: Version, challenger: Stored, defender: Stored) -> tuple[str | None, str]:

@@ -1,10 +1,11 @@
-"""Keras callbacks that every training may use: `Lookahead`, and `LearningRate`, which logs the rate each epoch."""
+"""Keras callbacks of every training: `Lookahead`, `StopWhereNotFinite`, and `LearningRate`, which logs the rate."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
+import numpy as np
 
 from cnnlab.training.optimizers import LOOKAHEAD_STEPS
 from cnnlab.training.runtime import to_numpy
@@ -46,6 +47,17 @@ class Lookahead(keras.callbacks.Callback):
         self.slow = [decay * slow + (1 - decay) * w for slow, w in zip(self.slow, self.averaged, strict=True)]
         for weights, slow in zip(self.averaged, self.slow, strict=True):
             weights.assign(slow)
+
+
+class StopWhereNotFinite(keras.callbacks.TerminateOnNaN):
+    """Stop a training at the step whose loss is NaN or infinite, or after the epoch whose validation loss is."""
+
+    model: keras.Model  # pyright: ignore[reportIncompatibleMethodOverride]  Keras's property has no type
+
+    # `fit` always gives the logs.
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not np.isfinite(logs["val_loss"]):
+            self.model.stop_training = True
 
 
 class LearningRate(keras.callbacks.Callback):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -96,11 +95,6 @@ class Progress:
     def epochs_before_stage(self) -> int:
         """The number of epochs of the finished stages."""
         return sum(result.epochs for result in self.stages)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the loss of each finished epoch is a finite number."""
-        return bool(np.isfinite(self.history["loss"]).all())
 
     def add_history(self, history: Mapping[str, list[float]]) -> None:
         """Append the metrics of further epochs."""
@@ -224,7 +218,7 @@ class CheckpointCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
-        if self.checkpoint.is_due() and math.isfinite(logs["loss"]):
+        if self.checkpoint.is_due():
             now = time.perf_counter()
             arrays = {
                 "variables": [to_numpy(v) for v in self.model.variables],

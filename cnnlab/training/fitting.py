@@ -20,7 +20,7 @@ from cnnlab.evaluation.predictions import Predictions
 from cnnlab.models.augmentation import crop_side, has_alternating_flip, mixing_layers
 from cnnlab.recipe import ResolvedRecipe
 from cnnlab.training import multi_device, runtime
-from cnnlab.training.callbacks import LearningRate, Lookahead
+from cnnlab.training.callbacks import LearningRate, Lookahead, StopWhereNotFinite
 from cnnlab.training.checkpointing import Checkpoint, CheckpointCallback, Progress
 from cnnlab.training.frozen_layers import Rows
 from cnnlab.training.optimizers import STEPS_PER_EXECUTION, takes_one_hot_labels
@@ -107,7 +107,7 @@ def _callbacks(
         last.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
     if recipe.schedule == "plateau":
         last.append(keras.callbacks.ReduceLROnPlateau("val_loss", **PLATEAU))
-    made = [*first, keras.callbacks.TerminateOnNaN(), *further, *last, LearningRate()]
+    made = [*first, StopWhereNotFinite(), *further, *last, LearningRate()]
     return [*made, CheckpointCallback(checkpoint, progress, [*first, *last])] if checkpoint else made
 
 

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 import keras
-import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.models.transfer import fine_tuned_layers
@@ -113,8 +112,7 @@ def describe_stages(results: list[StageResult] | tuple[StageResult, ...], datase
     sentences = [f"{r.name}: {split} accuracy {r.val_accuracy:.4f} after {r.epochs} epochs" for r in results]
     last = results[-1]
     if not last.kept:
-        reason = "made it worse" if np.isfinite(last.val_loss) else "diverged"
-        sentences.append(f"{last.name} {reason}, so the weights before it are kept")
+        sentences.append(f"{last.name} made it worse, so the weights before it are kept")
     elif dataset.val_is_test:
         sentences.append("nothing is held out to choose by, so the last weights are kept")
     return "; ".join(sentences) + "."

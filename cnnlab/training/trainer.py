@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -68,7 +68,7 @@ def train(
         checkpoint: where checkpoints are written, and the one to resume from, if any.
 
     Raises:
-        LabError: the loss is not a finite number.
+        LabError: a loss, weight or probability is not a finite number.
     """
     recipe = recipe.with_defaults()
     if recipe.deterministic:
@@ -82,7 +82,15 @@ def train(
         with around_fit() as last:
             how = {"callbacks": callbacks, "last_callbacks": last, "quiet": quiet}
             progress.add_history(fitting.fit(part, dataset, recipe, stage, progress, checkpoint, **how))
-        _expect_finite_loss(progress, checkpoint)
+        _expect_finite(
+            {
+                "a finite loss": [progress.history["loss"]],
+                "a finite validation loss": [progress.history["val_loss"]],
+                "finite weights": part.model.get_weights(),
+            },
+            progress,
+            checkpoint,
+        )
         if len(stages) > 1:
             progress.end_stage(_result_of_stage(stage, part, dataset, progress))
     assert part is not None  # a checkpoint is written before the last stage has ended
@@ -91,6 +99,8 @@ def train(
     if progress.stages and not quiet:
         log.info(describe_stages(progress.stages, dataset))
     predictions = _predict_splits(part, dataset, splits)
+    finite = {f"finite probabilities of the {name} images": [p.probabilities] for name, p in predictions.items()}
+    _expect_finite(finite, progress, checkpoint)
     if part.on_features and splits:
         _check_head(model, images[splits[0]][:16], predictions[splits[0]].probabilities[:16], recipe)
     return TrainingResult(progress.history, seconds, predictions, tuple(progress.stages))
@@ -109,16 +119,18 @@ def _begin_stage(
     return part
 
 
-def _expect_finite_loss(progress: Progress, checkpoint: Checkpoint | None) -> None:
-    """Raise `LabError` where the first stage diverged; after a later one, its weights are not kept."""
-    if progress.is_finite or progress.stages:
-        return
-    if checkpoint:
-        checkpoint.remove()
-    raise LabError(
-        f"Expected a finite loss. Received: {progress.history['loss'][-1]} in epoch {progress.epochs}. "
-        "Lower the learning rate."
-    )
+def _expect_finite(
+    values: Mapping[str, Iterable[npt.ArrayLike]], progress: Progress, checkpoint: Checkpoint | None
+) -> None:
+    """Raise `LabError`, and remove the checkpoint, where a number is NaN or infinite; `values` are by what they are."""
+    for expected, arrays in values.items():
+        if not all(np.isfinite(array).all() for array in arrays):
+            if checkpoint:
+                checkpoint.remove()
+            raise LabError(
+                f"Expected {expected}. Received: NaN or infinity after epoch {progress.epochs}. Lower the learning "
+                "rate, or correct the layer or loss of your own that gives it."
+            )
 
 
 def _result_of_stage(stage: Stage, part: TrainedPart, dataset: ImageDataset, progress: Progress) -> StageResult:
@@ -128,12 +140,11 @@ def _result_of_stage(stage: Stage, part: TrainedPart, dataset: ImageDataset, pro
 
 
 def _restore_better_stage(part: TrainedPart, dataset: ImageDataset, progress: Progress) -> None:
-    """Restore the first stage's weights where the second diverged or, on held-out images, is less accurate."""
+    """Restore the first stage's weights where the second is less accurate on held-out images."""
     if len(progress.stages) < 2:
         return
     first, second = progress.stages
-    is_worse = not dataset.val_is_test and second.val_accuracy < first.val_accuracy
-    if is_worse or not progress.is_finite:
+    if not dataset.val_is_test and second.val_accuracy < first.val_accuracy:
         part.model.set_weights(progress.weights_before_stage)
         progress.stages[1] = dataclasses.replace(second, kept=False)
 
@@ -167,5 +178,5 @@ def _check_head(
     by_image = np.abs(expected - probabilities).max(axis=1)
     is_rounded = "mixed_bfloat16" in (recipe.precision, recipe.frozen_precision)
     difference = float(by_image.mean() if is_rounded else by_image.max())
-    if difference > MOST_DIFFERENCE:
+    if not difference <= MOST_DIFFERENCE:  # NaN fails too
         raise RuntimeError(f"The full model and its head on cached features differ by {difference} in a probability.")

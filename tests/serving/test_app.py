@@ -28,6 +28,16 @@ def classifier():
     return classify.Classifier("models:/shapes/2", model, NAMES, 8)
 
 
+def test_an_answer_that_is_not_finite_is_an_error(image):
+    model = cnnlab.build_cnn((8, 8, 3), len(NAMES), filters=(4,), dense_units=4)
+    model.set_weights([w * np.nan for w in model.get_weights()])
+    app = make_app(classify.Classifier("models:/shapes/2", model, NAMES, 8))
+    body = json.dumps({"inputs": [image.tolist()]}).encode()
+    status, _, answer = asyncio.run(answer_of(app, "/invocations", body, content_type="application/json"))
+    assert status == 500
+    assert "Expected finite probabilities from 'models:/shapes/2'" in answer
+
+
 @pytest.fixture
 def image():
     return np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)

@@ -125,6 +125,36 @@ def test_another_validation_split_is_judged_on_the_test_set(store, small_cnn):
     assert "Forced, not compared" in promotion.promote(challenger, force=True).reason
 
 
+def test_a_stored_model_that_diverged_is_of_no_use(store, small_cnn, digits, monkeypatch):
+    """An earlier version finished the run of a model whose last step made NaN of its weights."""
+    good = train_model(small_cnn)
+    [champion, _] = model_registry.register_run(good.run_id)
+    monkeypatch.setattr("cnnlab.training.trainer._expect_finite", lambda *_: None)
+    nan = keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: model.set_weights([w * np.nan for w in model.get_weights()])
+    )
+    recipe = dataclasses.replace(small_cnn, epochs=1)
+    model = cnnlab.build_model(recipe, digits)
+    diverged = cnnlab.fit_and_evaluate(model, digits, recipe, callbacks=[nan])
+    refused = pytest.raises(cnnlab.LabError, match=r"to have finite weights.*lower learning rate, or name another")
+    with refused:
+        model_registry.register_run(diverged.run_id)
+    with refused:
+        cnnlab.load_classifier(diverged.run_id)  # and so prediction, export and server
+    with monkeypatch.context() as earlier:
+        for module in (logged_models, promotion):
+            earlier.setattr(module, "_expect_finite", lambda *_: None)
+        version, _ = model_registry.register_run(diverged.run_id)
+        promotion.promote(version)
+        assert promotion.promote(champion, force=True).promoted
+    diverged_in_training = pytest.raises(cnnlab.LabError, match="version 2 to have finite probabilities")
+    with diverged_in_training:
+        promotion.promote(version, force=True)
+    with diverged_in_training:
+        promotion.rollback("cnnlab-digits")
+    assert model_registry.find_champion("cnnlab-digits").number == champion.number
+
+
 CUSTOM = """
 import keras
 
@@ -207,7 +237,7 @@ def test_wrong_runs_get_a_sentence(store, small_cnn, digits):
         compare_runs([comparison.results[0].run_id] * 2)
     broken = cnnlab.build_model(small_cnn, digits)
     broken.set_weights([w * np.nan for w in broken.get_weights()])
-    with pytest.raises(cnnlab.LabError):
+    with pytest.raises(cnnlab.LabError, match="Expected a finite loss"):
         cnnlab.fit_and_evaluate(broken, digits, small_cnn)
     [failed] = store.search_runs([e.experiment_id for e in store.search_experiments()], "attributes.status = 'FAILED'")
     with pytest.raises(cnnlab.ArgumentError, match=r"which is FAILED \(LabError: Expected a finite loss"):
