@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cnnlab.data.dataset import ImageDataset
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import ArgumentError, LabError, ServerUnavailable, first_line, masked
 from cnnlab.evaluation import comparison_report
 from cnnlab.evaluation.run_result import RunResult
-from cnnlab.recipe import Recipe, RunOptions
+from cnnlab.recipe import Recipe, ResolvedRecipe, RunOptions
 from cnnlab.resolve import Loaded, load_for, prepare
 from cnnlab.resume import training_key
 from cnnlab.tracking import checkpoint_files, mlflow_store, run_logging, run_queries
@@ -35,11 +35,13 @@ class Comparison:
         run_id: of the run that carries it, `None` where the store may not be written.
         results: a `RunResult` for each model.
         verdicts: sentences.
+        failed: models whose training failed, and why, as `(label, reason)`.
     """
 
     run_id: str | None
     results: list[RunResult]
     verdicts: list[str]
+    failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 def compare_models(
@@ -47,7 +49,8 @@ def compare_models(
 ) -> Comparison:
     """Train each recipe as `train_model` does, on the same pictures, below one parent run that carries the comparison.
 
-    Where the newest comparison of these recipes on this data was interrupted, it is resumed: what it has trained stays.
+    Where a model cannot be trained, the others are. Where the newest comparison of these recipes on this data was
+    interrupted, or models of it failed, it is resumed: what it has trained stays.
 
     Args:
         recipes: `Recipe`s; all get the data fields of the first. Each has the pictures at its own size.
@@ -55,8 +58,8 @@ def compare_models(
         options: how the trainings are carried out.
 
     Raises:
-        ArgumentError: a recipe is there twice, or a model cannot be built for these images.
-        LabError: as `train_model`.
+        ArgumentError: a recipe is there twice, or does not go with these images.
+        Exception: what the last training raised, where none succeeds.
 
     Example:
         small = cnnlab.Recipe(dataset="digits", limit=150, filters=(4, 4), epochs=1)
@@ -84,14 +87,32 @@ def compare_models(
         }
         with recorder.start(experiment_id, f"compare {names}", **run, resumed_run_id=resumed) as parent_run_id:
             finished = _finished_before(prepared, experiment_id, parent_run_id, recorder) if resumed else {}
-            results = []
+            results, failed = [], []
             for loaded in prepared:  # built one at a time: several models in memory are not needed
+                recipe = loaded[1].recipe
                 if (result := finished.get(_training_key(loaded))) is None:
                     how = {"options": options, "loaded": loaded, "parent_run_id": parent_run_id}
-                    result = train_model(loaded[1].recipe, restart, **how)
+                    try:
+                        result = train_model(recipe, restart, **how)
+                    except ServerUnavailable:
+                        raise
+                    except Exception as error:  # of any library
+                        if loaded is prepared[-1] and not results:
+                            raise
+                        failed.append(_failure(recipe, error))
+                        continue
                 results.append(result)
-            verdicts = _log_comparison(results, dataset.test.images)
-    return Comparison(recorder.id_to_show(parent_run_id), results, verdicts)
+            verdicts = _log_comparison(results, dataset.test.images, failed)
+            recorder.is_incomplete = bool(failed)
+    return Comparison(recorder.id_to_show(parent_run_id), results, verdicts, failed)
+
+
+def _failure(recipe: ResolvedRecipe, error: Exception) -> tuple[str, str]:
+    """Return the label of a model that failed, and why, and warn of it."""
+    label = f"{recipe.label} seed {recipe.seed}"
+    reason = str(error) if isinstance(error, LabError) else masked(f"{type(error).__name__}: {first_line(error)}")
+    log.warning(f"{label} failed, and the comparison goes on without it: {reason}")
+    return label, reason
 
 
 def _expect_same_test_images(datasets: Sequence[ImageDataset]) -> ImageDataset:
@@ -117,7 +138,7 @@ def _key(prepared: Sequence[Loaded]) -> str:
 def _interrupted_comparison(experiment_id: str, key: str) -> str | None:
     run_id = run_queries.newest_run(experiment_id, interrupted=True, kind="compare", training=key)
     if run_id:
-        log.info(f"Going on with comparison {run_id[:8]}, which was interrupted.")
+        log.info(f"Going on with comparison {run_id[:8]}, which was interrupted or lacks models that failed.")
     return run_id
 
 
@@ -144,10 +165,14 @@ def _finished_before(
     return finished
 
 
-def _log_comparison(results: list[RunResult], test_images: Images | None) -> list[str]:
+def _log_comparison(
+    results: list[RunResult], test_images: Images | None, failed: Sequence[tuple[str, str]] = ()
+) -> list[str]:
     """Log the table, the verdicts and the figures on the active run; return the verdicts."""
-    verdicts, figures, texts = comparison_report.comparison(results, test_images)
+    verdicts, figures, texts = comparison_report.comparison(results, test_images, failed)
     run_logging.log_results({}, figures, texts)
+    if failed:
+        run_logging.tag_run(failed="; ".join(f"{label}: {reason}" for label, reason in failed)[:5000])
     run_logging.describe_run(texts[comparison_report.VERDICTS])
     return verdicts
 

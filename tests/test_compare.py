@@ -16,6 +16,7 @@ import cnnlab
 from cnnlab import resolve, train
 from cnnlab.data import dataset as data
 from cnnlab.evaluation import comparison_report
+from cnnlab.training import fitting
 from tests.helpers.pictures import picture
 
 
@@ -76,6 +77,40 @@ def test_failed_child_fails_the_parent_and_says_why(store, small_cnn, monkeypatc
     model = keras.models.load_model(folder / "model.keras")
     assert model.output_shape == (None, 10)
     assert json.loads((folder / "metrics.json").read_text())["final_val_accuracy"] >= 0
+
+
+def test_a_comparison_goes_on_without_a_model_that_fails_and_is_resumed(store, small_cnn, monkeypatch, capsys):
+    """The middle one of three fails in a library; the next time it is the only one that is trained."""
+    recipes = [dataclasses.replace(small_cnn, epochs=1, seed=seed) for seed in range(3)]
+    trained, original = [], fitting.fit
+
+    def fail_once(part, dataset, recipe, *args, **kwargs):
+        trained.append(recipe.seed)
+        if trained == [0, 1]:
+            raise RuntimeError("no memory")
+        return original(part, dataset, recipe, *args, **kwargs)
+
+    monkeypatch.setattr(fitting, "fit", fail_once)
+    first = cnnlab.compare_models(recipes)
+    assert [result.recipe.seed for result in first.results] == [0, 2]
+    assert first.failed == [("cnn seed 1", "RuntimeError: no memory")]
+    assert "cnn seed 1 failed, and the comparison goes on without it" in capsys.readouterr().err
+    parent = store.get_run(first.run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["cnnlab.failed"] == "cnn seed 1: RuntimeError: no memory"
+    assert "| cnn seed 1 | failed: RuntimeError: no memory |" in parent.data.tags["mlflow.note.content"]
+    text = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/comparison.csv")
+    assert [row["failed"] for row in csv.DictReader(io.StringIO(text))] == ["", "", "RuntimeError: no memory"]
+
+    second = cnnlab.compare_models(recipes)
+    assert trained == [0, 1, 2, 1]
+    assert (second.run_id, second.failed) == (first.run_id, [])
+    assert [result.recipe.seed for result in second.results] == [0, 1, 2]
+    runs = {run.info.run_id: run.info.status for run in store.search_runs([parent.info.experiment_id])}
+    assert runs == dict.fromkeys([first.run_id, *(result.run_id for result in second.results)], "FINISHED")
+    tags = store.get_run(first.run_id).data.tags
+    assert "cnnlab.failed" not in tags
+    assert "failed" not in tags["mlflow.note.content"]
 
 
 def test_a_default_data_set_that_is_unavailable_falls_back_with_a_warning_and_a_tag(store, capsys):

@@ -29,8 +29,10 @@ UNLIMITED = 100_000  # columns of a file
 FURTHER = {"balanced_accuracy": "balanced\naccuracy", "macro_f1": "macro\nF1", "top5_accuracy": "top 5"}
 
 
-def print_results(results: Sequence[RunResult], labels: Iterable[str], title: str) -> None:
-    """Print the table of a training or a comparison."""
+def print_results(
+    results: Sequence[RunResult], labels: Iterable[str], title: str, failed: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Print the table of a training or a comparison, and below it why models failed, given as `(label, reason)`."""
     rows, tests = [], [r.test for r in results if r.test]  # every one of these runs was tested
     for label, r, test in zip(labels, results, tests, strict=True):
         low, high = test.interval
@@ -50,7 +52,10 @@ def print_results(results: Sequence[RunResult], labels: Iterable[str], title: st
     further = [FURTHER[name] for name in list(tests[0].scores)[1:]]
     sizes = ("parameters", "trainable", "train\nseconds")
     columns = ("test\naccuracy", "95 %\ninterval", *further, "test\nloss", *sizes)
+    rows += [(label, "failed", *[""] * len(columns)) for label, _ in failed]
     _print_table(title, ("model", *columns, "run id"), rows)
+    for label, reason in failed:
+        print(escape_control_characters(f"{label} failed: {reason}"))
 
 
 def print_versions(versions: Sequence[Version]) -> None:

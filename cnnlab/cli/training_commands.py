@@ -21,7 +21,7 @@ from cnnlab.cli.recipe_options import (
     recipes_of,
     take_run_options,
 )
-from cnnlab.errors import ArgumentError
+from cnnlab.errors import ArgumentError, LabError
 from cnnlab.tuning.search_settings import OBJECTIVES
 from cnnlab.utils.startup import job
 
@@ -93,7 +93,8 @@ def train(model: str | None, resume: str | None, restart: bool, **options: Any) 
 def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options: Any) -> None:
     """Train models (by default cnn and vgg16) side by side, or compare runs of the store by their ids.
 
-    The same command again goes on with a comparison that was interrupted: what it has trained stays.
+    Where a model fails, the others are trained, and the exit status is 1. The same command again goes on with a
+    comparison that was interrupted or in which a model failed: what it has trained stays.
 
     A comparison is a run with the table, verdicts, and figures: curves, confusion matrices, calibration, and where the
     two best disagree. Models that are trained are tracked runs below it.
@@ -120,9 +121,14 @@ def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options
         else:
             comparison = compare_runs(models, options=run)
         results = comparison.results
-        print_results(results, labels_of(results), f"on {results[0].dataset_name}")
+        print_results(results, labels_of(results), f"on {results[0].dataset_name}", comparison.failed)
         print("\n".join(comparison.verdicts))
         print_next_step(comparison.run_id)
+        if failed := comparison.failed:
+            raise LabError(
+                f"Expected all trainings to finish. Received: {len(failed)} that failed, as the table says. The same "
+                "command trains them again, and no others."
+            )
 
 
 @click.command()

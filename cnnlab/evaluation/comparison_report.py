@@ -24,19 +24,20 @@ VERDICTS = "verdicts.md"
 COLUMNS = (
     *("label", "model", "seed", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
     *("test_balanced_accuracy", "test_macro_f1", "test_top5_accuracy"),
-    *("calibration_error", "params", "trainable_params", "train_seconds", "run_id"),
+    *("calibration_error", "params", "trainable_params", "train_seconds", "run_id", "failed"),
 )
 EXAMPLES = 12  # images of each direction in the grid of disagreements
 
 
 def comparison(
-    results: Sequence[RunResult], test_images: Images | None = None
+    results: Sequence[RunResult], test_images: Images | None = None, failed: Sequence[tuple[str, str]] = ()
 ) -> tuple[list[str], dict[str, plots.Figure], dict[str, str]]:
     """Compare several models on the same test images.
 
     Args:
         results: with predictions of the same test images.
         test_images: `(N, H, W, 3)`; without them there is no grid of disagreements.
+        failed: labels of models that could not be trained, and why; they are in the tables.
 
     Returns:
         The sentences of `verdicts`, and figures and texts by artifact path.
@@ -63,7 +64,11 @@ def comparison(
             {labels[r.run_id]: _test_of(r) for r in (first, second)}, class_names, test_images
         )
     sentences = verdicts(results)
-    return sentences, figures, {"comparison.csv": _table(named, calibrations), VERDICTS: _in_markdown(named, sentences)}
+    texts = {
+        "comparison.csv": _table(named, calibrations, failed),
+        VERDICTS: _in_markdown(named, sentences, failed),
+    }
+    return sentences, figures, texts
 
 
 def _test_of(result: RunResult) -> Predictions:
@@ -134,7 +139,7 @@ def _group(result: RunResult) -> Recipe:
     return dataclasses.replace(result.recipe, seed=0)
 
 
-def _in_markdown(named: Mapping[str, RunResult], sentences: Sequence[str]) -> str:
+def _in_markdown(named: Mapping[str, RunResult], sentences: Sequence[str], failed: Sequence[tuple[str, str]]) -> str:
     """Write a table of the scores, best first, and the verdicts."""
     columns = ("model", "test accuracy", "95 % interval", "test loss", "parameters", "train seconds")
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
@@ -142,10 +147,15 @@ def _in_markdown(named: Mapping[str, RunResult], sentences: Sequence[str]) -> st
         low, high = _test_of(r).interval
         cells = (f"{r.test_accuracy:.2%}", f"{low:.1%} to {high:.1%}", f"{r.test_loss:.4f}", f"{r.params:,}")
         lines.append(f"| {markdown(label)} | {' | '.join(cells)} | {r.train_seconds:.1f} |")
+    lines += [f"| {markdown(label)} | failed: {markdown(reason)} |{' |' * 4}" for label, reason in failed]
     return "\n".join([*lines, "", *(f"- {markdown(line)}" for line in sentences)]) + "\n"
 
 
-def _table(named: Mapping[str, RunResult], calibrations: Mapping[str, statistics.Calibration]) -> str:
+def _table(
+    named: Mapping[str, RunResult],
+    calibrations: Mapping[str, statistics.Calibration],
+    failed: Sequence[tuple[str, str]],
+) -> str:
     lines: list[tuple[Any, ...]] = [COLUMNS]
     for label, r in named.items():
         test = _test_of(r)
@@ -154,8 +164,9 @@ def _table(named: Mapping[str, RunResult], calibrations: Mapping[str, statistics
         scores = (r.test_accuracy, low, high, r.test_loss, *further, calibrations[label][3])
         sizes = (r.params, r.trainable_params, round(r.train_seconds, 1), r.run_id)
         lines.append(
-            (label, r.recipe.label, r.recipe.seed, *("" if s is None else round(s, 4) for s in scores), *sizes)
+            (label, r.recipe.label, r.recipe.seed, *("" if s is None else round(s, 4) for s in scores), *sizes, "")
         )
+    lines += [(label, *[""] * (len(COLUMNS) - 2), reason) for label, reason in failed]
     return "".join(map(csv_line, lines))
 
 

@@ -26,7 +26,7 @@ from cnnlab.tracking.experiments import dataset_experiment, named_experiment
 from cnnlab.tracking.mlflow_internals import without_retries
 from cnnlab.tracking.run_locks import alive, process_tags
 from cnnlab.tracking.store_location import TRACKING_VARIABLE, is_server
-from cnnlab.tracking.tag_names import RUN_NAME, TAG
+from cnnlab.tracking.tag_names import FAILED, RUN_NAME, TAG
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
@@ -39,7 +39,13 @@ if TYPE_CHECKING:  # what only reads the store loads neither Keras nor matplotli
 
 
 class Recorder(Protocol):
-    """Takes the runs of a job."""
+    """Takes the runs of a job.
+
+    Attributes:
+        is_incomplete: whether the job may be resumed though it ends without an error.
+    """
+
+    is_incomplete: bool
 
     def outer_run_id(self) -> str | None:
         """Return the id of the user's own run, if there is one, below which the job's runs go."""
@@ -139,6 +145,7 @@ class MlflowRecorder:
         self.experiment_id: str | None = experiment_id
         self.remote_parent_id: str | None = remote_parent_id
         self.experiment: str | None = experiment
+        self.is_incomplete: bool = False
 
     def outer_run(self) -> Run | None:
         """Return the run around the job: the active one, or the running one that `mlflow run` names."""
@@ -260,8 +267,8 @@ class MlflowRecorder:
 
 def _remove_reason(run_id: str) -> None:
     client = mlflow.MlflowClient()
-    if TAG + "reason" in client.get_run(run_id).data.tags:
-        client.delete_tag(run_id, TAG + "reason")
+    for tag in {TAG + "reason", FAILED} & client.get_run(run_id).data.tags.keys():
+        client.delete_tag(run_id, tag)
 
 
 def _end_unfinished(error: BaseException) -> None:

@@ -21,7 +21,7 @@ from cnnlab.recipe import ResolvedRecipe
 from cnnlab.tracking.pagination import OURS, all_experiments, paginate
 from cnnlab.tracking.session import folder_of_waiting_run
 from cnnlab.tracking.store_location import local_database
-from cnnlab.tracking.tag_names import KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
+from cnnlab.tracking.tag_names import FAILED, KNOWN_AS, RECORDED_AS, TAG, UNDELIVERED, matches, our_tags
 from cnnlab.utils.log import log
 from cnnlab.utils.temporary_folders import private_folder
 
@@ -289,13 +289,16 @@ def newest_run(experiment_id: str, running: bool = False, interrupted: bool = Fa
     Args:
         experiment_id: that it is in.
         running: leaves ended runs out.
-        interrupted: `None` too where the newest is finished, or still runs.
+        interrupted: `None` too where the newest still runs, or is finished and nothing of it failed.
     """
     conditions = [matches(f"tags.`{TAG}{key}`", value) for key, value in tags.items()]
     conditions += ["attributes.status = 'RUNNING'"] * running
     runs = mlflow.MlflowClient().search_runs(
         [experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"], max_results=1
     )
-    if not runs or (interrupted and runs[0].info.status in ("FINISHED", "RUNNING")):
+    if not runs:
+        return None
+    status, is_complete = runs[0].info.status, FAILED not in runs[0].data.tags
+    if interrupted and (status == "RUNNING" or (status == "FINISHED" and is_complete)):
         return None
     return runs[0].info.run_id

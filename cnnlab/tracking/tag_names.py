@@ -10,6 +10,7 @@ TRAINING = "training"  # the tag with a hash of recipe and data; a training with
 RECORDED_AS = TAG + "recorded_as"  # on a run, a model or a version that was copied here: its id where it was made
 KNOWN_AS = TAG + "known_as"  # on a copy of a copy: the ids in between, each after a space
 UNDELIVERED = TAG + "undelivered"  # on a copy that is not whole yet: where the rest is
+FAILED = TAG + "failed"  # on a comparison: models whose training failed, and why; an equal comparison resumes it
 DESCRIPTION = "mlflow.note.content"  # the tag with the Markdown that MLflow's UI shows first
 DATA_NAME, RUN_NAME = 240, 250  # characters, of the 256 and 250 that MLflow's databases have of experiments and runs
 MODEL_SOURCE = "model_source.py"  # the artifact with a function of the user's

@@ -62,7 +62,7 @@ def recording_to_spool(
         uri: the server's address.
         experiment_id: of the server, for all runs.
         resume_key: names the entry; a later block with this key records into it again, unless this one ended without
-            an error.
+            an error, and complete.
         resumed_entry: an entry to record into again.
         experiment: name of the experiment, where none is given by its id.
 
@@ -89,7 +89,7 @@ def recording_to_spool(
         sender.start()
         try:
             yield recorder
-            sender.stays = False
+            sender.stays &= recorder.is_incomplete
         finally:
             spool.fsync_tree(entry.folder)
             recorder.server_ids = sender.finish()
