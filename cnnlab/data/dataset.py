@@ -38,13 +38,13 @@ class Split:
         labels: `(N,) int64`.
         digest: sha256 of the class names, the images and the labels: what a model computes with.
         identity: sha256 of the class names, the originals (each file, or of a built-in set the images before they were
-            resized) and the labels: which pictures they are, at any size.
+            resized) and the labels: which pictures they are, at any size. The digest where it is not given.
     """
 
     images: Images = field(repr=False)
     labels: npt.NDArray[np.int64] = field(repr=False)
     digest: str
-    identity: str
+    identity: str = ""
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -56,6 +56,7 @@ class Split:
                 f"Received: {labels.dtype} {labels.shape}."
             )
         object.__setattr__(self, "labels", whole)
+        object.__setattr__(self, "identity", self.identity or self.digest)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,7 +88,7 @@ class ImageDataset:
     val: Split
     test: Split
     digest: str
-    identity: str
+    identity: str = ""
     stands_in_for: str | None = None
     summary: DatasetSummary | None = None
     resize_mode: str | None = None

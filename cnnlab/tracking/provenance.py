@@ -22,7 +22,7 @@ def data_tags(dataset: ImageDataset) -> dict[str, str | None]:
     return {
         "dataset": dataset.name,
         "dataset_digest": dataset.digest,
-        "dataset_identity": dataset.identity,
+        "dataset_identity": dataset.identity or dataset.digest,
         "dataset_source": dataset.source,
         "dataset_stands_in_for": dataset.stands_in_for,
         "validation": "test set" if dataset.val_is_test else "held out from the training set",
