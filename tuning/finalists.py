@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,43 +17,41 @@ from cnnlab.tracking.session import Session
 from cnnlab.train import fit_and_evaluate
 from cnnlab.tuning import search_report
 from cnnlab.tuning.search_settings import OBJECTIVES, Search
-from cnnlab.tuning.spaces import recipe_of
+from cnnlab.tuning.trial_recipes import at_full_length, recipe_of, values_of
 from cnnlab.tuning.trials import Address, Place, place_of, train_scored
 from cnnlab.utils.log import log
 from cnnlab.utils.text import markdown
-from cnnlab.utils.worker_pool import Job, run_jobs
+from cnnlab.utils.worker_pool import Job, JobResult, last_line, run_jobs
 
 
 def train_finalists(search: Search, oracle: Any, place: Place, workers: Any) -> ResolvedRecipe:
     """Train the best trials' recipes afresh; return the `ResolvedRecipe` with the best mean score.
 
     Raises:
-        LabError: one of these trainings failed.
+        LabError: a training of each of them failed.
     """
-    completed = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED"]
-    recipes = _best_recipes(search, completed)
+    completed = search_report.best_first(oracle.trials.values(), search.objective)
+    recipes = best_recipes(search, completed)
     means = _mean_scores(search, recipes, place, workers)
     pick = max if OBJECTIVES[search.objective] == "max" else min
-    winner = pick(recipes, key=lambda number: means[number])  # of equal ones the better trial
+    finalists = [number for number in recipes if number in means]
+    winner = pick(finalists, key=lambda number: means[number])  # of equal ones the better trial
     run_logging.log_results(
         {f"best_{search.objective}": means[winner]},
         {},
-        {"finalists.json": json.dumps({f"trial {number}": means[number] for number in recipes}, indent=2)},
+        {"finalists.json": json.dumps({f"trial {number}": means[number] for number in finalists}, indent=2)},
     )
-    [trial] = [trial for trial in completed if int(trial.trial_id) == winner]
-    best = f"trial {winner}: {search_report.values_text(oracle, trial)}"
+    best = f"trial {winner}: {search_report.values_text(values_of(recipes[winner], search.space))}"
     run_logging.tag_run(best=best)
     run_logging.describe_run(f"The best of {len(completed)}, {search.objective} {means[winner]:.4f}: {markdown(best)}")
     return recipes[winner]
 
 
-def _best_recipes(search: Search, completed: list[Any]) -> dict[int, ResolvedRecipe]:
+def best_recipes(search: Search, best_first: Iterable[Any]) -> dict[int, ResolvedRecipe]:
     """Return the different recipes of the best trials, best first, by the trial's number."""
-    best_first = sorted(completed, key=lambda trial: trial.score, reverse=OBJECTIVES[search.objective] == "max")
     recipes: dict[int, ResolvedRecipe] = {}
     for trial in best_first:
-        recipe = recipe_of(trial.hyperparameters.values, search.recipe)
-        recipe = dataclasses.replace(recipe, epochs=search.recipe.with_defaults().epochs)
+        recipe = recipe_of(at_full_length(trial.hyperparameters.values), search.recipe)
         if recipe not in recipes.values():  # hyperband trains a recipe several times
             recipes[int(trial.trial_id)] = recipe
         if len(recipes) == search.finalists:
@@ -62,25 +60,45 @@ def _best_recipes(search: Search, completed: list[Any]) -> dict[int, ResolvedRec
 
 
 def _mean_scores(search: Search, recipes: dict[int, ResolvedRecipe], place: Place, workers: Any) -> dict[int, float]:
-    """Train each recipe with several seeds; return the mean scores by the trial's number."""
+    """Train each recipe with several seeds; return the mean scores by the trial's number.
+
+    A recipe of which a training fails, as some diverge with another seed, is left out with a warning.
+
+    Raises:
+        LabError: so does each of them.
+    """
     scores: dict[str, float] = {}  # by number and seed, as "3.0"
     means: dict[int, float] = {}
-    waiting = _trainings(search, recipes, place)
+    failed: dict[int, JobResult] = {}
+    waiting = _trainings(search, recipes, place, failed)
     for ended in run_jobs(lambda: next(waiting, None), workers):
         label = ended.job.arguments[3]
-        scores[label] = ended.result()
         number = int(label.partition(".")[0])
+        if ended.error:
+            failed[number] = ended
+            log.warning(f"trial {number} is out: trained again, it failed: {last_line(ended.error)}.")
+            continue
+        scores[label] = ended.value
         known = [scores[key] for i in range(search.final_seeds) if (key := f"{number}.{i}") in scores]
         if len(known) == search.final_seeds:
             means[number] = float(np.mean(known))
-            listed = ", ".join(f"{score:.4f}" for score in known)
-            log.info(f"trial {number} afresh  {search.objective} {means[number]:.4f} (of {listed})")
+            listed, s = ", ".join(f"{score:.4f}" for score in known), "s" * (len(known) > 1)
+            log.info(
+                f"trial {number} trained again with {len(known)} new seed{s}: mean {search.objective} "
+                f"{means[number]:.4f} ({listed})"
+            )
+    if not means:
+        failed[min(failed)].result()
     return means
 
 
-def _trainings(search: Search, recipes: dict[int, ResolvedRecipe], place: Place) -> Iterator[Job]:
+def _trainings(
+    search: Search, recipes: dict[int, ResolvedRecipe], place: Place, failed: Container[int]
+) -> Iterator[Job]:
     for number, recipe in recipes.items():
         for i in range(search.final_seeds):
+            if number in failed:
+                break
             name = f"trial {number} afresh, seed {i + 1}"
             seeded = dataclasses.replace(recipe, seed=search.seed(2**20, i))
             yield Job(name, train_scored, (place.address(search), seeded, "final", f"{number}.{i}", name))

@@ -6,10 +6,13 @@ part of it states the reason.
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import hashlib
+import itertools
 import json
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,14 @@ from cnnlab.models.model_table import Range
 from cnnlab.recipe import Recipe
 from cnnlab.tuning import search_report
 from cnnlab.tuning.search_settings import OBJECTIVES, Search
-from cnnlab.tuning.spaces import LENGTHS, kind_of, value_of
+from cnnlab.tuning.trial_recipes import LENGTHS, at_full_length, candidates, counts_in, kind_of, recipe_of, value_of
 from cnnlab.utils.files import atomic_write
 
 # The Gaussian process of the Bayesian tuner warns that a length scale is at its bound, which is usual with few trials.
 warnings.filterwarnings("ignore", category=ConvergenceWarning)
 
 FAILURES: int = 3  # failed trials in a row end a search
+CANDIDATES: int = 500  # recipes of which a Gaussian process chooses one, where it asked for one again
 
 
 class Durable(keras_tuner.Oracle):
@@ -39,7 +43,9 @@ class Durable(keras_tuner.Oracle):
     its work.
     """
 
+    search: Search
     asked: int = 0
+    used_up: bool = False  # every recipe of the space was tried
     failures: tuple[Any, ...] = ()  # the failed trials in a row up to now or, once they are too many, up to then
 
     def gave_up(self) -> bool:
@@ -52,10 +58,13 @@ class Durable(keras_tuner.Oracle):
             return None
         self.asked += 1  # it takes who asks twice for somebody who goes on with the same trial
         trial = self.create_trial(str(self.asked))
+        self.used_up = trial.status == "STOPPED" and bool(self.remaining_trials())
         return trial if trial.status == "RUNNING" else None
 
     def tell(self, trial: Any, score: float | None = None, error: str | None = None) -> None:
         """End a trial, with its score or with the traceback of its error."""
+        if score is not None and not math.isfinite(score):
+            error = f"LabError: Expected a finite {self.objective.name}. Received: {score}."
         trial.message = error
         trial.status = "FAILED" if error else "COMPLETED"
         if not error:
@@ -65,10 +74,28 @@ class Durable(keras_tuner.Oracle):
         if not self.gave_up():
             self.failures = (*self.failures, trial) if trial.status == "FAILED" else ()
 
+    def recipes_tried(self) -> int:
+        """How many different recipes the trials have."""
+        return len(self._tried_so_far)
+
+    def untried(self) -> Iterator[dict[str, Any]]:
+        """The values of recipes that no trial had, in random order."""
+        drawn = candidates(self.search.space, self.search.recipe, self.seed + len(self.trials))
+        return (values for values in drawn if not self._duplicate(values))
+
+    def _compute_values_hash(self, values: Mapping[str, Any]) -> str:
+        """What KerasTuner finds equal trials by: the recipe, as values that have no effect beside others are none."""
+        return hashlib.sha256(recipe_of(at_full_length(values), self.search.recipe).key_text().encode()).hexdigest()[
+            :32
+        ]
+
     def _random_values(self) -> dict[str, Any] | None:
-        """A random recipe, but the first one is the recipe that the search starts from, for the others to beat."""
+        """A random recipe, but the first one is the recipe that the search starts from, for the others to beat.
+
+        KerasTuner's gives up after drawing recipes of before 20 times, however many are left.
+        """
         if self.trials:
-            return super()._random_values()
+            return super()._random_values() or next(self.untried(), None)
         start = keras_tuner.HyperParameters()
         for hyperparameter in self.hyperparameters.space:
             start.merge([hyperparameter])
@@ -111,6 +138,69 @@ class Durable(keras_tuner.Oracle):
             if trial_id not in self.start_order:
                 self.start_order.append(trial_id)
         self._retry_queue.sort(reverse=True)  # taken from its end, so the oldest first
+        # Of a trial that is not yet in the oracle's own file too, and by recipes where an earlier version wrote it.
+        self._tried_so_far = {self._compute_values_hash(t.hyperparameters.values) for t in self.trials.values()}
+
+
+class Random(Durable, keras_tuner.oracles.RandomSearchOracle):
+    """Random recipes."""
+
+
+class Bayesian(Durable, keras_tuner.oracles.BayesianOptimizationOracle):
+    """A Gaussian process, whose first trials are random."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """The next trial: as KerasTuner's, but where that was tried before the most promising one that was not."""
+        response = super().populate_space(trial_id)
+        if response["status"] != "RUNNING" or not self._duplicate(response["values"]):
+            return response
+        if not (left := list(itertools.islice(self.untried(), CANDIDATES))):
+            return {"status": "STOPPED"}
+        space = self._nonfixed_space()
+        x = [[hp.value_to_prob(values.get(hp.name, hp.default)) for hp in space] for values in left]
+        predicted: Any = self.gpr.predict(x, return_std=True)
+        return {"status": "RUNNING", "values": left[int(np.argmin(predicted[0] - self.beta * predicted[1]))]}
+
+
+class Hyperband(Durable, keras_tuner.oracles.HyperbandOracle):
+    """Li et al.'s (2018, arXiv:1603.06560): many short trainings, the best of them longer."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """The next trial: a recipe that is new, or else the best of a round that has ended, for longer.
+
+        A round is as long as there are recipes, and goes on without its failed trials; KerasTuner's own waits for more.
+        """
+        are_left = True
+        for bracket in self._brackets:
+            number, rounds = bracket["bracket_num"], bracket["rounds"]
+            if are_left and len(rounds[0]) < self._get_size(number, 0):
+                if values := self._random_values():
+                    return self._enter(bracket, 0, trial_id, values)
+                are_left = False
+            for i, (past, longer) in enumerate(itertools.pairwise(rounds), 1):
+                trials = [self.trials[info["id"]] for info in past]
+                if any(trial.status not in search_report.FINISHED for trial in trials):
+                    break
+                best = search_report.best_first(trials, self.objective.name)
+                best = best[: math.ceil(len(rounds[0]) / self.factor**i)]
+                promoted = {info["past_id"] for info in longer}
+                for trial in best:
+                    if trial.trial_id not in promoted:
+                        return self._enter(bracket, i, trial_id, trial.hyperparameters.values, trial.trial_id)
+        if are_left:
+            self._increment_bracket_num()
+            self._start_new_bracket()
+            return self.populate_space(trial_id)
+        return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
+
+    def _enter(
+        self, bracket: dict[str, Any], i: int, trial_id: str, values: Mapping[str, Any], past_id: str | None = None
+    ) -> dict[str, Any]:
+        bracket["rounds"][i].append({"past_id": past_id, "id": trial_id})
+        return {
+            "status": "RUNNING",
+            "values": {**values, "tuner/epochs": self._get_epochs(bracket["bracket_num"], i)},
+        }
 
 
 def hyperparameters(space: Mapping[str, Any], base: Recipe) -> keras_tuner.HyperParameters:
@@ -119,18 +209,19 @@ def hyperparameters(space: Mapping[str, Any], base: Recipe) -> keras_tuner.Hyper
     The defaults are the base recipe's values, where the space has them.
     """
     base = base.with_defaults()
-    hp = keras_tuner.HyperParameters()
-    lengths = {field: length for length, field in LENGTHS.items() if length in space}
+    hp, counts = keras_tuner.HyperParameters(), counts_in(space, base)
+    lengths = {field: length for length, field in LENGTHS.items() if field in counts and length in space}
     for field, length in lengths.items():
         _declare(hp, length, space[length], int, len(getattr(base, field) or ()))
     for name, values in space.items():
-        if name in lengths:
-            counts, numbers = space[lengths[name]], getattr(base, name) or ()
-            for i in range(1, max(counts) + 1):
-                with hp.conditional_scope(lengths[name], [count for count in counts if count >= i]):
+        if name in counts:
+            numbers = getattr(base, name) or ()
+            for i in range(1, max(counts[name]) + 1):
+                longer = [count for count in counts[name] if count >= i]
+                with hp.conditional_scope(lengths[name], longer) if name in lengths else contextlib.nullcontext():
                     _declare(hp, f"{name}_{i}", values, int, numbers[i - 1] if i <= len(numbers) else None)
-        elif name not in LENGTHS:
-            _declare(hp, name, values, kind_of(name, base), value_of(name, base))
+        elif name not in lengths.values():
+            _declare(hp, name, values, kind_of(name, base, values), value_of(name, base))
     return hp
 
 
@@ -148,13 +239,9 @@ def _declare(hp: keras_tuner.HyperParameters, name: str, values: Any, kind: Any,
 
 
 def make_oracle(search: Search, folder: Path) -> Any:
-    """The oracle of a search, with the state that is in `folder`.
-
-    "bayesian" is a Gaussian process, the first third of the trials is random; "hyperband" is Li et al.'s (2018,
-    arXiv:1603.06560), many short trainings, the best of them longer.
-    """
+    """The oracle of a search, with the state that is in `folder`."""
     tuner, trials = search.tuner, search.trials
-    common = {
+    common: dict[str, Any] = {
         "objective": keras_tuner.Objective(search.objective, OBJECTIVES[search.objective]),
         "hyperparameters": hyperparameters(search.space, search.recipe),
         "allow_new_entries": False,
@@ -163,27 +250,21 @@ def make_oracle(search: Search, folder: Path) -> Any:
         "max_consecutive_failed_trials": trials + 1,  # ours counts
     }
     if tuner == "hyperband":
-        oracle = _durable("Hyperband")(
-            max_epochs=search.recipe.with_defaults().epochs, hyperband_iterations=None, **common
-        )
+        common |= {"max_epochs": search.recipe.with_defaults().epochs, "hyperband_iterations": None}
+        oracle = Hyperband(**common)
         oracle.max_trials = trials
     elif tuner == "random":
-        oracle = _durable("RandomSearch")(max_trials=trials, **common)
+        oracle = Random(max_trials=trials, **common)
     else:
         # KerasTuner's own number, three for each hyperparameter, is more than most searches have trials.
-        initial = max(3, trials // 3)
-        oracle = _durable("BayesianOptimization")(max_trials=trials, num_initial_points=initial, **common)
+        oracle = Bayesian(max_trials=trials, num_initial_points=max(3, trials // 3), **common)
+    oracle.search = search
     oracle.verbose = 0
     # What its tuners do, whose loops are for trials in their own process (seen in 1.4.8).
     oracle._set_project_dir(str(folder.parent), folder.name)
     if Path(oracle._get_oracle_fname()).exists():
         oracle.reload()
     return oracle
-
-
-@functools.cache
-def _durable(name: str) -> Any:
-    return type(f"Durable{name}", (Durable, getattr(keras_tuner.oracles, f"{name}Oracle")), {})
 
 
 def reading_state(file: str | Path) -> AbstractContextManager[None]:

@@ -31,7 +31,8 @@ from cnnlab.tuning.finalists import train_finalists, train_winner
 from cnnlab.tuning.oracles import make_oracle, reading_state, write_json
 from cnnlab.tuning.search_settings import Search, expect_runnable
 from cnnlab.tuning.search_states import SETTINGS, searches_folder
-from cnnlab.tuning.spaces import check_space, recipe_of
+from cnnlab.tuning.spaces import check_space
+from cnnlab.tuning.trial_recipes import recipe_of, values_of
 from cnnlab.tuning.trials import Place, data_loaded, label_of, load, train_scored
 from cnnlab.utils.argument_types import convert_arguments
 from cnnlab.utils.local_workers import ProcessWorkers
@@ -43,13 +44,14 @@ from cnnlab.utils.worker_pool import Job, ThisProcess, run_jobs
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search gave: `parent_run_id`; `rows`, a dict for each trial (see `search_report.trial_rows`); and
-    `winner_run_id`, an ordinary run.
+    """What a search gave: `parent_run_id`; `rows`, a dict for each trial (see `search_report.trial_rows`);
+    `winner_run_id`, an ordinary run; and `winner_values`, its value of each hyperparameter.
     """
 
     parent_run_id: str
     rows: list[dict[str, Any]]
     winner_run_id: str
+    winner_values: dict[str, Any]
 
 
 @convert_arguments
@@ -93,15 +95,17 @@ def run_search(
             "it out, or leave out workers and on."
         )
     with Session([search.recipe.model], options=options) as session:  # all trials are of one source
-        check_space(search.space, search.recipe)
+        search = dataclasses.replace(search, space=check_space(search.space, search.recipe))
         search, dataset, tags = load(search, options)
         name = name or search.recipe.label
         # What the nodes of a cluster write and read is on the server.
         recorder = session.recorder(direct=options.cluster is not None, resume_key=f"search-{name}")
         with _workers(workers, options) as at, _lock_of(search_folder(name), name):
-            parent_run_id, winner_run_id, rows = _search(recorder, search, dataset, tags, name, at, restart, options)
+            parent_run_id, winner_run_id, rows, winner = _search(
+                recorder, search, dataset, tags, name, at, restart, options
+            )
     rows = [{**row, "run_id": row["run_id"] and recorder.id_to_show(row["run_id"])} for row in rows]
-    return SearchResult(recorder.id_to_show(parent_run_id), rows, recorder.id_to_show(winner_run_id))
+    return SearchResult(recorder.id_to_show(parent_run_id), rows, recorder.id_to_show(winner_run_id), winner)
 
 
 @contextlib.contextmanager
@@ -132,8 +136,10 @@ def _search(
     at: tuple[Any, Any],
     restart: bool,
     options: RunOptions,
-) -> tuple[str, str, list[dict[str, Any]]]:
-    """Run a search below its parent run; return the ids of the parent and the winner, and the trials' rows."""
+) -> tuple[str, str, list[dict[str, Any]], dict[str, Any]]:
+    """Run a search below its parent run; return the ids of the parent and the winner, the trials' rows, and the
+    winner's values.
+    """
     folder, settings = search_folder(name), search.settings(dataset)
     checkpoint_files.sweep()
     is_resumed = _prepare(folder, name, settings, restart)
@@ -152,16 +158,22 @@ def _search(
         write_json(folder / SETTINGS, {"settings": settings})
         place = Place(experiment_id, parent_run_id, dataset, tags, options)
         with data_loaded(place):
-            winner_run_id, rows = _trials_to_winner(search, make_oracle(search, folder), place, *at)
+            winner_run_id, rows, winner = _trials_to_winner(search, make_oracle(search, folder), place, *at)
     write_json(folder / SETTINGS, {"settings": settings, "finished": winner_run_id})
-    return parent_run_id, winner_run_id, rows
+    return parent_run_id, winner_run_id, rows, winner
 
 
 def _trials_to_winner(
     search: Search, oracle: Any, place: Place, workers: Any, last: Any
-) -> tuple[str, list[dict[str, Any]]]:
-    """Run the trials, the finalists and the winner; return the winner's recorded id and the trials' rows."""
+) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Run the trials, the finalists and the winner; return the winner's recorded id, the trials' rows, and the winner's
+    values.
+    """
     _run_trials(search, oracle, place, workers)
+    if oracle.used_up:
+        said = f"All {oracle.recipes_tried()} recipes of this space were tried."
+        log.info(said)
+        run_logging.describe_run(said)
     rows = search_report.trial_rows(oracle, place.children(kind="trial"))
     run_logging.log_results(*search_report.trials_report(rows, search))
     _expect_trials(oracle)
@@ -173,7 +185,7 @@ def _trials_to_winner(
     winner_run_id, accuracy = ended.result()
     run_logging.log_results({"test_accuracy": accuracy}, {}, {"winner.json": recipe.to_json()})
     run_logging.describe_run(f"Trained once more, its test accuracy is **{accuracy:.2%}**: winner.json is its recipe.")
-    return winner_run_id, rows
+    return winner_run_id, rows, values_of(recipe, search.space)
 
 
 def _run_trials(search: Search, oracle: Any, place: Place, workers: Any) -> None:

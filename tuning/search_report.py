@@ -7,7 +7,7 @@ from typing import Any
 
 from cnnlab.evaluation import plots
 from cnnlab.tuning.search_settings import OBJECTIVES, Search
-from cnnlab.tuning.spaces import LENGTHS
+from cnnlab.tuning.trial_recipes import LENGTHS
 from cnnlab.utils.text import csv_line
 from cnnlab.utils.worker_pool import last_line
 
@@ -15,21 +15,25 @@ BEST = "best_so_far.png"
 FINISHED = ("COMPLETED", "FAILED")
 
 
+def best_first(trials: Iterable[Any], objective: str) -> list[Any]:
+    """The completed ones of trials, the best of them first."""
+    completed = [trial for trial in trials if trial.status == "COMPLETED"]
+    return sorted(completed, key=lambda trial: trial.score, reverse=OBJECTIVES[objective] == "max")
+
+
 def trial_line(oracle: Any, trial: Any, search: Search) -> str:
-    """One trial in words: number of how many, score, the best so far, and its values."""
+    """One trial in words: its score, how many are done, the best so far, and its values."""
     done = sum(t.status in FINISHED for t in oracle.trials.values())
-    completed = [t for t in oracle.trials.values() if t.status == "COMPLETED"]
-    what = f"{search.objective} {trial.score:.4f}" if trial.status == "COMPLETED" else f"FAILED: {reason_of(trial)}"
-    pick = max if OBJECTIVES[search.objective] == "max" else min
-    best = pick(completed, key=lambda t: t.score, default=None)
-    so_far = f"best {best.score:.4f} (trial {int(best.trial_id)})" if best else "none completed yet"
-    values = values_text(oracle, trial)
-    return f"trial {int(trial.trial_id)}  {done} of {search.trials} done  {what}  {so_far}  {values}"
+    what = f"{search.objective} {trial.score:.4f}" if trial.status == "COMPLETED" else f"failed: {reason_of(trial)}"
+    best = next(iter(best_first(oracle.trials.values(), search.objective)), None)
+    so_far = f"the best is trial {int(best.trial_id)} with {best.score:.4f}" if best else "none completed yet"
+    values = values_text(shown_values(oracle, trial))
+    return f"trial {int(trial.trial_id)}: {what}; {done} of {search.trials} done, {so_far}; {values}"
 
 
-def values_text(oracle: Any, trial: Any) -> str:
-    """A trial's hyperparameters on one line."""
-    return "  ".join(f"{name} {_short(value)}" for name, value in shown_values(oracle, trial).items())
+def values_text(values: Mapping[str, Any]) -> str:
+    """Hyperparameters with their values, on one line."""
+    return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
 
 
 def reason_of(trial: Any) -> str:
@@ -110,4 +114,6 @@ def trials_report(
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.evaluation.score_names import SCORES
 from cnnlab.models import custom_model
-from cnnlab.recipe import Recipe, RunOptions
+from cnnlab.recipe import Recipe, RunOptions, custom_arguments
 from cnnlab.tuning.spaces import Space, space_text
+from cnnlab.tuning.trial_recipes import start_recipe
 from cnnlab.utils.argument_types import convert_fields
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ class Search:
         for name in ("finalists", "final_seeds", "trials"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"Expected {name} to be at least 1. Received: {getattr(self, name)}.")
+        if self.tuner == "hyperband" and "epochs" in set(self.space) - set(custom_arguments(self.recipe.model)):
+            raise ArgumentError(
+                "Expected no epochs in the space of hyperband, which varies them itself up to those of the recipe. "
+                "Received: epochs. Leave them out, or use another tuner."
+            )
+        object.__setattr__(self, "recipe", start_recipe(self.recipe, self.space))
         if not self.recipe.val_fraction:
             raise ArgumentError(
                 "Expected val_fraction above 0 in a search, which must not choose by the test set. "

@@ -1,54 +1,52 @@
-"""Define what a search varies: narrow a model's space by the user's options, and turn trial values into a recipe.
+"""Define what a search varies: narrow a model's space by the user's options, and check a space."""
 
-A hyperparameter is a field of the recipe or an argument of a function of the user's. A field of several numbers, such
-as the CNN's `filters`, is varied number by number (`filters_1`, ...); another hyperparameter (`blocks`) sets how many
-numbers there are.
-"""
-
+import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from cnnlab.errors import ArgumentError, expect_one_of
 from cnnlab.models.model_table import TRAINING, Model, Range, find_model
-from cnnlab.recipe import OLD_NAMES, Recipe, ResolvedRecipe, applies, custom_arguments
-from cnnlab.recipe_checks import WITH_MOMENTUM
+from cnnlab.recipe import OLD_NAMES, Recipe, applies, custom_arguments
+from cnnlab.recipe_checks import expect_in_bounds
+from cnnlab.tuning.trial_recipes import (
+    FIELDS,
+    LENGTHS,
+    LONGEST,
+    UNTYPED,
+    candidates,
+    counts_in,
+    kind_of,
+    recipe_of,
+    start_recipe,
+    without_effect,
+)
+from cnnlab.utils.argument_types import convert
+from cnnlab.utils.log import log
 
 Space = dict[str, Any]  # hyperparameter to a tuple of choices or a `Range`
-
-# Fields that say something only beside some values of others: `(values, base)` tells whether they do.
-DEPENDENT: dict[str, Callable[[Mapping[str, Any], ResolvedRecipe], object]] = {
-    **dict.fromkeys(
-        ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"),
-        lambda values, base: values.get("fine_tune", base.fine_tune),
-    ),
-    **dict.fromkeys(("lookahead", "progressive_resizing"), lambda values, base: not values.get("ema", base.ema)),
-    "momentum": lambda values, base: values.get("optimizer", base.optimizer) in WITH_MOMENTUM,
-    "warmup": lambda values, base: values.get("schedule", base.schedule) != "plateau",
-}
-LENGTHS: dict[str, str] = {"blocks": "filters"}  # the hyperparameter that says how many numbers a field has
 
 
 def narrowed_space(recipe: Recipe, given: Collection[str], options: Iterable[str]) -> Space:
     """Take the space of a recipe's model, without the fields that were given, and narrow it by `--space` options.
 
     Raises:
-        ArgumentError: an unknown hyperparameter, or values that do not parse or are out of bounds.
+        ArgumentError: an unknown hyperparameter, values that do not parse or are out of bounds, or a space that does
+            not vary what it says.
     """
     model = find_model(recipe.model)
     further = {name: None for name in model.arguments if model.is_custom}
     further |= {
-        f.name: f.metadata["space"]
-        for f in dataclasses.fields(Recipe)
-        if f.metadata["space"] and f.name not in given and applies(f, recipe.model)
+        name: f.metadata["space"] for name, f in FIELDS.items() if f.metadata["space"] and applies(f, recipe.model)
     }
-    given_arguments = {pair.partition("=")[0] for pair in recipe.arguments}
-    further = {name: values for name, values in further.items() if name not in given_arguments}
-    space = narrowed(fixed(_with_optimizer(model, recipe.with_defaults().optimizer), given), options, recipe, further)
-    check_space(space, recipe)
-    return space
+    optimizer = recipe.optimizer or model.defaults.get("optimizer")
+    usual = fixed(_with_optimizer(model, optimizer), given)
+    taken = {*given, *(pair.partition("=")[0] for pair in recipe.arguments)}
+    space = narrowed(usual, options, recipe, further, taken)
+    return check_space(space, start_recipe(recipe, space), usual)
 
 
 def _with_optimizer(model: Model, optimizer: str | None) -> Space:
@@ -68,6 +66,7 @@ def narrowed(
     options: Iterable[str],
     recipe: Recipe | None = None,
     further: Mapping[str, Any] = MappingProxyType({}),
+    taken: Collection[str] = (),
 ) -> Space:
     """Replace hyperparameters of a space, as `--space` gives them.
 
@@ -76,26 +75,39 @@ def narrowed(
         options: texts such as "learning_rate=1e-4:1e-2" (a range, for numbers) or "filters=16,32,64" (choices).
         recipe: says which types the arguments of a function of the user's have.
         further: names that may be added, with their usual values, for those that are given without any.
+        taken: names that have a value already.
 
     Raises:
-        ArgumentError: an unknown hyperparameter, or values that do not parse.
+        ArgumentError: an unknown hyperparameter, one that comes twice, or values that do not parse.
     """
-    space, further = dict(space), dict(further)
+    space, further, done = dict(space), dict(further), set()
+    own = custom_arguments(recipe.model) if recipe else {}
     for option in options:
         name, equals, text = option.partition("=")
         if equals and not text:
             raise _unreadable(option)
         if name not in {*space, *further}:
-            name = OLD_NAMES.get(name, name)
-        expect_one_of("the hyperparameter of --space", name, dict.fromkeys([*space, *further]))
+            name = name.replace("-", "_")
+            name = {**OLD_NAMES, "class_weight": "class_weights"}.get(name, name)  # as the options are spelled
+        if name in taken or name in done:
+            expected, received = ("a value or --space", "both") if name in taken else ("one --space", "several")
+            raise ArgumentError(f"Expected {expected} for {name}. Received: {received}. Leave the others out.")
+        expect_one_of("the hyperparameter of --space", name, [n for n in {**space, **further} if n not in taken])
+        done.add(name)
         if not equals:
             if (space.get(name) or further.get(name)) is None:
                 raise _unreadable(option)
             space[name] = space.get(name) or further[name]
             continue
-        kind = kind_of(name, recipe)
-        ranged = ":" in text and kind is not str  # an augmentation has a strength behind one
-        space[name] = _range(name, space.get(name), text) if ranged else _choices(kind, text, option)
+        kind, ends = kind_of(name, recipe), text.split(":")
+        # A text may have a colon too: an augmentation has its strength behind one.
+        is_untyped = name in own and own[name] in UNTYPED and None not in map(_number, ends)
+        if len(ends) != 2 or (kind is str and not is_untyped):
+            space[name] = _choices(kind, text, option)
+        elif kind is bool or (name in {*LENGTHS, *LENGTHS.values()} and name not in own):
+            raise ArgumentError(f"Expected choices for {name}. Received: {text}.")
+        else:
+            space[name] = _range(name, space.get(name), text)
     return space
 
 
@@ -105,16 +117,59 @@ def fixed(space: Mapping[str, Any], recipe_fields: Collection[str]) -> Space:
     return {name: values for name, values in space.items() if name not in {*recipe_fields, *lengths}}
 
 
-def check_space(space: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raise `ArgumentError` where a value of the space is out of its field's bounds."""
+def check_space(space: Mapping[str, Any], recipe: Recipe, usual: Mapping[str, Any] = MappingProxyType({})) -> Space:
+    """Check a space before anything is trained.
+
+    Args:
+        space: hyperparameter to a tuple of choices or a `Range`.
+        recipe: what everything else comes from.
+        usual: what the model varies by itself.
+
+    Returns:
+        The space with values of its fields' types, without what is usual and has no effect beside the recipe's values.
+
+    Raises:
+        ArgumentError: a value is out of its field's bounds, a hyperparameter has no effect, or there is one recipe
+            only.
+    """
+    space = {name: _typed(name, values, recipe) for name, values in space.items()}
     for name, values in space.items():
-        kind = kind_of(name, recipe)
-        for value in (kind(values.low), kind(values.high)) if isinstance(values, Range) else values:
-            if name in LENGTHS:
-                if not 1 <= value <= 8:
-                    raise ArgumentError(f"Expected {name} to be at least 1 and at most 8. Received: {value}.")
-            else:
-                recipe_of({name: (value,) if name in LENGTHS.values() else value}, recipe)
+        _check_values(name, values, space, recipe)
+    for name in without_effect(space, recipe):
+        if space[name] != usual.get(name):
+            raise ArgumentError(
+                f"Expected hyperparameters that change the recipe. Received: {name}, which has no effect with the "
+                "other values of this search. Leave it out, or vary what it depends on too."
+            )
+        log.info(f"{name} is not varied, as it has no effect with the other values of this search.")
+        del space[name]
+    if len(list(itertools.islice(candidates(space, recipe), 2))) < 2:
+        received = ", ".join(f"{name}={space_text(values)}" for name, values in space.items()) or "nothing to vary"
+        raise ArgumentError(
+            f"Expected a space with two recipes at least. Received: {received}. Add values with --space, such as "
+            "--space learning_rate=1e-4:1e-2, or leave out the option that fixes them."
+        )
+    return space
+
+
+def _typed(name: str, values: Range | tuple[Any, ...], recipe: Recipe) -> Range | tuple[Any, ...]:
+    """Give a hyperparameter's values their type: KerasTuner takes no others, and no mixture such as `(0, 0.5)`."""
+    kind = kind_of(name, recipe, values).__name__
+    if isinstance(values, Range):
+        return dataclasses.replace(values, low=convert(name, values.low, kind), high=convert(name, values.high, kind))
+    return tuple(str(value) if kind == "str" else convert(name, value, kind) for value in values)
+
+
+def _check_values(name: str, values: Range | tuple[Any, ...], space: Mapping[str, Any], recipe: Recipe) -> None:
+    counts = counts_in(space, recipe)
+    for value in (values.low, values.high) if isinstance(values, Range) else values:
+        if LENGTHS.get(name) in counts:
+            if not 1 <= value <= LONGEST:
+                raise ArgumentError(f"Expected {name} to be at least 1 and at most {LONGEST}. Received: {value}.")
+            continue
+        if name in FIELDS and name not in custom_arguments(recipe.model):
+            expect_in_bounds(name, value, FIELDS[name].metadata)  # also of what has no effect in the recipe itself
+        recipe_of({f"{name}_1" if name in counts else name: value}, recipe)
 
 
 def space_text(values: Range | tuple[Any, ...]) -> str:
@@ -122,78 +177,22 @@ def space_text(values: Range | tuple[Any, ...]) -> str:
     return str(values) if isinstance(values, Range) else ",".join(map(str, values))
 
 
-def recipe_of(values: Mapping[str, Any], base: Recipe) -> ResolvedRecipe:
-    """Put a trial's values into the recipe that a search starts from; the defaults follow them.
-
-    Args:
-        values: the tuner's, name to value; its own (`tuner/epochs`) shorten the training.
-        base: what was asked for.
-    """
-    # The Gaussian process's are NumPy's.
-    values = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
-    used = base.with_defaults()
-    for name, needed in DEPENDENT.items():  # what says nothing beside this trial's other values
-        if name in values and not needed(values, used):
-            del values[name]
-    names = {f.name for f in dataclasses.fields(Recipe)} | set(custom_arguments(base.model))
-    changes = {name: value for name, value in values.items() if name in names}
-    for length, field in LENGTHS.items():
-        if length in values:
-            changes[field] = tuple(values[f"{field}_{i}"] for i in range(1, values[length] + 1))
-    if "tuner/epochs" in values:  # hyperband; trained from the start, so that the recipe alone repeats the trial
-        changes["epochs"] = values["tuner/epochs"]
-    if changes.get("epochs", used.epochs) == 1 and changes.get("progressive_resizing", used.progressive_resizing):
-        changes["progressive_resizing"] = 0.0  # a single epoch sees whole pictures
-    return _changed(base, changes).with_defaults()
-
-
-def kind_of(name: str, recipe: Recipe | None = None) -> type:
-    """Find the type of a hyperparameter's values: `int`, `float` or `str`."""
-    further = custom_arguments(recipe.model) if recipe else {}
-    if name in further:
-        return next((kind for kind in (bool, int, float) if isinstance(further[name], kind)), str)
-    if name in LENGTHS or name in LENGTHS.values():
-        return int
-    annotations = {f.name: f.type for f in dataclasses.fields(Recipe)}
-    return next((kind for kind in (int, float) if annotations[name] in (kind, kind | None)), str)
-
-
-def value_of(name: str, recipe: ResolvedRecipe) -> Any:
-    """Look up the value that a recipe has for a hyperparameter."""
-    further = custom_arguments(recipe.model)
-    if name in further:
-        return recipe.factory_arguments().get(name, further[name])
-    return TRAINING.get(name) if getattr(recipe, name) is None else getattr(recipe, name)
-
-
-def _changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """Change values of a recipe's fields, or of its function's arguments."""
-    defaults = custom_arguments(recipe.model)
-    # The tuner makes 0 and 1 of false and true.
-    further = {
-        name: bool(value) if isinstance(defaults[name], bool) else value
-        for name, value in values.items()
-        if name in defaults
-    }
-    kept = tuple(pair for pair in recipe.arguments if pair.partition("=")[0] not in further)
-    fields = {name: value for name, value in values.items() if name not in further}
-    return dataclasses.replace(
-        recipe, **fields, arguments=(*kept, *(f"{name}={value}" for name, value in further.items()))
-    )
+def _number(text: str) -> int | float | None:
+    try:
+        return int(text)
+    except ValueError:
+        with contextlib.suppress(ValueError):
+            return float(text)
+        return None
 
 
 def _range(name: str, before: object, text: str) -> Range:
-    low, _, high = text.partition(":")
-    try:
-        low, high = float(low), float(high)
-    except ValueError:
-        raise _unreadable(f"{name}={text}") from None
-    choices = name in LENGTHS or name in LENGTHS.values()
-    if choices or not low < high < math.inf:  # NaN fails too
-        raise ArgumentError(
-            f"Expected {'choices' if choices else 'a range from low to high'} for {name}. Received: {text}."
-        )
-    log = before.log if isinstance(before, Range) else bool(before) or low > 0
+    low, high = map(_number, text.split(":"))
+    if low is None or high is None:
+        raise _unreadable(f"{name}={text}")
+    if not -math.inf < low < high < math.inf:  # NaN fails too
+        raise ArgumentError(f"Expected a range from low to high for {name}. Received: {text}.")
+    log = before.log if isinstance(before, Range) else low > 0
     if log and low <= 0:
         raise ArgumentError(f"Expected the range of {name} to start above 0, as it is searched by its logarithm.")
     return Range(low, high, log)

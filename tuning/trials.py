@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from cnnlab.data.class_weights import read_class_weights
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, ServerUnavailable
 from cnnlab.evaluation.score_names import TOP5_CLASSES
-from cnnlab.recipe import ResolvedRecipe, RunOptions
+from cnnlab.recipe import ResolvedRecipe, RunOptions, custom_arguments
 from cnnlab.resolve import build_model, prepare
 from cnnlab.resume import interrupted_run
 from cnnlab.tracking import run_logging, run_queries, server_unavailable
@@ -158,7 +159,10 @@ def load(search: Search, options: RunOptions, quiet: bool = False) -> tuple[Sear
             f"{len(dataset.class_names)}. Use another objective."
         )
     recipe = dataclasses.replace(prepared.asked, dataset=prepared.asked.dataset or dataset.name)
-    return dataclasses.replace(search, recipe=recipe), dataset, prepared.tags
+    space = dict(search.space)
+    if "class_weights" in space and "class_weights" not in custom_arguments(recipe.model):
+        space["class_weights"] = tuple(read_class_weights(each, dataset.class_names) for each in space["class_weights"])
+    return dataclasses.replace(search, recipe=recipe, space=space), dataset, prepared.tags
 
 
 def label_of(trial: Any) -> str:

@@ -137,8 +137,13 @@ def _expect_on(on: str | None, cpus: float | None, gpus: float | None) -> None:
         raise ArgumentError(f"Expected {given[0]} with --on, a cluster. Received: no --on. Give it, or leave it out.")
 
 
-def recipes_of(models: Sequence[str], options: Mapping[str, Any]) -> list[Recipe]:
+def recipes_of(models: Sequence[str], options: Mapping[str, Any], whole: bool = True) -> list[Recipe]:
     """Make a recipe for each model; options that were not given keep the recipe's defaults.
+
+    Args:
+        models: their names.
+        options: name to value.
+        whole: whether a function in a file must have all its arguments, which a search may vary.
 
     Raises:
         ArgumentError: an unknown model, an option that applies to none of them, a value out of bounds.
@@ -161,7 +166,7 @@ def recipes_of(models: Sequence[str], options: Mapping[str, Any]) -> list[Recipe
         Recipe(model=model, **{f.name: given[f.name] for f in fields if f.name in given and applies(f, model)})
         for model in models
     ]
-    for recipe in recipes:
+    for recipe in recipes if whole else ():
         recipe.with_defaults()  # a wrong argument of a function in a file is found before the job starts
     return recipes
 

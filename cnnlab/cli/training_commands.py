@@ -143,7 +143,7 @@ def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options
     help="Narrow a hyperparameter to a range (learning_rate=1e-4:1e-2) or choices (filters=16,32,64), or add one "
     "(label_smoothing); may be repeated.",
 )
-@click.option("--finalists", type=click.IntRange(1), default=3, show_default=True, help="Best recipes trained afresh.")
+@click.option("--finalists", type=click.IntRange(1), default=3, show_default=True, help="Best recipes trained again.")
 @click.option("--final-seeds", type=click.IntRange(1), default=2, show_default=True, help="Seeds for each finalist.")
 @click.option(
     "--workers",
@@ -173,14 +173,14 @@ def tune(
 ) -> None:
     """Search the hyperparameters of MODEL, which is as in 'cnnlab train'.
 
-    Every trial is a tracked run. The best recipes are trained afresh, and the best of those is scored on the test set.
+    Every trial is a tracked run. The best recipes are trained again, and the best of those is scored on the test set.
     Options of the recipe that are given are kept fixed. The same command goes on where an earlier one was interrupted.
     """
     from cnnlab.tuning.search_settings import Search, expect_runnable
     from cnnlab.tuning.spaces import narrowed_space
 
     run = take_run_options(options)
-    [recipe] = recipes_of([model], options)
+    [recipe] = recipes_of([model], options, whole=False)
     given = [option for option, value in options.items() if value not in (None, ())]
     varied = narrowed_space(recipe, given, space)
     expect_runnable(name, workers, run)
@@ -188,9 +188,10 @@ def tune(
     with job():
         from cnnlab.cli.tables import print_next_step
         from cnnlab.tuning.search import run_search
+        from cnnlab.tuning.search_report import values_text
 
         result = run_search(search, name=name, workers=workers, restart=restart, options=run)
-        print(f"Winner: run {result.winner_run_id}.")
+        print(f"Winner: run {result.winner_run_id}, with {values_text(result.winner_values)}.")
         print_next_step(result.parent_run_id)
 
 

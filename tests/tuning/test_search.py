@@ -54,10 +54,13 @@ def test_search_tracks_every_trial_and_tests_only_the_winner(store, capsys):
     best = max(means, key=means.get)
     [trial] = [run for run in kinds["trial"] if run.info.run_name == best]
     learning_rate = float(trial.data.params["learning_rate"])
-    assert parent.data.tags["cnnlab.best"].startswith(f"{best}: learning_rate {learning_rate:.3g}  dense_units ")
+    assert parent.data.tags["cnnlab.best"].startswith(f"{best}: learning_rate {learning_rate:.3g}, dense_units ")
+    assert result.winner_values.keys() == SPACE.keys()
+    assert {key: str(value) for key, value in result.winner_values.items()}.items() <= winner.data.params.items()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")]
     assert len(lines) == 3 + 2
     assert "3 of 3 done" in lines[2]
+    assert " trained again with 1 new seed: mean val_accuracy 0." in lines[3]
 
     # The same again repeats nothing; more trials go on.
     again = run_search(small_search(finalists=2))
@@ -218,9 +221,9 @@ def test_two_workers_share_a_search(store, capfd):
     space = {"blocks": (1, 2), "filters": (4, 8), **SPACE}
     result = run_search(small_search(space=space, trials=2), workers=2)
     printed = capfd.readouterr().out.splitlines()
-    trials = [line for line in printed if " done  " in line]
+    trials = [line for line in printed if " done, " in line]
     assert len(trials) == 2
-    assert all("  blocks " in line for line in trials)
+    assert all("; blocks " in line for line in trials)
     assert printed[2:4] == trials  # after what the data is; the workers themselves say nothing
     assert len([line for line in printed if line.startswith("digits: ")]) == 1
     assert [row["status"] for row in result.rows] == ["COMPLETED"] * 2

@@ -9,7 +9,8 @@ import cnnlab
 from cnnlab.models.model_table import MODELS, Range
 from cnnlab.tuning.oracles import hyperparameters, make_oracle
 from cnnlab.tuning.search_settings import Search
-from cnnlab.tuning.spaces import check_space, fixed, narrowed, narrowed_space, recipe_of
+from cnnlab.tuning.spaces import check_space, fixed, narrowed, narrowed_space
+from cnnlab.tuning.trial_recipes import recipe_of, values_of
 
 SPACES = {name: model.space for name, model in MODELS.items()}
 
@@ -33,7 +34,7 @@ def test_a_name_alone_adds_a_field_with_its_usual_values():
     for option, message in (("fine_tune", "one of: blocks"), ("augment=none,flipp", "Did you mean 'flip'")):
         with pytest.raises(cnnlab.ArgumentError, match=message):
             narrowed_space(recipe, [], [option])
-    with pytest.raises(cnnlab.ArgumentError, match="one of: "):
+    with pytest.raises(cnnlab.ArgumentError, match=r"a value or --space for ema\. Received: both"):
         narrowed_space(recipe, ["ema"], ["ema"])
 
 
@@ -83,6 +84,8 @@ def test_what_depends_on_another_value_is_left_out_without_it():
         ("learning_rate=0:1", "start above 0"),
         ("filters=8:16", "Expected choices for filters"),
         ("filters=8,big", "Expected --space as"),
+        ("dropout=-inf:0.5", "a range from low to high"),
+        ("dense_units=8.5,16", "Expected --space as"),
     ],
 )
 def test_unreadable_spaces_are_one_sentence(option, message):
@@ -98,6 +101,8 @@ def test_unreadable_spaces_are_one_sentence(option, message):
         ("augment=none,flop", "Did you mean 'flip'"),
         ("blocks=0,2", "blocks"),
         ("filters=0,8", "filters"),
+        ("dense_units=1.5:8", "dense_units to be a whole number. Received: 1.5"),
+        ("dense_units=-1:8", "dense_units to be at least 0"),
     ],
 )
 def test_values_out_of_bounds_are_found_before_the_search(option, message):
@@ -136,6 +141,102 @@ def test_values_of_the_gaussian_process_are_numpys():
     recipe = recipe_of({"dropout": np.float64(0.25), "batch_size": np.int64(64)}, cnnlab.Recipe())
     assert (recipe.dropout, recipe.batch_size) == (0.25, 64)
     assert type(recipe.batch_size) is int
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["epochs=1,2", "epochs=3"], "one --space for epochs. Received: several"),
+        (["class-weight", "class_weights=none,balanced"], "one --space for class_weights"),
+        (["label-smoothing", "label_smoothing"], "one --space for label_smoothing"),
+        (["batch_size=16,32"], "a value or --space for batch_size. Received: both"),
+        (["momentum=0.8,0.9"], "Received: momentum, which has no effect"),
+        (["ema=0.9,0.99", "lookahead=0,0.5"], "Received: lookahead, which has no effect"),
+        (["optimizer=adam,adamw", "momentum=0.8,7"], "momentum to be at least 0 and at most 0.999. Received: 7"),
+        (["dense_units=8", "learning_rate=0.1"], "two recipes at least. Received: padding=same, dense_units=8"),
+    ],
+)
+def test_spaces_that_do_not_vary_what_they_say_are_refused(options, message):
+    given = ["filters", "kernel_size", "dropout", "augment", "batch_size"]
+    with pytest.raises(cnnlab.ArgumentError, match=message):
+        narrowed_space(cnnlab.Recipe(), given, options)
+
+
+def test_ranges_may_start_at_0():
+    space = narrowed_space(
+        cnnlab.Recipe(model="vgg16"), [], ["train_blocks=0:3", "dense_units=0:1e2", "ema=0:0.9", "batch_size=8:64"]
+    )
+    assert space["train_blocks"] == Range(0, 3)
+    assert space["dense_units"] == Range(0, 100)
+    assert space["ema"] == Range(0, 0.9)
+    assert space["batch_size"] == Range(8, 64, log=True)
+    hp = hyperparameters(space, cnnlab.Recipe(model="vgg16"))
+    [blocks] = [parameter for parameter in hp.space if parameter.name == "train_blocks"]
+    assert {blocks.random_sample(seed) for seed in range(50)} == {0, 1, 2, 3}
+
+
+def test_values_get_the_type_of_their_field(tmp_path):
+    space = check_space({"dropout": (0, 0.5), "dense_units": (8.0, 16)}, cnnlab.Recipe())
+    assert [repr(values) for values in space.values()] == ["(0.0, 0.5)", "(8, 16)"]
+    make_oracle(Search(cnnlab.Recipe(), space), tmp_path / "search")
+
+
+def test_what_the_model_varies_is_left_out_where_it_has_no_effect():
+    assert "lookahead" in narrowed_space(cnnlab.Recipe(model="resnet9"), [], [])
+    assert "lookahead" not in narrowed_space(cnnlab.Recipe(model="resnet9", ema=0.99), ["ema"], [])
+
+
+def test_names_may_be_spelled_as_the_options_are():
+    space = narrowed_space(cnnlab.Recipe(), [], ["class-weight", "label-smoothing=0,0.1"])
+    assert space["class_weights"] == ("none", "balanced")
+    assert space["label_smoothing"] == (0.0, 0.1)
+
+
+FUNCTION = """
+def net(input_shape, num_classes, width, deep, dropout, act=None, blocks=2, wide=False):
+    ...
+"""
+
+
+def test_arguments_without_a_default_can_be_searched(tmp_path):
+    (tmp_path / "nets.py").write_text(FUNCTION)
+    recipe = cnnlab.Recipe(model=f"{tmp_path / 'nets.py'}:net")
+    options = ["width=8,16", "deep=0:2", "dropout=0.1,0.2", "act=relu,elu", "blocks=1:3", "wide=false,true"]
+    space = narrowed_space(recipe, ["learning_rate"], options)
+    search = Search(recipe, space, "random", trials=3)
+    hp = hyperparameters(space, search.recipe)
+    assert {parameter.name for parameter in hp.space} == {"width", "deep", "dropout", "act", "blocks", "wide"}
+    values = {"width": "16", "deep": 2, "dropout": 0.2, "act": "elu", "blocks": 3, "wide": 1}
+    used = recipe_of(values, search.recipe)
+    assert used.dropout == 0.2
+    given = {"width": 16, "deep": 2, "act": "elu", "blocks": 3, "wide": True}
+    assert {name: value for name, value in used.factory_arguments().items() if name in given} == given
+    assert values_of(used, space) == {**given, "dropout": 0.2}
+    with pytest.raises(cnnlab.ArgumentError, match=r"every argument of net\. Received none for: width"):
+        narrowed_space(recipe, [], options[1:])
+    with pytest.raises(cnnlab.ArgumentError, match="choices for wide"):
+        narrowed_space(recipe, [], [*options[:-1], "wide=0:1"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuner": "grid"}, "Expected tuner to be one of: bayesian"),
+        ({"objective": "accuracy"}, "Did you mean 'val_accuracy'"),
+        ({"trials": 0}, r"trials to be at least 1\. Received: 0"),
+        ({"finalists": 0}, "finalists to be at least 1"),
+        ({"tuner": "hyperband", "space": {"epochs": (1, 2)}}, "no epochs in the space of hyperband"),
+    ],
+)
+def test_settings_of_a_search_are_checked(changes, message):
+    with pytest.raises(cnnlab.ArgumentError, match=message):
+        Search(**{"recipe": cnnlab.Recipe(), "space": {"dense_units": (8, 16)}, **changes})
+
+
+@pytest.mark.parametrize("space", [{}, {"dense_units": (8,)}, {"dense_units": Range(8, 8)}, {"blocks": (1, 2)}])
+def test_a_space_with_nothing_to_choose_from_is_refused(space):
+    with pytest.raises(cnnlab.ArgumentError, match="Expected"):
+        check_space(space, cnnlab.Recipe())
 
 
 def test_integers_stay_integers_in_a_range():
