@@ -209,12 +209,18 @@ def test_search_never_validates_on_the_test_set():
 
 
 @pytest.mark.parametrize("tuner", ["hyperband", pytest.param("bayesian", marks=pytest.mark.long)])
-def test_hyperband_and_bayesian_searches_complete(store, tuner):
+def test_a_search_ends_where_all_recipes_were_tried_and_says_so(store, tuner, capsys):
     recipe = cnnlab.Recipe(dataset="digits", limit=150, filters=(4,), epochs=3)
-    result = run_search(small_search(recipe=recipe, tuner=tuner, trials=4))
-    assert [row["status"] for row in result.rows] == ["COMPLETED"] * 4
+    result = run_search(small_search(recipe=recipe, space={"dense_units": (8, 16)}, tuner=tuner, trials=9))
+    assert [row["status"] for row in result.rows] == ["COMPLETED"] * len(result.rows)
     if tuner == "hyperband":
-        assert {row["epochs"] for row in result.rows} > {1}
+        assert [row["epochs"] for row in result.rows] == [1, 1, 3]
+    else:
+        assert sorted(row["dense_units"] for row in result.rows) == [8, 16]
+    said = "All 2 recipes of this space were tried."
+    assert said in capsys.readouterr().out
+    assert said in store.get_run(result.parent_run_id).data.tags["mlflow.note.content"]
+    assert store.get_run(result.winner_run_id).data.params["epochs"] == "3"
 
 
 def test_two_workers_share_a_search(store, capfd):
