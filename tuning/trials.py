@@ -13,14 +13,18 @@ from cnnlab.data.class_weights import read_class_weights
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, ServerUnavailable
 from cnnlab.evaluation.score_names import TOP5_CLASSES
+from cnnlab.models.model_table import RATES, find_model
 from cnnlab.recipe import ResolvedRecipe, RunOptions, custom_arguments
 from cnnlab.resolve import build_model, prepare
 from cnnlab.resume import interrupted_run
 from cnnlab.tracking import run_logging, run_queries, server_unavailable
 from cnnlab.tracking.session import Session
 from cnnlab.train import fit_and_evaluate
+from cnnlab.training.build import compiles_itself
 from cnnlab.training.runtime import freed_models
 from cnnlab.tuning.search_settings import Search
+from cnnlab.tuning.spaces import check_space
+from cnnlab.utils.log import log
 
 ATTEMPTS, PATIENCE = 3, 30  # of a trial, and minutes to wait for a server that stopped answering
 SCORE = "score"  # the metric of a trial's run that says it is complete
@@ -162,6 +166,16 @@ def load(search: Search, options: RunOptions, quiet: bool = False) -> tuple[Sear
     space = dict(search.space)
     if "class_weights" in space and "class_weights" not in custom_arguments(recipe.model):
         space["class_weights"] = tuple(read_class_weights(each, dataset.class_names) for each in space["class_weights"])
+    # Which the search of a custom model varies by itself.
+    if (
+        space.get("learning_rate") == RATES["learning_rate"]
+        and "learning_rate" not in find_model(recipe.model).arguments
+    ):
+        with freed_models():
+            if compiles_itself(recipe.with_defaults(), dataset):
+                log.info(f"learning_rate is not varied, as {recipe.label} compiles its model.")
+                del space["learning_rate"]
+                check_space(space, recipe)
     return dataclasses.replace(search, recipe=recipe, space=space), dataset, prepared.tags
 
 

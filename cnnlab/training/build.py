@@ -67,6 +67,17 @@ def build_model(recipe: Recipe, dataset: ImageDataset, devices: int | str = 1) -
     return model
 
 
+def compiles_itself(recipe: ResolvedRecipe, dataset: ImageDataset) -> bool:
+    """Return whether the model of a recipe is a custom one that its function compiles.
+
+    Raises:
+        ArgumentError: the recipe says something that such a model does not take.
+        LabError: the function fails.
+    """
+    row = find_model(recipe.model)
+    return row.is_custom and _build_custom_model(row.factory, recipe, dataset, recipe.factory_arguments()).compiled
+
+
 def _expect_nothing_to_compile(recipe: ResolvedRecipe, model: keras.Model, arguments: Mapping[str, Any]) -> None:
     """Raise `ArgumentError` where a recipe sets what a custom model function has already compiled its model with."""
     rate = float(model.optimizer.learning_rate)

@@ -11,6 +11,7 @@ from cnnlab import reproduction
 from cnnlab.compare import compare_runs
 from cnnlab.tracking import logged_models, model_registry, promotion
 from cnnlab.train import train_model
+from cnnlab.tuning import trials
 from cnnlab.tuning.search import run_search
 from cnnlab.tuning.search_settings import Search
 from cnnlab.tuning.spaces import narrowed_space
@@ -194,6 +195,19 @@ def test_a_custom_model_is_tracked_registered_and_repeated_from_its_stored_sourc
     # Without the file, or with another in its place, the runs are still compared, registered and used.
     assert len(compare_runs([before.run_id, again.run_id]).results) == 2
     promotion.promote(model_registry.register_run(again.run_id)[0])
+
+
+def test_a_search_varies_no_learning_rate_of_a_function_that_compiles(workplace, capsys):
+    source = MY_MODELS.replace(
+        "def compiled(input_shape, num_classes)", "def compiled(input_shape, num_classes, width=4)"
+    )
+    (workplace / "nets.py").write_text(source)
+    base = cnnlab.Recipe(model="nets.py:compiled", dataset="digits", limit=60)
+    search, _, _ = trials.load(Search(base, narrowed_space(base, [], ["width=4,8"])), cnnlab.RunOptions())
+    assert search.space == {"width": (4, 8)}
+    assert "learning_rate is not varied, as compiled compiles its model." in capsys.readouterr().out
+    with pytest.raises(cnnlab.ArgumentError, match="two recipes at least"):
+        trials.load(Search(base, narrowed_space(base, [], [])), cnnlab.RunOptions())
 
 
 @pytest.mark.long
