@@ -7,7 +7,7 @@ from typing import Any
 
 from cnnlab.evaluation import plots
 from cnnlab.tuning.search_settings import OBJECTIVES, Search
-from cnnlab.tuning.trial_recipes import LENGTHS
+from cnnlab.tuning.trial_recipes import in_effect
 from cnnlab.utils.text import csv_line
 from cnnlab.utils.worker_pool import last_line
 
@@ -43,16 +43,12 @@ def reason_of(trial: Any) -> str:
 
 def shown_values(oracle: Any, trial: Any) -> dict[str, Any]:
     """A trial's hyperparameters that are in effect in the space's order, without KerasTuner's own but the epochs."""
-    values = trial.hyperparameters.values
+    values = in_effect(trial.hyperparameters.values, oracle.search.recipe)
     epochs = values.get("tuner/epochs")
     # A trial that came from another process has them in another order.
     shown = {
         parameter.name: values[parameter.name] for parameter in oracle.hyperparameters.space if parameter.name in values
     }
-    for length, field in LENGTHS.items():
-        if length in shown:  # without those of blocks that this trial does not have
-            gone = {f"{field}_{i}" for i in range(shown[length] + 1, len(values) + 1)}
-            shown = {name: value for name, value in shown.items() if name not in gone}
     return {**shown, **({"epochs": epochs} if epochs else {})}
 
 

@@ -61,13 +61,7 @@ def recipe_of(values: Mapping[str, Any], base: Recipe) -> ResolvedRecipe:
         values: the tuner's, name to value; its own (`tuner/epochs`) shorten the training.
         base: what was asked for.
     """
-    # The Gaussian process's are NumPy's.
-    values = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
-    used = base.with_defaults()
-    for name, needed in DEPENDENT.items():  # what says nothing beside this trial's other values
-        if name in values and not needed(values, used):
-            del values[name]
-    own = custom_arguments(base.model)
+    values, used, own = in_effect(values, base), base.with_defaults(), custom_arguments(base.model)
     changes = {name: value for name, value in values.items() if name in FIELDS or name in own}
     for length, field in LENGTHS.items():
         numbers = [values[key] for i in range(LONGEST) if (key := f"{field}_{i + 1}") in values]
@@ -78,6 +72,14 @@ def recipe_of(values: Mapping[str, Any], base: Recipe) -> ResolvedRecipe:
     if changes.get("epochs", used.epochs) == 1 and changes.get("progressive_resizing", used.progressive_resizing):
         changes["progressive_resizing"] = 0.0  # a single epoch sees whole pictures
     return _changed(base, changes).with_defaults()
+
+
+def in_effect(values: Mapping[str, Any], base: Recipe) -> dict[str, Any]:
+    """Leave out of a trial's values what says nothing beside the others."""
+    # The Gaussian process's are NumPy's.
+    values = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+    used, dependent = base.with_defaults(), DEPENDENT.keys() - custom_arguments(base.model).keys()
+    return {name: value for name, value in values.items() if name not in dependent or DEPENDENT[name](values, used)}
 
 
 def at_full_length(values: Mapping[str, Any]) -> dict[str, Any]:

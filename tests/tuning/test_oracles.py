@@ -7,6 +7,7 @@ import pytest
 import cnnlab
 from cnnlab.models.model_table import Range
 from cnnlab.tuning.oracles import make_oracle
+from cnnlab.tuning.search_report import shown_values
 from cnnlab.tuning.search_settings import TUNERS, Search
 from cnnlab.tuning.spaces import check_space
 from cnnlab.tuning.trial_recipes import at_full_length, recipe_of
@@ -97,6 +98,14 @@ def test_hyperband_trains_the_best_for_longer_however_few_there_are(tmp_path, un
     if len(units) < 9:
         assert oracle.ask() is None
         assert oracle.used_up
+
+
+def test_a_trial_shows_only_what_it_was_trained_with(tmp_path):
+    oracle = make_oracle(Search(BASE, SPACES["only with sgd"][0], "random"), tmp_path / "search")
+    asked(oracle)
+    shown = [shown_values(oracle, trial) for trial in oracle.trials.values()]
+    assert {"optimizer": "adam"} in shown
+    assert sum("momentum" in values for values in shown) == 3
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])

@@ -193,7 +193,7 @@ def test_names_may_be_spelled_as_the_options_are():
 
 
 FUNCTION = """
-def net(input_shape, num_classes, width, deep, dropout, act=None, blocks=2, wide=False):
+def net(input_shape, num_classes, width, deep, dropout, act=None, blocks=2, wide=False, momentum=0.5):
     ...
 """
 
@@ -202,20 +202,29 @@ def test_arguments_without_a_default_can_be_searched(tmp_path):
     (tmp_path / "nets.py").write_text(FUNCTION)
     recipe = cnnlab.Recipe(model=f"{tmp_path / 'nets.py'}:net")
     options = ["width=8,16", "deep=0:2", "dropout=0.1,0.2", "act=relu,elu", "blocks=1:3", "wide=false,true"]
+    options += ["momentum=0.1,0.9"]
     space = narrowed_space(recipe, ["learning_rate"], options)
     search = Search(recipe, space, "random", trials=3)
     hp = hyperparameters(space, search.recipe)
-    assert {parameter.name for parameter in hp.space} == {"width", "deep", "dropout", "act", "blocks", "wide"}
-    values = {"width": "16", "deep": 2, "dropout": 0.2, "act": "elu", "blocks": 3, "wide": 1}
+    assert {parameter.name for parameter in hp.space} == {
+        "width",
+        "deep",
+        "dropout",
+        "act",
+        "blocks",
+        "wide",
+        "momentum",
+    }
+    values = {"width": "16", "deep": 2, "dropout": 0.2, "act": "elu", "blocks": 3, "wide": 1, "momentum": 0.9}
     used = recipe_of(values, search.recipe)
     assert used.dropout == 0.2
-    given = {"width": 16, "deep": 2, "act": "elu", "blocks": 3, "wide": True}
+    given = {"width": 16, "deep": 2, "act": "elu", "blocks": 3, "wide": True, "momentum": 0.9}
     assert {name: value for name, value in used.factory_arguments().items() if name in given} == given
     assert values_of(used, space) == {**given, "dropout": 0.2}
     with pytest.raises(cnnlab.ArgumentError, match=r"every argument of net\. Received none for: width"):
         narrowed_space(recipe, [], options[1:])
     with pytest.raises(cnnlab.ArgumentError, match="choices for wide"):
-        narrowed_space(recipe, [], [*options[:-1], "wide=0:1"])
+        narrowed_space(recipe, [], [*options[:5], "wide=0:1"])
 
 
 @pytest.mark.parametrize(
