@@ -25,6 +25,7 @@ from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.session import Session
 from cnnlab.tracking.tag_names import MODEL_SOURCE, TRAINING
 from cnnlab.training import multi_device, runtime
+from cnnlab.training.optimizers import compile_params
 from cnnlab.training.stages import describe_stages
 from cnnlab.training.trainer import TrainingResult, train
 from cnnlab.utils.log import log
@@ -154,6 +155,8 @@ def fit_and_evaluate(
         about = resume.training_facts(recipe, dataset)
         recipe = _as_recorded(recipe, dataset, model)
         run = _run(model, dataset, recipe, run_name, {TRAINING: about["training"], **(tags or {})})
+        if not stored:
+            run["params"] = {**compile_params(model), **run["params"]}
         if stored and resume_run_id:
             run["run_name"], started = stored.about["run_name"], started - stored.progress["seconds"]
             run["tags"]["resumed"] = resume.resumption_told(resume_run_id, stored, recipe, callbacks, run["tags"])
@@ -163,7 +166,7 @@ def fit_and_evaluate(
             checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, stored, seconds)
             logged = epoch_metrics.logged_history(run_id, stored.progress["history"]) if stored else None
             how = {"callbacks": callbacks, "splits": splits, "quiet": "test" not in splits, "checkpoint": checkpoint}
-            trained = train(model, dataset, recipe, around_fit=epoch_metrics.fits_of_a_run(logged), **how)
+            trained = train(model, dataset, recipe, last_callbacks=[epoch_metrics.epoch_logger(logged)], **how)
             if logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
                 run_logging.tag_run(resumed=f"{run['tags']['resumed']}{resume.difference_told(difference)}")
             result = _result(model, dataset, recipe, run_id, run["run_name"], trained, recorder)

@@ -9,11 +9,12 @@ import keras
 import mlflow
 import numpy as np
 import pytest
-from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS, autologging_is_disabled
+from mlflow.utils import autologging_utils
+from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
 
 import cnnlab
 from cnnlab.recipe import ResolvedRecipe
-from cnnlab.tracking.mlflow_internals import keras_autologging_alone
+from cnnlab.tracking import mlflow_store
 from cnnlab.training import trainer
 
 
@@ -219,8 +220,54 @@ def test_a_run_of_several_fits_has_every_epoch_and_what_autologging_says_of_the_
     assert params["optimizer_name"]
 
 
-def test_autologging_that_nobody_turned_on_is_off_after_a_training(monkeypatch):
-    monkeypatch.setitem(AUTOLOGGING_INTEGRATIONS, "keras", {})  # as it is once MLflow's module is imported
-    with keras_autologging_alone():
-        assert not autologging_is_disabled("keras")
-    assert autologging_is_disabled("keras")
+AUTOLOGGING = {
+    "all libraries": (mlflow.autolog, {"log_input_examples": True}),
+    "all, without models": (mlflow.autolog, {"log_models": False, "exclusive": True}),
+    "all, off": (mlflow.autolog, {"disable": True}),
+    "keras": (
+        mlflow.keras.autolog,
+        {"registered_model_name": "theirs", "log_every_epoch": False, "log_every_n_steps": 1},
+    ),
+    "tensorflow": (mlflow.tensorflow.autolog, {"log_models": False}),
+}
+
+
+@pytest.fixture
+def autologging():
+    """A function that turns on what `AUTOLOGGING` names; it is off again after the test."""
+    before = {name: dict(settings) for name, settings in AUTOLOGGING_INTEGRATIONS.items()}
+
+    def turn_on(name):
+        function, options = AUTOLOGGING[name]
+        function(**options, silent=True)
+        settings = {name: dict(settings) for name, settings in AUTOLOGGING_INTEGRATIONS.items()}
+        return settings, keras.Model.fit
+
+    yield turn_on
+    mlflow.autolog(disable=True, silent=True)
+    AUTOLOGGING_INTEGRATIONS.clear()
+    AUTOLOGGING_INTEGRATIONS.update(before)
+
+
+@pytest.mark.parametrize("name", AUTOLOGGING)
+def test_autologging_of_the_users_is_left_as_it_is_and_logs_nothing_of_ours(name, store, autologging):
+    settings = autologging(name)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with mlflow_store.opened(), mlflow_store.opened():
+        model.fit(np.zeros((2, 1)), np.zeros(2), verbose=0)
+    assert not store.search_runs(["0"])
+    assert ({name: dict(settings) for name, settings in AUTOLOGGING_INTEGRATIONS.items()}, keras.Model.fit) == settings
+    assert not autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED
+
+
+def test_a_training_with_autologging_on_is_recorded_as_without(store, digits, small_cnn, autologging):
+    settings = autologging("all libraries")
+    recipe = dataclasses.replace(small_cnn, epochs=1)
+    result = cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, digits), digits, recipe)
+    assert ({name: dict(settings) for name, settings in AUTOLOGGING_INTEGRATIONS.items()}, keras.Model.fit) == settings
+    [run] = store.search_runs([store.get_run(result.run_id).info.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert not {name for name in run.data.metrics if name.startswith(("validation_", "training_"))}
+    assert len(store.search_logged_models([run.info.experiment_id])) == 1
+    assert run.data.params["optimizer_learning_rate"] == "0.0010000000474974513"

@@ -17,7 +17,7 @@ Command: TypeAlias = Callable[..., Any]
 OptionDecorator: TypeAlias = Callable[[Command], Command]  # adds an option to a command
 
 SHOWN: tuple[str, ...] = ("cnn", "resnet9", "vgg16", "transfer")  # models whose defaults `--help` shows
-# Autologging has a param class_weight of its own.
+# Runs of earlier versions have a param class_weight of MLflow's autologging, which says nothing of ours.
 OPTION_NAMES: dict[str, str] = {"arguments": "--arg", "class_weights": "--class-weight"}
 METAVARS: dict[str, str] = {
     **{"dataset": "NAME_OR_FOLDER", "arguments": "NAME=VALUE", "backbone": "NAME_OR_FILE"},

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from mlflow.store.db.base_sql_model import Base
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils as tracking_utils
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils import autologging_utils
 
 from cnnlab.errors import ArgumentError, first_line
 from cnnlab.tracking.store_location import BESIDE, artifact_repository, local_database, sqlite_uri
@@ -63,7 +64,8 @@ def restored_globals() -> Iterator[None]:
     """Set MLflow up for cnnlab inside the block, and restore all global settings after it.
 
     Whoever imports cnnlab, or works with MLflow around it, finds MLflow as it is without cnnlab. Inside the block there
-    is no active experiment, since MLflow does not open a run of another experiment again then.
+    is no active experiment, since MLflow does not open a run of another experiment again then, and the user's
+    autologging logs nothing: MLflow's `disable_autologging` does the same, but cannot be nested.
     """
     saved = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "LOGNAME", *DEFAULTS)
     variables = {name: os.environ.get(name) for name in saved}
@@ -74,6 +76,7 @@ def restored_globals() -> Iterator[None]:
         mock.patch.dict(_artifact_repository_registry._registry, {"mlflow-artifacts": artifact_repository}),
         # It takes an escaped address for the path, and makes a folder `what%3Fnow` beside `what?now`.
         mock.patch.object(db_utils, "_make_parent_dirs_if_sqlite", _make_parent_folder),
+        mock.patch.object(autologging_utils, "_AUTOLOGGING_GLOBALLY_DISABLED", True),
     ):
         try:
             fluent._active_experiment_id = None
@@ -254,53 +257,6 @@ def artifacts_of(
     """
     resource = "run" if run_id else "logged_model"
     return client._tracking_client._get_artifact_repo(run_id or model_id or "", resource=resource)
-
-
-# Autologging of Keras: it has no option for one training only, nor against metrics that are logged twice.
-
-
-@contextmanager
-def keras_autologging_alone() -> Iterator[None]:
-    """Autolog Keras inside the block, whatever else the user turned on, and restore their settings after it."""
-    from mlflow.keras import autolog
-    from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
-
-    before = {name: dict(settings) for name, settings in AUTOLOGGING_INTEGRATIONS.items()}
-    for settings in AUTOLOGGING_INTEGRATIONS.values():
-        settings["disable"] = True
-    autolog(log_models=False, log_datasets=False, silent=True)
-    try:
-        yield
-    finally:
-        autolog(disable=True, silent=True)
-        for name, settings in before.items():
-            if name != "keras":
-                AUTOLOGGING_INTEGRATIONS[name].update(settings)
-        if not before.get("keras", {}).get("disable", True):  # without settings nobody turned it on yet
-            autolog(**before["keras"])
-
-
-@contextmanager
-def nothing_logged_twice() -> Iterator[None]:
-    """Keep autologging from logging again what the run has from us, under a name of its own or with another value.
-
-    It logs `val_*` a second time as `validation_*`, all at step 0, after every validation. And it logs the `epochs` of
-    the fit: the first of several fits has fewer than the recipe, MLflow refuses the second value of the parameter, and
-    with it everything else that autologging would have logged.
-    """
-    import keras
-    from mlflow.keras import MlflowCallback, autologging
-
-    log_arguments = autologging.log_fn_args_as_params  # pyright: ignore[reportPrivateImportUsage]
-
-    def log_other_arguments(fn: Callable, args: Sequence, kwargs: Mapping, unlogged: Sequence[str]) -> None:
-        log_arguments(fn, args, kwargs, [*unlogged, "epochs"])
-
-    with (
-        mock.patch.object(MlflowCallback, "on_test_end", keras.callbacks.Callback.on_test_end),
-        mock.patch.object(autologging, "log_fn_args_as_params", log_other_arguments),
-    ):
-        yield
 
 
 # The UI and the scoring server: formats that MLflow does not document.

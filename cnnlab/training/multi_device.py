@@ -242,7 +242,6 @@ class ReplicaBatches(keras.utils.PyDataset):
         super().__init__()
         self.batches: Batches = batches
         self.devices: int = devices
-        self.batch_size: int = batches.batch_size  # MLflow's autologging asks for it, and logs no epoch without it
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -189,6 +189,16 @@ def compile_like(part: keras.Model, model: keras.Model, **changed: Any) -> None:
     part.compile(**{**arguments, **changed})
 
 
+def compile_params(model: keras.Model) -> dict[str, Any]:
+    """Return a compiled model's loss, and its optimizer's configuration as MLflow's autologging of Keras names it."""
+    try:
+        config = model.optimizer.get_config()
+    except Exception:  # a user's own optimizer, or one chosen by a function of the weight, may have none
+        config = {"name": model.optimizer.name}
+    loss = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
+    return {"loss": loss, **{f"optimizer_{name}": value for name, value in config.items()}}
+
+
 def takes_one_hot_labels(model: keras.Model) -> bool:
     """Return whether a compiled model's loss takes labels `(N, C)` instead of `(N,)`."""
     return isinstance(model.loss, keras.losses.CategoricalCrossentropy)

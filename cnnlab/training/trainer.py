@@ -1,16 +1,13 @@
 """Train a compiled model stage by stage, then predict with it: `train`, and the `TrainingResult` that it returns.
 
-Nothing here knows where a run is recorded: the caller hands in callbacks, a context around each `fit`, and where
-checkpoints are written.
+Nothing here knows where a run is recorded: the caller hands in callbacks, and where checkpoints are written.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -52,7 +49,7 @@ def train(
     callbacks: Callbacks = (),
     splits: Sequence[str] = ("val", "test"),
     quiet: bool = False,
-    around_fit: Callable[[], AbstractContextManager[Callbacks]] = lambda: contextlib.nullcontext(()),
+    last_callbacks: Callbacks = (),
     checkpoint: Checkpoint | None = None,
 ) -> TrainingResult:
     """Train a compiled model stage by stage, on stored features where its first layers are frozen, and predict.
@@ -64,7 +61,7 @@ def train(
         callbacks: further Keras callbacks, which see the metrics as Keras gives them.
         splits: which splits to predict with the finished model; images of others are not read.
         quiet: print nothing, for the many runs of a search.
-        around_fit: makes a context for each `fit`, which gives further callbacks for it.
+        last_callbacks: further Keras callbacks, which see the metrics with all additions.
         checkpoint: where checkpoints are written, and the one to resume from, if any.
 
     Raises:
@@ -79,9 +76,8 @@ def train(
     for stage in stages[len(progress.stages) :]:
         part = None  # frees the features of the stage before, to make room for the next ones
         part = _begin_stage(model, images, recipe, stage, progress)
-        with around_fit() as last:
-            how = {"callbacks": callbacks, "last_callbacks": last, "quiet": quiet}
-            progress.add_history(fitting.fit(part, dataset, recipe, stage, progress, checkpoint, **how))
+        how = {"callbacks": callbacks, "last_callbacks": last_callbacks, "quiet": quiet}
+        progress.add_history(fitting.fit(part, dataset, recipe, stage, progress, checkpoint, **how))
         _expect_finite(
             {
                 "a finite loss": [progress.history["loss"]],
