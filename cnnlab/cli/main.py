@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import sys
 import traceback
 
@@ -12,7 +11,10 @@ import click
 from cnnlab.cli import model_commands, store_commands, training_commands
 from cnnlab.cli.library_errors import sentence
 from cnnlab.errors import LabError, first_line, masked
+from cnnlab.utils.screen import output_failure, set_up_streams
 from cnnlab.utils.text import escape_control_characters
+
+PRINTING = ("models", "predict", "cache")  # commands whose output is all that they do
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -32,9 +34,7 @@ for _command in (*training_commands.COMMANDS, *model_commands.COMMANDS, *store_c
 def main() -> None:
     """Run the command and exit: an error that a user can cause is one sentence on standard error."""
     debug = "--debug" in sys.argv
-    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed, or another program's
-        # As stderr is: a name with characters that it does not have ends no job.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    set_up_streams()
     try:
         cli(prog_name="cnnlab", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -59,6 +59,9 @@ def main() -> None:
         status = 1
     else:
         status = 0
+        if (failure := output_failure()) and sys.argv[1] in PRINTING:
+            print(f"error: {sentence(failure)}", file=sys.stderr)
+            status = 1
     # The interpreter's last collection goes through all of TensorFlow's objects for two seconds, to no end.
     gc.freeze()
     sys.exit(status)

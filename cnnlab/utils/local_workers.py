@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from cnnlab.utils.screen import set_up_streams
 from cnnlab.utils.startup import job as command
 from cnnlab.utils.worker_pool import Job, JobResult, run_pickled
 
@@ -108,6 +109,7 @@ def _how_it_ended(status: int) -> str:
 
 def work(descriptor: str, loads_tensorflow: str) -> None:
     """Run the jobs that come over a connection, until it closes."""
+    set_up_streams()
     connection: Connection = Connection(int(descriptor))
     jobs: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
