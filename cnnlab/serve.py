@@ -47,6 +47,7 @@ def serve(model: str | None, host: str, port: int | None, token: str | None = No
         host=host,
         port=port,
         log_level="warning",
+        use_colors=False,
         http=TimedProtocol,
         ws="none",
         limit_concurrency=MOST_CONNECTIONS,

@@ -33,7 +33,7 @@ KNOWN_IN = {
     "starlette": ("cnnlab.serving.", "cnnlab.tracking.ui_middleware"),
     "jinja2": ("cnnlab.evaluation.html_pages", "cnnlab.evaluation.model_card"),
     "cleanlab": ("cnnlab.evaluation.label_issues",),
-    "rich": ("cnnlab.cli.", "cnnlab.data.decoded_cache", "cnnlab.training.frozen_features"),
+    "rich": ("cnnlab.cli.", "cnnlab.utils.screen"),
 }
 # What serves outages, copies and repairs is imported by its commands, and by the one place that chooses a recorder.
 SPECIAL_ROOMS = {

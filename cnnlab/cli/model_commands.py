@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +19,7 @@ from cnnlab.cli.recipe_options import (
 )
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.evaluation.score_names import SCORES
+from cnnlab.utils.screen import progress_bar
 from cnnlab.utils.startup import job
 from cnnlab.utils.text import escape_control_characters
 
@@ -134,30 +135,19 @@ def predict(paths: tuple[str, ...], model: str | None, top: int, file_format: An
     unreadable = []
     with job():
         from rich.cells import cell_len, set_cell_size
-        from rich.console import Console
-        from rich.progress import track
 
         from cnnlab.classify import classify_files, list_pictures, load_classifier, write_predictions
 
         files = list_pictures(paths)
         classifier = load_classifier(model)
         top = min(top, len(classifier.class_names))
-        console = Console(stderr=True)
-        classified = track(
-            classify_files(classifier, files),
-            f"Classifying {len(files):,} pictures",
-            total=len(files),
-            console=console,
-            # Where the answers go to the screen, they are the progress.
-            disable=not console.is_terminal or sys.stdout.isatty(),
-        )
-
         written = str if file_format == "json" else escape_control_characters  # JSON has an escape of its own
         # Some characters take two columns of the screen.
         width = max(cell_len(written(file)) for file in files) if file_format == "table" else 0
 
-        def readable() -> Iterator[tuple[str, list[tuple[str, float]]]]:
-            for file, result in classified:
+        def readable(advance: Callable[[int], None]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+            for file, result in classify_files(classifier, files):
+                advance(1)
                 if isinstance(result, LabError):
                     unreadable.append(file)
                     print(f"error: {result}", file=sys.stderr)
@@ -165,8 +155,11 @@ def predict(paths: tuple[str, ...], model: str | None, top: int, file_format: An
                     name = set_cell_size(written(file), width) if width else written(file)
                     yield name, [(written(label), share) for label, share in classifier.top(result, top)]
 
-        for text in write_predictions(readable(), file_format, top, width=0):
-            sys.stdout.write(text)
+        # Where the answers go to the screen, they are the progress.
+        total = 0 if sys.stdout.isatty() else len(files)
+        with progress_bar(f"Classifying {len(files):,} pictures", total) as advance:
+            for text in write_predictions(readable(advance), file_format, top, width=0):
+                sys.stdout.write(text)
     if unreadable:
         sys.exit(1)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cnnlab.errors import masked
 from cnnlab.tracking.session import folder_of_waiting_run
 from cnnlab.utils.environment import read_variable
+from cnnlab.utils.screen import is_plain
 from cnnlab.utils.text import escape_control_characters
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ def _print_table(title: str | None, headers: Sequence[str], rows: Sequence[Seque
     from rich.table import Table
 
     # In a file the table is as wide as it needs to be; only a terminal, or who sets COLUMNS, has a width to respect.
-    console = Console(width=shutil.get_terminal_size((UNLIMITED, 0)).columns, markup=False, emoji=False)
+    width, colours = shutil.get_terminal_size((UNLIMITED, 0)).columns, None if is_plain() else "auto"
+    console = Console(width=width, color_system=colours, markup=False, emoji=False)
     columns = {header: [_printable(row[i], console.encoding) for row in rows] for i, header in enumerate(headers)}
     widths = {header: max(map(cell_len, [*header.split("\n"), *columns[header]])) for header in headers}
 

@@ -22,8 +22,6 @@ import numpy.typing as npt
 import PIL
 import psutil
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import Progress
 
 from cnnlab.data.decoding import FORMATS, SIXTEEN_BITS
 from cnnlab.data.disk_rows import release_pages
@@ -32,6 +30,7 @@ from cnnlab.data.perceptual_hash import find_near_duplicates
 from cnnlab.errors import LabError
 from cnnlab.utils import user_cache
 from cnnlab.utils.log import log
+from cnnlab.utils.screen import progress_bar
 
 WRITTEN_AT_ONCE = 2**24  # bytes of pixels between two notes of the progress
 # What is stored of each file, as in `FileFacts`: the sha256 of its pixels and of its content, its difference hash, its
@@ -309,17 +308,19 @@ def _decode_into(
     Grey pictures of 16 bits are scaled by the range of all of them, which is known only once all are decoded; they are
     decoded twice.
     """
-    console, saved = Console(stderr=True), done
-    bar = Progress(console=console, disable=not console.is_terminal)
-    with bar, contextlib.closing(decode_files(root, files[done:], side, resize_mode, SIXTEEN_BITS)) as chunks:
-        task = bar.add_task(f"Decoding {len(files):,} pictures", total=len(files), completed=done)
+    saved = done
+    bar = progress_bar(f"Decoding {len(files):,} pictures", len(files), done)
+    with (
+        bar as advance,
+        contextlib.closing(decode_files(root, files[done:], side, resize_mode, SIXTEEN_BITS)) as chunks,
+    ):
         for pixels, facts in chunks:
             made.store(range(done, done + len(facts)), pixels, facts)
             done += len(facts)
             if (done - saved) * side * side * 3 >= WRITTEN_AT_ONCE:
                 save_progress(done)
                 saved = done
-            bar.update(task, completed=done)
+            advance(len(facts))
     if made.grey_range not in (None, SIXTEEN_BITS):
         left = np.flatnonzero(~np.isnan(made.known["low"]))
         for pixels, facts in decode_files(root, files[left], side, resize_mode, made.grey_range):

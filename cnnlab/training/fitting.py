@@ -26,6 +26,7 @@ from cnnlab.training.frozen_layers import Rows
 from cnnlab.training.optimizers import STEPS_PER_EXECUTION, takes_one_hot_labels
 from cnnlab.training.stages import Stage
 from cnnlab.training.trained_part import TrainedPart
+from cnnlab.utils.screen import is_live
 from cnnlab.utils.signals import signals_between_batches
 
 PREDICT_BATCH = 256  # images; large batches use the cores better
@@ -81,8 +82,8 @@ def fit(
             initial_epoch=progress.epochs,
             **validation,
             callbacks=[*made, *last_callbacks, between_batches],
-            # A moving bar on a terminal, a line for each epoch in a file.
-            verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
+            # A moving bar on a terminal, a line for each epoch in a file; Keras cannot print where there is no stream.
+            verbose=0 if quiet or sys.stdout is None else 1 if is_live(sys.stdout) else 2,
         ).history
 
 

@@ -20,12 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import Progress
 
 from cnnlab.data.disk_rows import MappedRows
 from cnnlab.utils import user_cache
 from cnnlab.utils.log import log
+from cnnlab.utils.screen import progress_bar
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.worker_pool import Job, ThisProcess, current_workers, run_jobs
 
@@ -192,17 +191,15 @@ def _fill(
         arguments = (shared, pass_id, batches, batch_size, stored.dtype.name, start)
         return Job(f"the pass from row {start:,}", _features_of_job, arguments)
 
-    console = Console(stderr=True)
     title = f"Frozen layers over {len(positions):,} {'mirrored ' if mirrored else ''}images"
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=len(positions))
+    with progress_bar(title, len(positions)) as advance:
         for ended in run_jobs(next_job, workers, ahead=2):
             start, features = cast("tuple[int, Features | None]", ended.result())
             if features is None:
                 log.warning(f"frozen layers' features are too large for {stored.dtype}; storing them in float32.")
                 return np.empty(0, np.float32)
             stored[start : start + len(features)] = features
-            progress.advance(task, len(features))
+            advance(len(features))
     return stored
 
 

@@ -23,6 +23,8 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "MLFLOW_SERVER_ALLOWED_HOSTS": "names that cnnlab ui may be called by, separated by commas",
         "MLFLOW_TRACKING_URI": "store of the runs: a database or the address of an MLflow server",
         "XDG_CACHE_HOME": "the user's cache folder, which cnnlab's is in",
+        "NO_COLOR": "anything for a screen without colours and progress bars",
+        "TERM": "kind of the terminal; dumb has no colours and progress bars",
         "KERAS_BACKEND": "another value than tensorflow is reported, and not used",
         "OMP_NUM_THREADS": "CPU cores that Ray gives to a job",
         "TF_NUM_INTRAOP_THREADS": "threads of TensorFlow's operations",

@@ -28,6 +28,7 @@ import psutil
 from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
+from cnnlab.utils.screen import is_live
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.user_cache import FOLDER_VARIABLE, cache_folder
 from cnnlab.utils.worker_pool import Job, JobResult, SharedArgument, run_pickled, use_workers
@@ -104,7 +105,7 @@ def _connected(on: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Else it takes the GPUs from the sight of a job that asks for none only with a warning.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not sys.stderr.isatty():
+    if not is_live(sys.stderr):
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if on == LOCAL:
         # Makes Ray listen on the loopback address only (seen in 2.60); without it, it listens on all addresses.

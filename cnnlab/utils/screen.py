@@ -1,4 +1,4 @@
-"""Keep a command at work whatever becomes of its standard streams: closed, full, or without a reader."""
+"""Write to the screen whatever becomes of it, and move or colour what is on it only where that is wanted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import io
 import os
 import select
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from cnnlab.utils.environment import read_variable
 
 
 class _Stream(io.FileIO):
@@ -53,3 +58,31 @@ def output_failure() -> OSError | None:
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     failure = raw.failure if isinstance(raw, _Stream) else None
     return None if failure and failure.errno == errno.EPIPE else failure
+
+
+def is_plain() -> bool:
+    """Return whether the user wants no colours or other escape sequences on a terminal."""
+    return bool(read_variable("NO_COLOR")) or read_variable("TERM") == "dumb"
+
+
+def is_live(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal on which what was written can be changed, such as by a progress bar."""
+    return stream is not None and stream.isatty() and not is_plain()
+
+
+@contextmanager
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on a live standard error inside the block.
+
+    Yields:
+        A function that takes by how much more of `total` is done. A total of 0 shows no bar.
+    """
+    if not total or not is_live(sys.stderr):  # rich would take a notebook for a screen, and leave an empty output in it
+        yield lambda more: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, completed=done)
+        yield lambda more: progress.advance(task, more)

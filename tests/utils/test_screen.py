@@ -1,11 +1,19 @@
-"""Test that a job goes on when its output can no longer be written: pytest tests/utils/test_screen.py"""
+"""Test that jobs go on when their output cannot be written, and which escape sequences it has.
 
+pytest tests/utils/test_screen.py
+"""
+
+import io
 import os
+import pty
 import shlex
 import subprocess
 import sys
 
 import pytest
+
+from cnnlab.cli.tables import print_backbones
+from cnnlab.utils.screen import is_live, progress_bar
 
 # Prints more than a pipe or a buffer holds, also without Python's streams, and keeps what it does in a file.
 JOB = """
@@ -72,3 +80,42 @@ def test_a_command_that_only_prints_says_what_it_could_not(command, redirection,
     assert done.returncode == status
     assert len(done.stderr.splitlines()) == (status == 1)
     assert "No space left on device" in done.stderr or status != 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "escapes"),
+    [
+        ({}, True),
+        ({"NO_COLOR": ""}, True),
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_escape_sequences_on_a_terminal(variables, escapes, monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        for stream in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, stream, terminal)
+        assert is_live(sys.stdout) == escapes
+        with progress_bar("bar", 2) as advance:
+            advance(1)
+        print_backbones()
+        terminal.flush()
+        shown = os.read(ours, 100_000)
+    os.close(ours)
+    assert b"cnn" in shown
+    assert (b"\x1b" in shown) == (b"bar" in shown) == escapes
+
+
+def test_a_file_and_no_stream_are_not_live(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    assert not is_live(io.StringIO())
+    assert not is_live(None)
+    with progress_bar("bar", 2) as advance:
+        advance(1)
+    assert capsys.readouterr() == ("", "")
