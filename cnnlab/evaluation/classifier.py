@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from cnnlab.data.decoding import SIXTEEN_BITS, decode_image
 from cnnlab.errors import LabError
+from cnnlab.utils.log import log_levels
 from cnnlab.utils.signals import signals_held
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ class Classifier:
         Raises:
             LabError: they are not finite numbers.
         """
-        with signals_held():
+        # TensorFlow takes the calls of one model after another for a mistake ("retracing").
+        with signals_held(), log_levels({"tensorflow": logging.ERROR}):
             probabilities = np.asarray(self.model.predict_on_batch(images))
         if not np.isfinite(probabilities).all():
             raise LabError(

@@ -21,6 +21,7 @@ from unittest import mock
 import mlflow
 import numpy as np
 import numpy.typing as npt
+from mlflow import environment_variables
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
@@ -33,15 +34,18 @@ from mlflow.utils import autologging_utils
 
 from cnnlab.errors import ArgumentError, first_line
 from cnnlab.tracking.store_location import BESIDE, artifact_repository, local_database, sqlite_uri
+from cnnlab.utils.log import log_levels
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 KNOWN_TABLES: frozenset[str] = frozenset(Base.metadata.tables)
-DEFAULTS = {  # of MLflow's environment variables, while cnnlab works with MLflow
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # MLflow's 7 block for minutes on a server that went away
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # a closed network would be tried in vain
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run on a server
+# Defaults of MLflow's settings while cnnlab works with MLflow; environment variables of the user's take precedence.
+DEFAULTS = {
+    environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES: 3,  # MLflow's 7 block for minutes on a server that went away
+    environment_variables.MLFLOW_DISABLE_TELEMETRY: True,  # a closed network would be tried in vain
+    environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT: True,  # two lines for every run on a server
+    environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR: False,  # of files that are copied on this disk
 }
 LOG_LEVELS = {
     # What the database refuses is raised as well as logged.
@@ -53,6 +57,7 @@ LOG_LEVELS = {
     "mlflow.store.model_registry.abstract_store": logging.ERROR,  # how long a server may take to register a model
     "alembic": logging.ERROR,  # each step of a new database's schema
     "alembic.runtime.migration": logging.ERROR,
+    "tensorflow": logging.ERROR,  # takes the training of one model after another for a mistake ("retracing")
 }
 
 
@@ -67,11 +72,12 @@ def restored_globals() -> Iterator[None]:
     is no active experiment, since MLflow does not open a run of another experiment again then, and the user's
     autologging logs nothing: MLflow's `disable_autologging` does the same, but cannot be nested.
     """
-    saved = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "LOGNAME", *DEFAULTS)
+    saved = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "LOGNAME")
     variables = {name: os.environ.get(name) for name in saved}
     uri, experiment = tracking_utils._tracking_uri, fluent._active_experiment_id
-    levels = {name: logging.getLogger(name).level for name in LOG_LEVELS}
     with (
+        contextlib.ExitStack() as defaults,
+        log_levels(LOG_LEVELS),
         # A checkout on PYTHONPATH has no entry points, by which MLflow finds this where cnnlab is installed.
         mock.patch.dict(_artifact_repository_registry._registry, {"mlflow-artifacts": artifact_repository}),
         # It takes an escaped address for the path, and makes a folder `what%3Fnow` beside `what?now`.
@@ -80,14 +86,12 @@ def restored_globals() -> Iterator[None]:
     ):
         try:
             fluent._active_experiment_id = None
-            for name, value in DEFAULTS.items():
-                os.environ.setdefault(name, value)
+            for setting, value in DEFAULTS.items():
+                defaults.enter_context(mock.patch.object(setting, "default", value))
             try:
                 getpass.getuser()
             except (KeyError, OSError):  # a user without an entry, as in many containers; MLflow asks for the name
                 os.environ["LOGNAME"] = str(os.getuid())
-            for name, level in LOG_LEVELS.items():
-                logging.getLogger(name).setLevel(level)
             yield
         finally:
             mlflow.set_tracking_uri(uri)
@@ -96,8 +100,6 @@ def restored_globals() -> Iterator[None]:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
 
 
 def _make_parent_folder(uri: str) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 log: logging.Logger = logging.getLogger("cnnlab")
 
@@ -28,3 +30,16 @@ if not log.handlers:
     log.addHandler(ScreenHandler())
     log.setLevel(logging.INFO)
     log.propagate = False  # or a root handler would show each message again
+
+
+@contextmanager
+def log_levels(levels: Mapping[str, int]) -> Iterator[None]:
+    """Set the levels of loggers, by their names, inside the block."""
+    before = {name: logging.getLogger(name).level for name in levels}
+    try:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

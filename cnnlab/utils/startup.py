@@ -30,7 +30,6 @@ def job(trains: bool = True) -> Iterator[None]:
     # Models and stores may be somebody else's. Only in a command's own process: a script may load pickles of its own.
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at its import
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of files that are copied on this disk
     before = signal.signal(signal.SIGTERM, stop)
     try:
         if trains:

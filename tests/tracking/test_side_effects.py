@@ -1,6 +1,7 @@
 """Test that importing and installing cnnlab changes nothing for other programs."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from tests.helpers.faulty_proxy import served
 SEEN = """
 import json, logging, os, sys
 import mlflow
+from mlflow import environment_variables as variables
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry as registry
 from mlflow.store.db import utils
 from mlflow.tracking import fluent
@@ -29,8 +31,11 @@ def seen():
     loggers = {name: logging.getLogger(name).level for name in list(logging.root.manager.loggerDict)}
     return {
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW", "LOGNAME"))},
+        "defaults": [setting.get() for setting in (variables.MLFLOW_DISABLE_TELEMETRY,
+            variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES, variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR)],
         "functions": utils._make_parent_dirs_if_sqlite.__module__,
-        "levels": {name: level for name, level in loggers.items() if name.startswith(("mlflow", "alembic", "urllib3"))},
+        "levels": {name: level for name, level in loggers.items()
+                   if name.startswith(("mlflow", "alembic", "urllib3", "tensorflow"))},
         "repositories": {scheme: repr(made) for scheme, made in registry._registry.items()},
         "uri": mlflow.get_tracking_uri(),
     }
@@ -82,7 +87,9 @@ def test_an_import_changes_nothing_of_mlflow(workplace):
 def test_a_verb_leaves_mlflow_as_it_was(workplace):
     work = "from cnnlab.tracking import mlflow_store\nwith mlflow_store.opened():\n    inside = seen()\n"
     before, inside, after = output_of(SEEN + IMPORTS + work + "print(json.dumps([before, inside, seen()]))")
-    assert inside["environment"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert inside["defaults"] == [True, 3, False]
+    assert after["defaults"] == before["defaults"] == [False, 7, True]
+    assert inside["levels"]["tensorflow"] == logging.ERROR  # no warnings of retracing for each further model
     assert inside["functions"] == "cnnlab.tracking.mlflow_internals"
     assert inside["uri"].endswith("mlruns/mlflow.db")
     assert after["environment"] == before["environment"] | {"LOGNAME": "ann"}
