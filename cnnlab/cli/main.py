@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
+from collections.abc import Iterable
 
 import click
 
@@ -16,6 +17,26 @@ from cnnlab.utils.text import escape_control_characters
 
 PRINTING = ("models", "predict", "cache")  # commands whose output is all that they do
 
+NO_BREAK = "\N{NON-BREAKING HYPHEN}"
+
+
+class _WholeWords(click.HelpFormatter):
+    """Break lines of help texts at spaces only: `--fine-tune` and `one-cycle` are not divided at their hyphens."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", NO_BREAK))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        kept = [(term, text.replace("-", NO_BREAK)) for term, text in rows]
+        super().write_dl(kept, min(col_max, self.width // 3), col_spacing)  # else long words have no room at 60 columns
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(NO_BREAK, "-")
+
+
+class _Context(click.Context):
+    formatter_class = _WholeWords
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="cnnlab")
@@ -23,7 +44,10 @@ def cli() -> None:
     """Train, compare and use image classifiers, with every run tracked by MLflow."""
 
 
+cli.context_class = _Context
 for _command in (*training_commands.COMMANDS, *model_commands.COMMANDS, *store_commands.COMMANDS):
+    _command.context_class = _Context
+    _command.short_help = (_command.help or "").split("\n\n")[0]  # click would cut it after 45 characters
     _help = "Show the traceback of an error."
     _command.params.append(
         click.Option(["--debug"], is_flag=True, expose_value=False, help=_help)  # `main` looks for it

@@ -215,3 +215,17 @@ def test_ui_answers_at_the_printed_link(store, digits, cnnlab):
             return
         time.sleep(0.2)
     raise AssertionError("the server outlived the command")
+
+
+@pytest.mark.parametrize("name", [None, *main.cli.commands])
+def test_help_has_whole_words_at_any_width(name):
+    """Lines end at spaces only: the words are the same, and none of a value or an option is divided or left out."""
+    command = main.cli.commands[name] if name else main.cli
+    help_at = {}
+    for width in (50, 58, 78, 500):
+        text = command.get_help(command.context_class(command, terminal_width=width))
+        assert width == 50 or max(map(len, text.splitlines())) <= width
+        help_at[width] = text.split()
+    assert help_at[50] == help_at[58] == help_at[78] == help_at[500]
+    if name is None:
+        assert all(set(c.short_help.split()) <= set(help_at[50]) for c in main.cli.commands.values())
