@@ -68,7 +68,7 @@ def compare_models(
         print(comparison.verdicts)
     """
     if len({recipe.with_defaults() for recipe in recipes}) < len(recipes):
-        raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or use --seeds.")
+        raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or change its seed.")
     options = options or RunOptions()  # refuses a wrong variable before any work
     with Session([recipe.model for recipe in recipes], options=options) as session:
         prepared = prepare(recipes, options=options)

@@ -92,7 +92,7 @@ def _findings(dataset: ImageDataset, prepared: Prepared) -> audit_report.Finding
     distances[used] = strangeness(features, labels)
     weak = ""
     if prepared.recipe.weights == "random":
-        weak = "the network has random weights, not pre-trained ones. Name --weights or --backbone for a better one."
+        weak = "the network has random weights, not pre-trained ones. Name other weights or another backbone."
         log.warning(f"the label check is weak: {weak}")
     return audit_report.Findings(
         **{"name": dataset.name, "class_names": dataset.class_names, "lines": summary.lines},
@@ -126,7 +126,7 @@ def _features(
     if features is None:
         raise LabError(
             "Expected room for the features of all pictures. Received: too little, on the disk and in memory. Make "
-            "room, name another folder with CNNLAB_CACHE, or use --limit."
+            "room, name another folder with CNNLAB_CACHE, or set limit."
         )
     return np.asarray(features[0][:], "float32")
 
@@ -137,7 +137,7 @@ def _expect_ours(folder: Path) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ArgumentError(
             f"Expected a folder that can be written for the report. Received: '{folder}' in '{above}', which cannot. "
-            "Name another one with --out."
+            "Name another one as out."
         )
     if not folder.exists():
         return
@@ -147,7 +147,7 @@ def _expect_ours(folder: Path) -> None:
     if others := [name for name in there if not (ours and name in audit_report.FILES)]:
         raise ArgumentError(
             f"Expected a new folder for the report, or one with an earlier report only. Received: '{folder}', which "
-            f"holds {others[0]}. Name another one with --out."
+            f"holds {others[0]}. Name another one as out."
         )
 
 
@@ -164,7 +164,7 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
             fresh.rename(folder)
     except OSError as error:
         raise LabError(
-            f"Expected to write the report to '{folder}'. Received: {error.strerror}. Name another folder with --out."
+            f"Expected to write the report to '{folder}'. Received: {error.strerror}. Name another folder as out."
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -106,7 +106,7 @@ def export_model(
     """
     expect_one_of("format", file_format, export_formats.ENDINGS)
     if int8 and file_format != "litert":
-        raise ArgumentError(f"Expected --int8 with --format litert. Received: {file_format}. Leave one out.")
+        raise ArgumentError(f"Expected int8 with the format litert. Received: {file_format}. Leave one out.")
     _expect_free(output)
     export_formats.expect_packages(file_format)
     with opened_store(writes=False):
@@ -118,7 +118,7 @@ def export_model(
     if int8 and pictures.training is None:
         raise LabError(
             f"Expected training pictures to calibrate 8-bit integers by. Received none: {pictures.where}. "
-            "Name their folder with --dataset, or leave out --int8."
+            "Name their folder as dataset, or leave int8 out."
         )
     calibration = None
     if int8:
@@ -155,9 +155,9 @@ def _expect_free(path: str | os.PathLike[str] | None) -> None:
         return
     path = Path(path)
     if os.path.lexists(path):
-        raise ArgumentError(f"Expected a path that is free. Received: '{path}'. Remove it, or name another --output.")
+        raise ArgumentError(f"Expected a path that is free. Received: '{path}'. Remove it, or name another output.")
     if not path.parent.is_dir():
-        raise ArgumentError(f"Expected --output in a folder that exists. Received: '{path}'. Make '{path.parent}'.")
+        raise ArgumentError(f"Expected output in a folder that exists. Received: '{path}'. Make '{path.parent}'.")
 
 
 def _default_name(uri: str, run_id: str | None) -> str:
@@ -235,7 +235,7 @@ def _checked(
     if not np.isfinite(received).all() or (difference > TOLERANCE and not int8):
         raise LabError(
             f"Expected the {file_format} file to answer as Keras does, within {TOLERANCE:g}. Received: a probability "
-            f"that differs by {difference:.2g} on {pictures.where}. It was removed; use another --format."
+            f"that differs by {difference:.2g} on {pictures.where}. It was removed; use another format."
         )
     size, side = _size_of(written) / 1e6, classifier.image_size
     shape = f"(N, {side}, {side}, 3) uint8 to (N, {received.shape[1]}) float32"

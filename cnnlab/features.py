@@ -53,7 +53,7 @@ def store_features(
     if features is None:
         raise ArgumentError(
             f"Expected a model whose first layers are frozen and have no randomness. Received: {recipe.label}, with "
-            "none that are worth storing. Use another backbone, or leave --augment and --train-blocks out."
+            "none that are worth storing. Use another backbone, or leave augment and train_blocks out."
         )
     seconds = time.perf_counter() - started
     new = [entry for entry in user_cache.entries() if entry["key"] not in before]

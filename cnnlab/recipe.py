@@ -300,7 +300,7 @@ class Recipe:
             )
         if not model.is_custom and "backbone" in model.arguments and not self.backbone:
             raise ArgumentError(
-                "Expected a backbone with the model 'transfer'. Received: none. Name one with --backbone: a name of "
+                "Expected a backbone with the model 'transfer'. Received: none. Name one as backbone: a name of "
                 "'cnnlab models --available', a .keras file, models:/NAME@ALIAS or hub:PRESET."
             )
         resolved = ResolvedRecipe(**values)
@@ -398,7 +398,7 @@ class ResolvedRecipe(Recipe):
         if model.is_custom and (missing := [name for name in missing if name not in given]):
             raise ArgumentError(
                 f"Expected a value for every argument of {self.label}. Received none for: {', '.join(missing)}. "
-                f"Give it with --arg {missing[0]}=..., or a default in the function."
+                f"Give it in arguments (--arg {missing[0]}=...), or a default in the function."
             )
         return given
 

@@ -136,4 +136,4 @@ def expect_to_combine(recipe: Any) -> None:
     if not recipe.fine_tune:
         for name in ("fine_tune_from", "fine_tune_learning_rate", "layer_decay"):
             value = getattr(recipe, name)
-            expect(value is None, f"fine_tune, a number of epochs, with {name}", value, "Add --fine-tune 5, say.")
+            expect(value is None, f"fine_tune, a number of epochs, with {name}", value, "Set fine_tune to 5, say.")

@@ -96,7 +96,7 @@ def prepare(
     say("\n".join(dict.fromkeys(line for one in datasets.values() if one.summary for line in one.summary.lines)))
     loaded = [datasets[recipe.data_arguments()["image_size"]] for recipe in recipes]
     for label in sorted(shrunk if isinstance(source, FolderLayout) and side() > FROM_SCRATCH else ()):
-        say(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; --image-size for more.")
+        say(f"{label}: sees a folder's pictures at {FROM_SCRATCH} x {FROM_SCRATCH} pixels; set image_size for more.")
     weights_of = functools.cache(_weights)  # of several seeds once
     prepared = [_prepared(recipe, dataset, weights_of) for recipe, dataset in zip(recipes, loaded, strict=True)]
     for size, number in shared.items():
@@ -237,7 +237,7 @@ def _with_sizes(recipe: Recipe, source: object, side: Callable[[], int]) -> Reci
         if recipe.image_size:
             raise ArgumentError(
                 f"Expected image_size {stored_size} for {recipe.label}, which takes pictures as they are stored. "
-                f"Received: {image_size}. Leave --image-size or --stored-size out."
+                f"Received: {image_size}. Leave image_size or stored_size out."
             )
         image_size = stored_size
     return dataclasses.replace(
@@ -261,7 +261,7 @@ def _weights(backbone: str | None, named: str | None, side: int) -> tuple[str | 
             raise
     log.warning(
         f"{BACKBONES[backbone].build}'s ImageNet weights cannot be downloaded; using random ones, so expect a "
-        "poor score (name --weights to choose)."
+        "poor score (name weights to choose)."
     )
     return "random", {"weights_stand_in_for": "imagenet"}
 

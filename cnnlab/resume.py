@@ -143,5 +143,5 @@ def resumption_told(
 def difference_told(difference: float) -> str:
     """Warn how far epochs that were trained twice differ; return the text for the run's tag."""
     text = f"epochs after that were trained twice, and differ by up to {difference:.3g} from their curves"
-    log.warning(f"{text}, which are of the first time. --deterministic repeats bit for bit.")
+    log.warning(f"{text}, which are of the first time. deterministic trainings repeat bit for bit.")
     return f", {text}"

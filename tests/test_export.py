@@ -60,7 +60,7 @@ def test_differences_from_the_run_are_told(store, small_cnn, monkeypatch):
 
 
 def test_incompatible_arguments_of_an_export_are_refused(workplace):
-    with pytest.raises(cnnlab.LabError, match=r"Expected --int8 with --format litert. Received: onnx"):
+    with pytest.raises(cnnlab.LabError, match=r"Expected int8 with the format litert. Received: onnx"):
         export.export_model(file_format="onnx", int8=True)
-    with pytest.raises(cnnlab.LabError, match=r"Expected --output in a folder that exists"):
+    with pytest.raises(cnnlab.LabError, match=r"Expected output in a folder that exists"):
         export.export_model(file_format="keras", output="nowhere/model.keras")

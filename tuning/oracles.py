@@ -269,7 +269,7 @@ def make_oracle(search: Search, folder: Path) -> Any:
 
 def reading_state(file: str | Path) -> AbstractContextManager[None]:
     """As `errors.reading`, for files of a search."""
-    return reading(f"'{file}' to be a search's state", "Restore it, or start the search again with --restart.")
+    return reading(f"'{file}' to be a search's state", "Restore it, or start the search again with restart.")
 
 
 def write_json(path: Path, state: Any) -> None:

@@ -228,7 +228,7 @@ def _lock_of(folder: Path, name: str) -> AcquireReturnProxy:
         return FileLock(f"{folder}.lock", timeout=0).acquire()
     except Timeout:
         raise LabError(
-            f"Expected search '{name}' to be idle. Received: another process runs it. Wait, or use --name."
+            f"Expected search '{name}' to be idle. Received: another process runs it. Wait, or use another name."
         ) from None
 
 
@@ -248,7 +248,7 @@ def _prepare(folder: Path, name: str, settings: dict[str, str], restart: bool) -
     if before and differences and "finished" not in before:
         raise ArgumentError(
             f"Expected the settings of the unfinished search '{name}'. Received others: {'; '.join(differences)}. "
-            "Use the same to go on, --name for a search beside it, or --restart to forget it."
+            "Use the same to go on, another name for a search beside it, or restart to forget it."
         )
     if differences:
         shutil.rmtree(folder, ignore_errors=True)
@@ -275,5 +275,5 @@ def _expect_trials(oracle: Any) -> None:
     raise LabError(
         f"Expected trials that train. Received {len(failures)} failures in a row, the last one: "
         f"{search_report.reason_of(failures[-1]).rstrip('.')}. Correct what failed, and the same command goes on; "
-        "or narrow the space with --space and --restart."
+        "or restart it with a narrower space."
     )

@@ -29,8 +29,7 @@ def expect_runnable(name: str | None, workers: int | None, options: RunOptions) 
         raise ArgumentError(f"Expected workers to be at least 1. Received: {workers}.")
     if options.cluster is None and (workers or 1) > MOST_PROCESSES:
         raise ArgumentError(
-            f"Expected at most {MOST_PROCESSES} --workers on one machine. Received: {workers}. Use fewer, or --on, a "
-            "cluster."
+            f"Expected at most {MOST_PROCESSES} workers on one machine. Received: {workers}. Use fewer, or a cluster."
         )
 
 

@@ -146,7 +146,7 @@ def _download(name: str) -> dict[str, Labelled]:
     except Exception as error:  # Keras raises a bare Exception when the host cannot be reached
         raise LabError(
             f"Expected to download {name}. Received: {error or type(error).__name__}. Connect to a network, or use "
-            f"--dataset with a folder of images or the embedded {FALLBACK_DATASET}."
+            f"a folder of images as dataset or the embedded {FALLBACK_DATASET}."
         ) from error
     return {
         split: (images, labels.reshape(-1).astype(np.int64))

@@ -247,7 +247,7 @@ def _unlabelled_splits(by_child: Mapping[str, Paths], where: str) -> list[str]:
         child = next(child for child, split in flat.items() if split == "train")
         raise ArgumentError(
             f"Expected class folders inside of the {child}/ of '{where}'. Received: pictures without class folders. "
-            "Sort them into class folders, or name a CSV file of their labels with --labels."
+            "Sort them into class folders, or name a CSV file of their labels as labels."
         )
     return [child for child, split in flat.items() if split != "train"]
 
@@ -299,5 +299,5 @@ def _expect_no_empty_class(
         raise ArgumentError(
             f"Expected pictures in every class folder of '{where}'. Received: {folder}/ without any that can be read "
             f"({describe_left_out(lost) or 'it is empty'}). Convert them (.heic is read after pip install "
-            "'cnnlab[heic]'), move the folder away, or leave it out with --skip-bad."
+            "'cnnlab[heic]'), move the folder away, or leave it out with skip_bad."
         )

@@ -213,7 +213,7 @@ def load_dataset(
         if source is not None or isinstance(error, ArgumentError):
             raise
     fallback = builtin_sets.FALLBACK_DATASET
-    log.warning(f"{name} cannot be downloaded; using the embedded {fallback} instead (name --dataset to choose).")
+    log.warning(f"{name} cannot be downloaded; using the embedded {fallback} instead (name a dataset to choose).")
     return replace(_from_name(fallback, image_size, val_fraction, limit, seed, for_audit, recheck), stands_in_for=name)
 
 
@@ -238,7 +238,7 @@ def _from_name(
     digests = _digests(class_names, splits["train"], splits["test"], by_row=False)
     pictures, tables, pairs, notes = None, {}, (), []
     if Path(name).is_dir():
-        notes.append(f"a folder of that name is here too; --dataset ./{name} is the folder")
+        notes.append(f"a folder of that name is here too; the dataset ./{name} is the folder")
     if for_audit:
         positions = {split: one.positions for split, one in loaded.items()}
         arrays = {split: (part.images, part.labels) for split, part in splits.items()}

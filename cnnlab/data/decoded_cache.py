@@ -156,7 +156,7 @@ def load_or_build(
         if size > psutil.virtual_memory().available / 2:
             raise LabError(
                 f"Expected {size / 1e9:,.1f} GB for the decoded pictures in '{path.parent}'. Received: {error}. Make "
-                "room, name another folder with CNNLAB_CACHE, or use a smaller --stored-size or --limit."
+                "room, name another folder with CNNLAB_CACHE, or use a smaller stored_size or limit."
             ) from error
         log.warning(
             f"decoded pictures ({size / 1e6:,.0f} MB) cannot be stored in '{path.parent}' ({error}); keeping "

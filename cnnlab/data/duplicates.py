@@ -62,7 +62,7 @@ class Duplicates:
             inside = {p.second for p in self.pairs if p.near == near and self.splits[p.first] == self.splits[p.second]}
             if inside:
                 described.append(f"{_count(inside)} {how} in one split")
-        kept_out = "kept out of training" if dropped else "--drop-duplicates keeps them out of training"
+        kept_out = "kept out of training" if dropped else "drop_duplicates keeps them out of training"
         return f"duplicates: {'; '.join(described)} (duplicates.csv; {kept_out})"
 
     def table(self, class_names: Sequence[str]) -> str:

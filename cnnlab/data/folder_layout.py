@@ -98,7 +98,7 @@ def _expect_all_readable(scan: FolderScan, where: str) -> None:
         if reason.startswith(("folders that cannot be read", "files that cannot be read")):
             raise ArgumentError(
                 f"Expected to read all of '{where}'. Received: {len(paths):,} {reason}, the first one "
-                f"{paths[0] or 'the folder itself'}. Give yourself permission, or leave them out with --skip-bad."
+                f"{paths[0] or 'the folder itself'}. Give yourself permission, or leave them out with skip_bad."
             )
 
 
@@ -122,7 +122,7 @@ def _expect_trainable(layout: FolderLayout, counts: Counts, where: str, labels: 
         received = f"only '{next(iter(train))}'" if train else "none"
         two = "at least two class folders with pictures, or train/ and test/ with those"
         two = "pictures of at least two classes" if labels else two
-        advice = f"Look into '{labels}'." if labels else "Pictures that are listed in a file need --labels FILE.csv."
+        advice = f"Look into '{labels}'." if labels else "Pictures that are listed in a CSV file need it as labels."
         left = f" Left out: {escape_control_characters(describe_left_out(layout.left_out))}." if layout.left_out else ""
         raise ArgumentError(f"Expected '{where}' to hold {two}. Received: {received}.{left} {advice}")
     for split in SPLITS[1:]:

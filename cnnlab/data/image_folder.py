@@ -237,7 +237,7 @@ def _drop_duplicates(pictures: Pictures, dropped: Positions, class_names: Sequen
     if lost := sorted(before - set(pictures.labels[pictures.splits == "train"].tolist())):
         raise ArgumentError(
             f"Expected training pictures of every class. Received duplicates only of: "
-            f"{', '.join(class_names[int(label)] for label in lost)}. Add others, or leave --drop-duplicates out."
+            f"{', '.join(class_names[int(label)] for label in lost)}. Add others, or leave drop_duplicates out."
         )
 
 
@@ -278,7 +278,7 @@ def _undecodable(layout: FolderLayout, bad: Mapping[int, str]) -> LabError:
     received = f"{'one that does' if one else f'{len(named):,} that do'} not decode: {'; '.join(named)}"
     return LabError(
         f"Expected all pictures of '{layout.root}' to decode. Received {received}. Repair or remove "
-        f"{'it' if one else 'them'}, or leave {'it' if one else 'them'} out with --skip-bad."
+        f"{'it' if one else 'them'}, or leave {'it' if one else 'them'} out with skip_bad."
     )
 
 

@@ -90,7 +90,7 @@ def _describe_uneven_classes(class_names: Sequence[str], labels: npt.NDArray[np.
         return ""
     return (
         f"classes are uneven, from {counts[fewest]:,} of '{class_names[fewest]}' to {counts[most]:,} of "
-        f"'{class_names[most]}' for training: look at balanced accuracy, and consider --class-weight balanced"
+        f"'{class_names[most]}' for training: look at balanced accuracy, and consider balanced class_weights"
     )
 
 

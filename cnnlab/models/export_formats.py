@@ -66,7 +66,7 @@ def write_model(
     except Exception as error:  # of whatever converter
         raise LabError(
             f"Expected the model to be convertible to {file_format}. Received {type(error).__name__}: "
-            f"{first_line(error)[:200]}. Use another --format: keras and saved_model take every model."
+            f"{first_line(error)[:200]}. Use another format: keras and saved_model take every model."
         ) from error
     if file_format == "onnx":
         _describe_onnx(path, about)
@@ -108,7 +108,7 @@ def _run(file_format: str, function: Callable[[Given], Result], argument: Given)
     except Exception as error:  # of whatever runtime
         raise LabError(
             f"Expected the {file_format} file to run. Received {type(error).__name__}: "
-            f"{first_line(error)[:200]}. Use another --format."
+            f"{first_line(error)[:200]}. Use another format."
         ) from error
 
 

@@ -127,7 +127,7 @@ def champion_uri(name: str | None = None) -> str:
     if find_champion(name) is None:
         raise LabError(
             f"Expected {name} to have a champion. Received: none. Promote one with 'cnnlab register --promote', or "
-            f"name a version with --model models:/{name}/1."
+            f"name a version, models:/{name}/1."
         )
     return f"models:/{name}@{CHAMPION}"
 

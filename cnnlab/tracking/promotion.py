@@ -81,12 +81,12 @@ def promote(version: Version, *, by: Score = "accuracy", margin: float = 0.0, fo
             challenger, defender = _identified(version, challenger), _identified(champion, defender)
     except LabError as error:
         if not force:
-            raise LabError(f"{error} Move the alias with --force.") from error
+            raise LabError(f"{error} Move the alias with force.") from error
         return _decide(version, champion, Decision(True, f"Forced, not compared: {error}"), {})
     part, remark = _common_part(version, champion, challenger, defender)
     if part is None:
         if not force:
-            raise LabError(f"{remark} Register it under another --name, or move the alias with --force.")
+            raise LabError(f"{remark} Register it under another name, or move the alias with force.")
         return _decide(version, champion, Decision(True, f"Forced, not compared: {remark}"), {})
     first, second = getattr(challenger, part), getattr(defender, part)
     compared = compared_by(first, second, by)

@@ -249,7 +249,7 @@ class CheckpointCallback(keras.callbacks.Callback):
             if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
                 raise LabError(
                     f"Expected '{self.checkpoint.file}' to be a checkpoint of this model. Received: one with other "
-                    f"{name}. Train from the beginning, with --restart."
+                    f"{name}. Train from the beginning, with restart."
                 )
             for variable, array in zip(variables, arrays, strict=True):
                 variable.assign(array.view(to_numpy(variable).dtype))

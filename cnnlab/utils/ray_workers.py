@@ -43,12 +43,12 @@ def expect_address(on: str) -> None:
     """Raise `ArgumentError` unless `on` says where a cluster is, or Ray is not installed."""
     if on != LOCAL and not re.fullmatch(r"(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", on):
         raise ArgumentError(
-            f"Expected --on to be ray (a cluster on this machine, for this command), HOST:PORT (a cluster that this "
-            f"machine is a node of) or ray://HOST:PORT (any other). Received: '{on}'."
+            f"Expected the cluster (--on) to be ray (a cluster on this machine, for this command), HOST:PORT (a "
+            f"cluster that this machine is a node of) or ray://HOST:PORT (any other). Received: '{on}'."
         )
     if importlib.util.find_spec("ray") is None:
         raise ArgumentError(
-            "Expected the package ray for --on. Received: none is installed. Install it: pip install 'cnnlab[ray]'."
+            "Expected the package ray for a cluster. Received: none. Install it: pip install 'cnnlab[ray]'."
         )
 
 
@@ -134,7 +134,7 @@ def _connected(on: str) -> Iterator[Any]:
         raise LabError(
             f"Expected a Ray cluster at '{on}'. Received {type(error).__name__}: {first_line(error)}. "
             + (
-                "Try without --on."
+                "Try without the cluster."
                 if on == LOCAL
                 else "See 'ray status' there; HOST:PORT needs a node on this machine."
             )
@@ -165,7 +165,7 @@ def _expect_answer(on: str) -> None:
     except (OSError, OverflowError) as error:
         raise LabError(
             f"Expected a Ray cluster at '{on}'. Received: {first_line(error)}. Run 'ray start --head' there, "
-            "or use --on ray."
+            "or use the cluster ray."
         ) from error
 
 
@@ -202,7 +202,7 @@ class RayWorkers:
             largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
             raise ArgumentError(
                 f"Expected a node with {_text(self.needed)} for each job in the cluster at '{on}'. Received: "
-                f"{len(nodes)} nodes, the largest with {_text(largest)}. Ask for fewer with --cpus and --gpus."
+                f"{len(nodes)} nodes, the largest with {_text(largest)}. Ask for fewer cpus and gpus."
             )
         self.variables: dict[str, str] = {
             **{name: value for name, value in os.environ.items() if name.startswith(SENT)},

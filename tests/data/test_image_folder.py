@@ -202,7 +202,7 @@ def test_a_rare_class_is_in_every_part_or_named(rare, workplace):
     assert sum(have) == rare
     assert have[0] >= 1
     assert ("'rare' has" in said(d)) == (0 in have) == (rare < 3)
-    assert "--class-weight balanced" in said(d)
+    assert "balanced class_weights" in said(d)
 
 
 def test_all_bad_files_are_named_at_once_or_left_out(workplace):

@@ -134,7 +134,7 @@ def test_addresses_of_a_cluster_are_checked(monkeypatch):
     for on in ("ray", "10.0.0.1:6379", "ray://head.example:10001", "[::1]:6379"):
         expect_address(on)
     for on in ("", "local", "http://head:8265", "head", "ray://head"):
-        with pytest.raises(cnnlab.ArgumentError, match="Expected --on to be ray"):
+        with pytest.raises(cnnlab.ArgumentError, match="Expected the cluster \\(--on\\) to be ray"):
             expect_address(on)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(cnnlab.ArgumentError, match=r"pip install 'cnnlab\[ray\]'"):
