@@ -83,6 +83,9 @@ def restored_globals() -> Iterator[None]:
         # It takes an escaped address for the path, and makes a folder `what%3Fnow` beside `what?now`.
         mock.patch.object(db_utils, "_make_parent_dirs_if_sqlite", _make_parent_folder),
         mock.patch.object(autologging_utils, "_AUTOLOGGING_GLOBALLY_DISABLED", True),
+        # In a notebook the summaries of models, which MLflow and cnnlab log, leave empty outputs: Keras captures what
+        # rich prints, and rich (15.0) displays what is left.
+        mock.patch("rich.console._is_jupyter", return_value=False),
     ):
         try:
             fluent._active_experiment_id = None

@@ -299,7 +299,7 @@ def test_a_folder_with_the_name_of_a_set_is_said(workplace):
     fill("digits", ["a", "b"], 4)
     d = cnnlab.load_dataset("digits", limit=50)
     assert d.source == "sklearn/digits"
-    assert "--dataset ./digits is the folder" in said(d)
+    assert "the dataset ./digits is the folder" in said(d)
     assert load("./digits").class_names == ("a", "b")
 
 

@@ -119,7 +119,7 @@ def test_another_validation_split_is_judged_on_the_test_set(store, small_cnn):
     model = store.get_model_version(champion.name, champion.number).source.removeprefix("models:/")
     Path("mlruns/artifacts/models", model, "artifacts/predictions.npz").unlink()
     Path("mlruns/artifacts", first.run_id, "artifacts/predictions.npz").unlink()
-    with pytest.raises(cnnlab.LabError, match=r"Expected cnnlab-digits version 1 to have its predictions.*--force"):
+    with pytest.raises(cnnlab.LabError, match=r"Expected cnnlab-digits version 1 to have its predictions.*with force"):
         promotion.promote(challenger)
     assert model_registry.find_champion("cnnlab-digits").number == 1
     assert "Forced, not compared" in promotion.promote(challenger, force=True).reason

@@ -1,5 +1,6 @@
 """Test that importing and installing cnnlab changes nothing for other programs."""
 
+import builtins
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.store.db import utils as db_utils
+from rich.console import Console
 
 from cnnlab.tracking import mlflow_store
 from tests.helpers.faulty_proxy import served
@@ -104,6 +106,15 @@ def test_a_plain_script_works_as_without_cnnlab(workplace, imports):
     assert "the tracking URI must be a valid http or https URI" in refused  # MLflow's own sentence
     assert uri.startswith((workplace / "mlruns").as_posix())
     assert not (workplace / "artifacts").exists()
+
+
+def test_a_verb_in_a_notebook_leaves_no_empty_outputs(store, monkeypatch):
+    """Keras has rich print a model's summary, and keeps the text; in a notebook rich would display the rest."""
+    monkeypatch.setattr(builtins, "get_ipython", type("ZMQInteractiveShell", (), {}), raising=False)
+    assert Console().is_jupyter
+    with mlflow_store.opened():
+        assert not Console().is_jupyter
+    assert Console().is_jupyter
 
 
 def test_artifacts_of_another_program_s_server_are_asked_of_it(workplace):

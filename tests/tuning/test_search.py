@@ -183,7 +183,7 @@ def test_damaged_state_is_reported_with_what_to_do(store, monkeypatch):
     monkeypatch.setattr(trials, "fit_and_evaluate", fit)
     [state] = Path("mlruns/searches/cnn").glob("trial_*/trial.json")
     state.write_text(state.read_text()[:20])
-    with pytest.raises(cnnlab.LabError, match=r"trial.json' to be a search's state.*--restart"):
+    with pytest.raises(cnnlab.LabError, match=r"trial.json' to be a search's state.*with restart"):
         run_search(small_search(trials=2))
     result = run_search(small_search(trials=1), restart=True)
     assert len(result.rows) == 1
