@@ -162,6 +162,11 @@ def _typed(name: str, values: Range | tuple[Any, ...], recipe: Recipe) -> Range 
 
 def _check_values(name: str, values: Range | tuple[Any, ...], space: Mapping[str, Any], recipe: Recipe) -> None:
     counts = counts_in(space, recipe)
+    if isinstance(values, Range):
+        if not -math.inf < values.low <= values.high < math.inf:  # NaN fails too
+            raise ArgumentError(f"Expected a range from low to high for {name}. Received: {values}.")
+        if values.log and values.low <= 0:
+            raise ArgumentError(f"Expected the range of {name} to start above 0, as it is searched by its logarithm.")
     for value in (values.low, values.high) if isinstance(values, Range) else values:
         if LENGTHS.get(name) in counts:
             if not 1 <= value <= LONGEST:
@@ -190,12 +195,7 @@ def _range(name: str, before: object, text: str) -> Range:
     low, high = map(_number, text.split(":"))
     if low is None or high is None:
         raise _unreadable(f"{name}={text}")
-    if not -math.inf < low < high < math.inf:  # NaN fails too
-        raise ArgumentError(f"Expected a range from low to high for {name}. Received: {text}.")
-    log = before.log if isinstance(before, Range) else low > 0
-    if log and low <= 0:
-        raise ArgumentError(f"Expected the range of {name} to start above 0, as it is searched by its logarithm.")
-    return Range(low, high, log)
+    return Range(low, high, before.log if isinstance(before, Range) else low > 0)
 
 
 def _choices(kind: type, text: str, option: str) -> tuple:

@@ -10,7 +10,7 @@ from cnnlab.models.model_table import MODELS, Range
 from cnnlab.tuning.oracles import hyperparameters, make_oracle
 from cnnlab.tuning.search_settings import Search
 from cnnlab.tuning.spaces import check_space, fixed, narrowed, narrowed_space
-from cnnlab.tuning.trial_recipes import recipe_of, values_of
+from cnnlab.tuning.trial_recipes import candidates, recipe_of, values_of
 
 SPACES = {name: model.space for name, model in MODELS.items()}
 
@@ -79,12 +79,8 @@ def test_what_depends_on_another_value_is_left_out_without_it():
     [
         ("learning_rate=", "Expected --space as name=low:high"),
         ("learning_rat=1:2", "Did you mean 'learning_rate'"),
-        ("learning_rate=2:1", "a range from low to high"),
-        ("learning_rate=nan:1", "a range from low to high"),
-        ("learning_rate=0:1", "start above 0"),
         ("filters=8:16", "Expected choices for filters"),
         ("filters=8,big", "Expected --space as"),
-        ("dropout=-inf:0.5", "a range from low to high"),
         ("dense_units=8.5,16", "Expected --space as"),
     ],
 )
@@ -96,6 +92,10 @@ def test_unreadable_spaces_are_one_sentence(option, message):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ("learning_rate=2:1", "a range from low to high for learning_rate. Received: 2:1"),
+        ("learning_rate=nan:1", "a range from low to high"),
+        ("learning_rate=0:1", "start above 0"),
+        ("dropout=-inf:0.5", "a range from low to high"),
         ("learning_rate=1:20", "learning_rate to be above 0 and at most 10. Received: 20"),
         ("dropout=0:1", "dropout"),
         ("augment=none,flop", "Did you mean 'flip'"),
@@ -242,7 +242,19 @@ def test_settings_of_a_search_are_checked(changes, message):
         Search(**{"recipe": cnnlab.Recipe(), "space": {"dense_units": (8, 16)}, **changes})
 
 
-@pytest.mark.parametrize("space", [{}, {"dense_units": (8,)}, {"dense_units": Range(8, 8)}, {"blocks": (1, 2)}])
+@pytest.mark.parametrize("numbers", ["filters", "filters=(4, 8)"])
+def test_a_function_may_take_several_numbers(tmp_path, numbers):
+    (tmp_path / "nets.py").write_text(f"def net(input_shape, num_classes, {numbers}):\n    ...\n")
+    recipe = cnnlab.Recipe(model=f"{tmp_path / 'nets.py'}:net")
+    space = narrowed_space(recipe, ["learning_rate"], ["filters=8,16"])
+    base = Search(recipe, space).recipe
+    drawn = [recipe_of(values, base).filters for values in candidates(space, base)]
+    assert sorted(drawn) == ([(8,), (16,)] if numbers == "filters" else [(8, 8), (8, 16), (16, 8), (16, 16)])
+
+
+@pytest.mark.parametrize(
+    "space", [{}, {"dense_units": (8,)}, {"dense_units": Range(8, 8)}, {"dense_units": Range(9, 8)}, {"blocks": (1, 2)}]
+)
 def test_a_space_with_nothing_to_choose_from_is_refused(space):
     with pytest.raises(cnnlab.ArgumentError, match="Expected"):
         check_space(space, cnnlab.Recipe())
