@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
+from cnnlab.data.dataset import LAYOUT_OPTIONS
 from cnnlab.errors import ArgumentError, reading
 from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment
@@ -28,8 +29,8 @@ OPTIMIZERS: tuple[str, ...] = ("adam", "adamw", "sgd", "muon")
 SCHEDULES: tuple[str, ...] = ("constant", "cosine", "one-cycle", "plateau")
 SMALLEST = 32  # pixels a side of pictures in memory, at least, where the recipe gives no size
 # The fields that say which pictures are loaded, at whatever size.
-DATA_FIELDS = ("dataset", "labels", "class_names", "skip_bad", "drop_duplicates", "resize_mode", "val_fraction")
-DATA_FIELDS += ("limit", "split_seed")
+DATA_FIELDS = ("dataset", *LAYOUT_OPTIONS, "drop_duplicates", "resize_mode", "val_fraction", "test_fraction")
+DATA_FIELDS += ("hold_out_every_class", "limit", "split_seed")
 # What fields were called in earlier versions: stored recipes and runs, options and --space still take these names.
 OLD_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -41,6 +42,8 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "members": "ensemble_size",
     }
 )
+# Fields that are newer than the keys of trainings, which have them only where they are set.
+NEWER: tuple[str, ...] = ("image_column", "label_column", "split_column", "fold", "test_fraction")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,22 @@ class Recipe:
         default_text="crop",
     )
     labels: str | None = field(None, "CSV file with the labels of the pictures, in place of class folders.")
+    image_column: str | None = field(
+        None,
+        "Column of --labels with the file names: a name, or a number from 1.",
+        default_text="the one whose values name most pictures",
+    )
+    label_column: str | None = field(
+        None,
+        "Column of --labels with the labels.",
+        default_text="the one that is called label, class, target or so",
+    )
+    split_column: str | None = field(
+        None,
+        "Column of --labels that tells train, val and test; none leaves such columns aside.",
+        default_text="those that are called split, is_valid, fold or so",
+    )
+    fold: str | None = field(None, "Fold of --labels that is the validation set.")
     class_names: str | None = field(None, "CSV file with the names of classes whose folders are ids.")
     skip_bad: bool = field(False, "Leave out files that do not decode, and class folders without pictures.")
     drop_duplicates: bool = field(
@@ -95,6 +114,19 @@ class Recipe:
     )
     val_fraction: float = field(
         0.1, "Share of the training set held out for validation; 0 validates on the test set.", low=0, high=0.9
+    )
+    test_fraction: float | None = field(
+        None,
+        "Share of a folder's pictures held out as the test set, where it has none.",
+        above=0,
+        high=0.9,
+        default_text="0.2",
+    )
+    # None is False. Recipes of before the field have True, which is what was done then.
+    hold_out_every_class: bool | None = field(
+        None,
+        "Hold out a picture of each class, also where that is more than the fractions say; else small classes may be "
+        "trained only.",
     )
     limit: int | None = field(None, "Use at most this many training images (stratified), tests in proportion.", low=1)
     split_seed: int = field(0, "Seed of the splits and of the choice that limit makes.", low=0, high=2**31 - 1)
@@ -335,8 +367,16 @@ class Recipe:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def key_text(self) -> str:
-        """Give the text that equal trainings are found by, with the fields' first names as earlier versions wrote."""
-        return json.dumps(first_names(dataclasses.asdict(self)), indent=2)
+        """Give the text that equal trainings are found by, with the fields' first names as earlier versions wrote.
+
+        What `hold_out_every_class` makes of the splits is for the data set to say, as earlier versions did not have it.
+        """
+        values = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name != "hold_out_every_class" and (name not in NEWER or value is not None)
+        }
+        return json.dumps(first_names(values), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -351,6 +391,7 @@ class Recipe:
             stored.setdefault("frozen_precision", stored["precision"])
             stored.setdefault("feature_dtype", "float32")
             stored.setdefault("resize_mode", "stretch")
+            stored.setdefault("hold_out_every_class", True)
             if stored["model"] == "resnet9":
                 stored.setdefault("lookahead", 0.0)
                 stored.setdefault("bias_lr_scale", 1.0)

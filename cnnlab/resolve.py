@@ -127,7 +127,7 @@ def _prepared(recipe: Recipe, dataset: ImageDataset, weights_of: Callable) -> Pr
 
 def _locate(recipe: Recipe, for_audit: bool = False) -> str | FolderLayout | None:
     """Find the data that a recipe names, without reading them."""
-    given = {name: getattr(recipe, name) for name in ("labels", "class_names", "skip_bad")}
+    given = {name: getattr(recipe, name) for name in data.LAYOUT_OPTIONS}
     return data.locate_dataset(recipe.dataset, **given, for_audit=for_audit)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def training_key(recipe: ResolvedRecipe, dataset: ImageDataset) -> str:
     """Return a key of a training: one with an equal recipe, images and files can resume it."""
     whole = [recipe.key_text(), dataset.digest, file_tags(recipe)]
+    whole += [dataset.val.digest] if dataset.apportioned else []
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
 
 

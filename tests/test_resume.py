@@ -273,3 +273,11 @@ def test_a_diverged_training_leaves_no_checkpoint(store, recipe, digits):
     with pytest.raises(cnnlab.LabError, match="Expected a finite loss"), opened():
         cnnlab.fit_and_evaluate(cnnlab.build_model(recipe, digits), digits, recipe, callbacks=[Diverge()])
     assert checkpoint_files.stored_checkpoints() == []
+
+
+def test_a_split_of_small_classes_has_a_key_of_its_own(small_cnn):
+    dataset, recipe = load_dataset("digits", limit=150), small_cnn.with_defaults()
+    apportioned, other = (
+        dataclasses.replace(dataset, apportioned=True, val=val) for val in (dataset.val, dataset.test)
+    )
+    assert len({training_key(recipe, one) for one in (dataset, apportioned, other)}) == 3

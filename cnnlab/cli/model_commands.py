@@ -17,6 +17,7 @@ from cnnlab.cli.recipe_options import (
     recipes_of,
     take_run_options,
 )
+from cnnlab.data.dataset import LAYOUT_OPTIONS
 from cnnlab.errors import ArgumentError, LabError, expect_one_of
 from cnnlab.evaluation.score_names import SCORES
 from cnnlab.utils.screen import progress_bar
@@ -31,7 +32,10 @@ RUNS = "runs"  # the format of an export that is a store
 EXPORTS = ("onnx", "litert", "saved_model", "keras", RUNS)
 AUDITED_BY = "efficientnetv2b0"
 # Of the recipe, what says which pictures there are and what judges them.
-AUDIT_OPTIONS = ("image_size", "resize_mode", "labels", "class_names", "limit", "split_seed", "backbone", "weights")
+AUDIT_OPTIONS = (
+    *("image_size", "resize_mode", *(name for name in LAYOUT_OPTIONS if name != "skip_bad")),
+    *("limit", "split_seed", "backbone", "weights"),
+)
 
 
 @click.command()

@@ -32,7 +32,7 @@ def recipe_options(
     for f in reversed(dataclasses.fields(Recipe)):
         if f.name == "model" or (names and f.name not in names):
             continue
-        flag = f.type is bool
+        flag = f.type in (bool, bool | None)
         bounds, default = bounds_text(f.metadata), "" if flag else _default_text(f)
         default = (defaults or {}).get(f.name, default)
         models = "" if names else _models_text(f)

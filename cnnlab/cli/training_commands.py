@@ -21,14 +21,15 @@ from cnnlab.cli.recipe_options import (
     recipes_of,
     take_run_options,
 )
+from cnnlab.data.dataset import LAYOUT_OPTIONS
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.tuning.search_settings import OBJECTIVES
 from cnnlab.utils.startup import job
 
 # Of the recipe, what says which pictures there are and what frozen layers make of them.
 FEATURE_OPTIONS = (
-    *("image_size", "resize_mode", "labels", "class_names", "skip_bad", "drop_duplicates", "stored_size"),
-    *("val_fraction", "limit", "split_seed", "augment", "backbone", "weights", "preprocessing", "train_blocks"),
+    *("image_size", "resize_mode", *LAYOUT_OPTIONS, "drop_duplicates", "stored_size", "val_fraction", "test_fraction"),
+    *("hold_out_every_class", "limit", "split_seed", "augment", "backbone", "weights", "preprocessing", "train_blocks"),
     *("precision", "frozen_precision", "feature_dtype"),
 )
 

@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from cnnlab.data.class_folders import SPLITS, SplitName, assign_by_class_folders
 from cnnlab.data.folder_scan import FolderScan, describe_left_out, scan_folder
-from cnnlab.data.label_table import assign_by_label_table, read_table
+from cnnlab.data.label_table import assign_by_label_table
+from cnnlab.data.table_columns import TableOptions, has_known_names
+from cnnlab.data.table_file import read_rows
 from cnnlab.errors import ArgumentError
-from cnnlab.utils.text import escape_control_characters
+from cnnlab.utils.text import escape_control_characters, list_first
 
 
 @dataclass
@@ -45,6 +47,7 @@ def find_layout(
     folder: str,
     *,
     labels: str | None = None,
+    columns: TableOptions | None = None,
     class_names: str | None = None,
     skip_empty: bool = False,
     for_audit: bool = False,
@@ -54,8 +57,9 @@ def find_layout(
     Args:
         folder: with train/ and test/ and perhaps val/ (by any of their usual names), or with class folders only,
             perhaps all of it inside of one more folder.
-        labels: a CSV file with a column of file names and one of labels, in place of class folders, and perhaps a
-            column "split" of train, val and test.
+        labels: a CSV file with a column of file names and one of labels, in place of class folders, and perhaps one
+            that tells training, validation and test.
+        columns: what is said by hand of the columns of that file.
         class_names: a CSV file of the folders' names and what they mean, as ImageNet's ids need it.
         skip_empty: whether class folders without pictures are left out.
         for_audit: whether what a training would lack is a note, in place of an error.
@@ -67,7 +71,7 @@ def find_layout(
     where = escape_control_characters(folder)
     if not skip_empty:
         _expect_all_readable(scan, where)
-    given = assign_by_label_table(scan, labels) if labels else assign_by_class_folders(scan, where, skip_empty)
+    given = assign_by_label_table(scan, labels, columns) if labels else assign_by_class_folders(scan, where, skip_empty)
     used = given.labels >= 0
     layout = FolderLayout(scan.root, scan.files[used], given.labels[used], given.splits[used], scan.stamps[used])
     layout.notes, layout.left_out = given.notes, scan.left_out
@@ -79,7 +83,7 @@ def find_layout(
         _expect_trainable(layout, counts, where, labels)
     same_but_case = Counter(name.casefold() for name in layout.class_names)
     if double := [name for name in layout.class_names if same_but_case[name.casefold()] > 1]:
-        layout.notes.append(f"classes that differ in upper and lower case only: {_first(double)}")
+        layout.notes.append(f"classes that differ in upper and lower case only: {list_first(double)}")
     return layout
 
 
@@ -108,11 +112,11 @@ def _obstacles_to_training(counts: Counts) -> Iterator[str]:
         yield f"training pictures of {len(counts['train']) or 'no'} class, where a training needs two classes"
     for split in SPLITS[1:]:
         if extra := sorted(set(counts[split]) - set(counts["train"]), key=natural):
-            yield f"classes in {split} that are not in train, which a training refuses: {_first(extra)}"
+            yield f"classes in {split} that are not in train, which a training refuses: {list_first(extra)}"
         if missing := [name for name in counts["train"] if counts[split] and name not in counts[split]]:
-            yield f"no {split} pictures of {_first(missing)}"
+            yield f"no {split} pictures of {list_first(missing)}"
     if not counts["test"]:
-        yield "it has no test set, for which a training holds a fifth of it out"
+        yield "it has no test set, for which a training holds a fifth of it out, or test_fraction"
 
 
 def _expect_trainable(layout: FolderLayout, counts: Counts, where: str, labels: str | None) -> None:
@@ -155,7 +159,7 @@ def _name_classes(layout: FolderLayout, given: Sequence[str], names_file: str | 
         given: the names that the labels of the layout are positions in.
         names_file: a CSV file of such names and what they mean.
     """
-    meanings = _read_meanings(names_file) if names_file else {}
+    meanings = _read_meanings(names_file, given) if names_file else {}
     used = {given[int(number)] for number in np.unique(layout.labels)}
     one_form = {name: unicodedata.normalize("NFC", meanings.get(name, name)) for name in used}
     shown = {name: escape_control_characters(text) for name, text in one_form.items()}
@@ -177,7 +181,7 @@ def _name_classes(layout: FolderLayout, given: Sequence[str], names_file: str | 
             layout.notes.append(f"'{text}' is written in {len(names)} Unicode forms, which are one class")
         return
     if unnamed := sorted(used - set(meanings), key=natural):
-        layout.notes.append(f"classes that {names_file} has no name for: {_first(unnamed)}")
+        layout.notes.append(f"classes that {names_file} has no name for: {list_first(unnamed)}")
     if several:
         raise ArgumentError(
             f"Expected a name of its own for each class in '{names_file}'. Received the same one for "
@@ -185,10 +189,11 @@ def _name_classes(layout: FolderLayout, given: Sequence[str], names_file: str | 
         )
 
 
-def _read_meanings(names_file: str) -> dict[str, str]:
-    """Read a CSV file of classes and their names, leaving out rows without a name."""
+def _read_meanings(names_file: str, classes: Sequence[str]) -> dict[str, str]:
+    """Read a CSV file of classes and their names, leaving out rows without a name, and a header."""
     meanings: dict[str, str] = {}
-    for row in read_table(names_file)[0]:
+    rows = read_rows(names_file)
+    for row in rows[has_known_names(rows[0]) and rows[0][0].strip() not in classes :]:
         name, meaning = row[0].strip(), row[1].strip()
         if meaning and meanings.setdefault(name, meaning) != meaning:
             raise ArgumentError(
@@ -196,8 +201,3 @@ def _read_meanings(names_file: str) -> dict[str, str]:
                 f"'{meaning}'. Remove one of the rows."
             )
     return meanings
-
-
-def _first(names: Sequence[str], count: int = 10) -> str:
-    listed = ", ".join(map(escape_control_characters, names[:count]))
-    return listed + (f" and {len(names) - count:,} more" if len(names) > count else "")

@@ -1,39 +1,28 @@
-"""Load an image folder: choose the pictures of each split, decode them, and find and drop duplicates."""
+"""Load an image folder: decode the pictures that are chosen of it, and find and drop duplicates."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cnnlab.data.class_folders import SPLITS
+from cnnlab.data.choosing import Choice, choose_all_pictures, choose_pictures
 from cnnlab.data.decoded_cache import FACTS_DTYPE, DecodedImages, decode_folder
 from cnnlab.data.disk_rows import MappedRows, release_pages
 from cnnlab.data.duplicates import Duplicates, find_duplicates
 from cnnlab.data.folder_layout import FolderLayout
 from cnnlab.data.perceptual_hash import difference_hash, find_near_duplicates
 from cnnlab.data.pictures import Pictures, Positions
-from cnnlab.data.splitting import stratified_split, stratified_subset
+from cnnlab.data.splitting import Shares
 from cnnlab.errors import ArgumentError, LabError
 
 PICTURES_AT_ONCE = 1000  # that are hashed before their pages are released
-TEST_SHARE = 0.2  # of a folder that has no test set of its own
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Say which pictures of a layout are used, and in which split."""
-
-    positions: Positions  # `(N,)` in the layout, in the order of the splits, classes and paths
-    splits: npt.NDArray[np.str_]  # `(N,)` of "train", "val" and "test"
-    notes: list[str]  # sentences on how they were chosen
-    left_out: dict[str, list[str]]  # the relative paths that are not used, by reason
 
 
 @dataclass(frozen=True)
@@ -44,104 +33,7 @@ class LoadedFolder:
     notes: list[str]  # sentences for the summary
     left_out: dict[str, list[str]]  # the relative paths that are not used, by reason
     duplicates: Duplicates  # pairs of pictures that are the same or nearly so
-
-
-def choose_pictures(
-    layout: FolderLayout, val_fraction: float, limit: int | None, seed: int, bad: Collection[int] = ()
-) -> Choice:
-    """Choose the pictures of each split, holding out a test and a validation set where the folder has none.
-
-    Args:
-        layout: of the folder.
-        val_fraction: share of the training pictures that is held out for validation; 0 for none.
-        limit: of training pictures, and of the others in proportion; `None` for all.
-        seed: of the splits.
-        bad: positions in the layout that are not to be used.
-
-    Raises:
-        ArgumentError: there are too few pictures for the splits or the limit.
-    """
-    names, notes = layout.class_names, list(layout.notes)
-    left_out: dict[str, list[str]] = {}
-    given: dict[str, Positions] = {split: layout.positions(split) for split in SPLITS}
-    chosen = {split: positions[~np.isin(positions, list(bad))] for split, positions in given.items()}
-    _expect_pictures(layout, given, chosen)
-
-    def hold_out(into: str, share: float, what: str) -> None:
-        train = chosen["train"]
-        rest, held_out = stratified_split(layout.labels[train], share, names, seed, what)
-        chosen["train"], chosen[into] = train[rest], train[held_out]
-
-    has_val, in_folder = len(chosen["val"]) > 0, {split for split, positions in given.items() if len(positions)}
-    if "test" not in in_folder:
-        hold_out("test", TEST_SHARE, "test split")
-        where = "its training pictures" if has_val else "it"
-        notes.append(f"a fifth of {where} is held out as the test set, as it has none")
-    if has_val and not val_fraction:
-        left_out["validation pictures, as val_fraction is 0"] = list(layout.files[chosen["val"]])
-        chosen["val"] = chosen["val"][:0]
-    if limit is not None:
-        labels = {split: layout.labels[positions] for split, positions in chosen.items()}
-        for split, index in stratified_subset(labels, names, limit, seed).items():
-            if len(beyond := np.delete(chosen[split], index)):
-                left_out.setdefault("pictures beyond the limit", []).extend(layout.files[beyond])
-            chosen[split] = chosen[split][index]
-    if val_fraction and not has_val:
-        hold_out("val", float(val_fraction), "validation split")
-    labels = {split: layout.labels[positions] for split, positions in chosen.items()}
-    notes.extend(_missing_classes(names, labels, in_folder))
-    return Choice(*_concatenate(chosen), notes, left_out)
-
-
-def _expect_pictures(layout: FolderLayout, given: Mapping[str, Positions], chosen: Mapping[str, Positions]) -> None:
-    """Raise `ArgumentError` where none of the pictures of a split, or of a class for training, decodes."""
-    for split, positions in chosen.items():
-        if len(given[split]) and not len(positions):
-            raise ArgumentError(f"Expected {split} pictures. Received none that decode. Add some.")
-    trained = set(layout.labels[chosen["train"]].tolist())
-    if empty := [name for label, name in enumerate(layout.class_names) if label not in trained]:
-        raise ArgumentError(
-            f"Expected training pictures of every class. Received none that decode of: {', '.join(empty)}. Add some, "
-            "or move the class away."
-        )
-
-
-def choose_all_pictures(layout: FolderLayout, limit: int | None, seed: int) -> Choice:
-    """Choose every picture, in the split where it lies; of a limit, each split has its share, drawn at random."""
-    positions = {split: layout.positions(split) for split in SPLITS}
-    share = min(1, limit / max(1, len(positions["train"]))) if limit else 1
-    for split, given in positions.items():
-        order = np.random.default_rng(seed).permutation(len(given))
-        positions[split] = given[np.sort(order[: int(np.ceil(share * len(order)))])]
-    return Choice(*_concatenate(positions), list(layout.notes), {})
-
-
-def _concatenate(by_split: Mapping[str, Positions]) -> tuple[Positions, npt.NDArray[np.str_]]:
-    """Return the positions of all splits as one array, and the split of each as another."""
-    lengths = [len(positions) for positions in by_split.values()]
-    return np.concatenate(list(by_split.values())), np.repeat(list(by_split), lengths)
-
-
-def _missing_classes(
-    names: Sequence[str], labels: Mapping[str, npt.NDArray[np.int64]], in_folder: Collection[str]
-) -> Iterator[str]:
-    """Yield sentences on the classes that a split has no picture of.
-
-    Args:
-        labels: of the pictures of each split.
-        in_folder: the splits that the folder has itself; the others were held out.
-    """
-    without: dict[int, list[str]] = {}
-    for split, what in (("val", "validation"), ("test", "test")):
-        for label in sorted(set(range(len(names))) - set(labels[split].tolist())) if len(labels[split]) else ():
-            if split in in_folder:
-                yield f"no {what} pictures of {names[label]}"
-            else:
-                without.setdefault(label, []).append(what)
-    for label, splits in without.items():
-        count = sum(int((given == label).sum()) for given in labels.values())
-        pictures = "one picture, which is" if count == 1 else f"{count} pictures, none of which is"
-        yield f"'{names[label]}' has {pictures} for {'training' if count == 1 else ' or '.join(splits)}"
+    apportioned: bool  # as in `HeldOut`
 
 
 def load_folder(
@@ -149,7 +41,7 @@ def load_folder(
     image_size: int,
     *,
     resize_mode: str,
-    val_fraction: float,
+    shares: Shares,
     limit: int | None,
     seed: int,
     skip_bad: bool,
@@ -162,8 +54,8 @@ def load_folder(
     Args:
         layout: of the folder.
         image_size: pixels a side of the images.
-        resize_mode, val_fraction, limit, seed, skip_bad, drop_duplicates, for_audit, recheck: as in
-            `load_dataset`.
+        shares: that are held out.
+        resize_mode, limit, seed, skip_bad, drop_duplicates, for_audit, recheck: as in `load_dataset`.
 
     Raises:
         ArgumentError: there are too few pictures for the splits or the limit.
@@ -173,7 +65,7 @@ def load_folder(
     def choose(bad: Collection[int]) -> Choice:
         if for_audit:
             return choose_all_pictures(layout, limit, seed)
-        return choose_pictures(layout, val_fraction, limit, seed, bad)
+        return choose_pictures(layout, shares, limit, seed, bad)
 
     decode = functools.partial(decode_folder, layout.root, side=image_size, resize_mode=resize_mode, recheck=recheck)
     choice, decoded, stored, bad = _choose_decodable(layout, decode, choose, skip_bad, for_audit)
@@ -196,7 +88,7 @@ def load_folder(
     if stored.grey_range:
         low, high = stored.grey_range
         notes.append(f"grey values beyond 8 bits, {low:g} to {high:g} here, become 0 to 255")
-    return LoadedFolder(pictures, notes, left_out, duplicates)
+    return LoadedFolder(pictures, notes, left_out, duplicates, choice.apportioned)
 
 
 def _choose_decodable(

@@ -8,7 +8,7 @@ import html
 import io
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Unicode categories of characters that end a line, control a terminal, or cannot be encoded in UTF-8 (the bytes of a
 # name in another encoding).
@@ -37,6 +37,12 @@ def shortened(text: str, length: int) -> str:
         return text
     end = (length - 1) // 3
     return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
+
+
+def list_first(names: Sequence[str], count: int = 10) -> str:
+    """List the first names on one line, and say how many more there are."""
+    listed = ", ".join(map(escape_control_characters, names[:count]))
+    return listed + (f" and {len(names) - count:,} more" if len(names) > count else "")
 
 
 def short_hash(text: str) -> str:

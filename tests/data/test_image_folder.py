@@ -41,7 +41,7 @@ def test_a_validation_folder_is_the_validation_set(name, workplace):
     shutil.rmtree("data/test")
     d = load("data")
     assert counts(d) == (16, 8, 4)
-    assert "a fifth of its training pictures is held out as the test set" in said(d)
+    assert "4 of 20 pictures (20%) are held out as the test set, as it has none" in said(d)
     d = load("data", val_fraction=0)
     assert d.val is d.test
     assert "8 validation pictures, as val_fraction is 0" in said(d)
@@ -201,8 +201,40 @@ def test_a_rare_class_is_in_every_part_or_named(rare, workplace):
     have = [int((part.labels == 1).sum()) for part in (d.train, d.val, d.test)]
     assert sum(have) == rare
     assert have[0] >= 1
-    assert ("'rare' has" in said(d)) == (0 in have) == (rare < 3)
+    assert rare - have[0] <= rare / 2
+    assert ("'rare' has" in said(d)) == (0 in have) == (rare < 4)
     assert "balanced class_weights" in said(d)
+
+
+def test_small_classes_are_held_out_by_the_fractions_or_it_is_said(workplace):
+    fill("data", [f"c{i:02}" for i in range(20)], 3)
+    d = load("data")
+    assert counts(d) == (43, 5, 12)
+    assert np.bincount(d.train.labels).min() == 2
+    assert "Note: 12 of 60 pictures (20%) are held out as the test set" in said(d)
+    assert "15 of 20 classes have no validation picture: " in said(d)
+    assert "8 of 20 classes have no test picture: " in said(d)
+    assert "hold_out_every_class would hold out" in said(d)
+    d = load("data", test_fraction=0.4)
+    assert counts(d) == (36, 4, 20)
+    assert "20 of 60 pictures (33%) are held out as the test set, as it has none, where test_fraction is 0.4" in said(d)
+    d = load("data", val_fraction=0.3)
+    assert counts(d) == (40, 8, 12)
+    assert "8 of 48 pictures (17%) are held out for validation, where val_fraction is 0.3, as small classes" in said(d)
+    d = load("data", hold_out_every_class=True)
+    assert counts(d) == (20, 20, 20)
+    assert "20 of 60 pictures (33%) are held out as the test set, as it has none, where test_fraction is 0.2" in said(d)
+    assert "20 of 40 pictures (50%) are held out for validation, where val_fraction is 0.1" in said(d)
+
+
+def test_a_test_fraction_is_checked_and_said_where_it_is_not_used(workplace):
+    fill("data/train", ["cat", "dog"], 10)
+    fill("data/test", ["cat", "dog"], 2, 100)
+    assert "test_fraction is not used, as there is a test set" in said(load("data", test_fraction=0.3))
+    assert "test_fraction is not used" in said(cnnlab.load_dataset("digits", limit=50, test_fraction=0.3))
+    for fraction in (0, 1, float("nan")):
+        with pytest.raises(cnnlab.ArgumentError, match="test_fraction to be above 0 and below 1"):
+            load("data", test_fraction=fraction)
 
 
 def test_all_bad_files_are_named_at_once_or_left_out(workplace):
@@ -240,7 +272,7 @@ def test_labels_of_a_file(workplace):
     with pytest.raises(cnnlab.ArgumentError, match=r"one label and one split.*x of train and, in row 2, y"):
         load("data", labels="labels.csv")
     (workplace / "labels.csv").write_text("id,size,colour\n1,2,3\n")
-    with pytest.raises(cnnlab.ArgumentError, match="a column of labels"):
+    with pytest.raises(cnnlab.ArgumentError, match=r"to name pictures of .* values such as '1', '2', '3'"):
         load("data", labels="labels.csv")
 
 
@@ -267,6 +299,9 @@ def test_class_ids_are_replaced_by_their_names(workplace):
     d = load("data", class_names="names.csv")
     assert d.class_names == ("dog", "n02121808")
     assert "has no name for: n02121808" in said(d)
+    fill("kinds", ["photo", "drawing"], 6)
+    (workplace / "names.csv").write_text("photo,photograph\ndrawing,sketch\n")  # no header: its first row is a class
+    assert load("kinds", class_names="names.csv").class_names == ("photograph", "sketch")
     with pytest.raises(cnnlab.ArgumentError, match="with a folder of pictures"):
         load("digits", class_names="names.csv")
 
@@ -473,7 +508,8 @@ def test_loading_folders_that_link_to_one_another_ends(workplace):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"seed": -1}, {"image_size": 0}, {"image_size": 1.5}, {"val_fraction": None}, {"val_fraction": "0.1"}]
+    "arguments",
+    [{"seed": -1}, {"image_size": 0}, {"image_size": 1.5}, {"val_fraction": 1}, {"val_fraction": "a tenth"}],
 )
 def test_wrong_arguments_get_a_sentence(arguments, workplace):
     fill("data", ["cat", "dog"], 4)
