@@ -230,11 +230,12 @@ def _expect_same_images(runs: Sequence[run_queries.Run], results: list[RunResult
                 run_queries.identified(*one)["test"] for one in ((runs[0], {"test": first}), (run, {"test": test}))
             )
         if not first.shares_images(test):
+            others = "others" if r.class_names == results[0].class_names else "with other classes"
             raise ArgumentError(
                 f"Expected runs that were tested on the same images. Received: {results[0].run_id[:8]} on "
                 f"{len(first.labels):,} images of {results[0].dataset_name}, {r.run_id[:8]} on "
-                f"{len(test.labels):,} others of {r.dataset_name}. Train them with the same dataset, limit and "
-                "split_seed."
+                f"{len(test.labels):,} {others} of {r.dataset_name}. Train them with the same dataset, class names, "
+                "limit and split_seed."
             )
 
 

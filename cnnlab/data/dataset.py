@@ -368,7 +368,7 @@ class _Part(NamedTuple):
     """A split before its digests are known: images, `(N, ...)` originals (digests of files, or arrays), labels."""
 
     images: Images
-    originals: npt.NDArray[Any]
+    originals: npt.NDArray[Any] | Images
     labels: npt.NDArray[np.int64]
 
     def select(self, index: npt.NDArray[np.int64]) -> _Part:
@@ -376,7 +376,12 @@ class _Part(NamedTuple):
         from cnnlab.data.disk_rows import MappedRows
 
         images = self.images.select(index) if isinstance(self.images, MappedRows) else self.images[index]
-        return _Part(images, self.originals[index], self.labels[index])
+        return _Part(images, images if self.are_originals else self.originals[index], self.labels[index])
+
+    @property
+    def are_originals(self) -> bool:
+        """Return whether the images were not resized, so that they need not be copied and hashed twice."""
+        return self.images is self.originals
 
 
 def _digests(class_names: Sequence[str], *parts: _Part, by_row: bool = True) -> tuple[str, str]:
@@ -384,8 +389,11 @@ def _digests(class_names: Sequence[str], *parts: _Part, by_row: bool = True) -> 
     from cnnlab.data.splitting import dataset_digest
 
     images = (array for part in parts for array in (part.images, part.labels))
+    digest = dataset_digest(class_names, *images, by_row=by_row)
+    if all(part.are_originals for part in parts):
+        return digest, digest
     originals = (array for part in parts for array in (part.originals, part.labels))
-    return dataset_digest(class_names, *images, by_row=by_row), dataset_digest(class_names, *originals)
+    return digest, dataset_digest(class_names, *originals)
 
 
 def _with_digests(

@@ -210,5 +210,7 @@ def test_keras_loader_output_is_used(monkeypatch):
     assert d.source == "keras.datasets/cifar10"
     assert d.class_names[3] == "cat"
     assert (d.train.images == images).all()
+    assert (d.identity, d.train.identity) == (d.digest, d.train.digest)  # not resized, so hashed once
+    assert cnnlab.load_dataset("cifar10", val_fraction=0, image_size=16).identity == d.identity
     assert d.train.labels.shape == (60,)
     assert dataclasses.asdict(d)["stands_in_for"] is None
