@@ -85,9 +85,8 @@ class Durable(keras_tuner.Oracle):
 
     def _compute_values_hash(self, values: Mapping[str, Any]) -> str:
         """What KerasTuner finds equal trials by: the recipe, as values that have no effect beside others are none."""
-        return hashlib.sha256(recipe_of(at_full_length(values), self.search.recipe).key_text().encode()).hexdigest()[
-            :32
-        ]
+        recipe = recipe_of(at_full_length(values), self.search.recipe)
+        return hashlib.sha256(recipe.key_text().encode()).hexdigest()
 
     def _random_values(self) -> dict[str, Any] | None:
         """A random recipe, but the first one is the recipe that the search starts from, for the others to beat.
