@@ -14,6 +14,8 @@ LONGEST_SENTENCE = 2000  # characters of an error message of ours
 # an @ are no passwords.
 _BEFORE_HOST = re.compile(r"(?<=://)(?:[^/\s]*@|[^:/\s@]+:(?!\d+/)[^@\s]*@)")
 _ASKED = re.compile(r"([?&]\w*(?:password|passwd|pwd|token|secret)\w*=)[^&\s]*", re.IGNORECASE)
+# What Keras writes before a layer's error, its bold type, and where TensorFlow was.
+_NOISE = re.compile(r"^Exception encountered when calling .*\n|\x1b\[\d+m|\{\{function_node [^}]*\}\} ", re.MULTILINE)
 
 
 class LabError(Exception):
@@ -74,5 +76,6 @@ def masked(text: object) -> str:
 
 
 def first_line(error: BaseException | str) -> str:
-    """Return the first line of an error's message, to be quoted in a sentence of ours."""
-    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], LONGEST_QUOTE).rstrip(".")
+    """Return the first line of an error's message that says something, to be quoted in a sentence of ours."""
+    text = _NOISE.sub("", str(error)).strip() or type(error).__name__
+    return shortened(text.splitlines()[0], LONGEST_QUOTE).rstrip(".")

@@ -350,7 +350,7 @@ class Recipe:
         if custom_model.is_custom(self.model):
             return custom_model.function_name(self.model)
         if self.model != "transfer" or not self.backbone:
-            return self.model
+            return self.model.removeprefix(custom_model.GIVEN)
         if self.backbone.startswith("models:/"):
             return self.backbone.removeprefix("models:/").replace("/", "-v").replace("@", "-")
         return Path(self.backbone).name.removesuffix(".keras")

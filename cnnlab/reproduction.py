@@ -81,6 +81,8 @@ def reproduce(
     before = run_queries.find_finished_run(run_id)
     # All that is needed of it is read now, so that what is missing is found before an hour of training.
     stored, history = run_queries.read_recipe(before), run_queries.read_history(before)
+    if stored.model.startswith(custom_model.GIVEN):
+        custom_model.refuse_to_build((), 0)
     source = run_queries.read_text(before, MODEL_SOURCE) if custom_model.is_custom(stored.model) else None
     tested = run_queries.was_tested(before)  # a trial of a search was not
     test = run_queries.read_predictions(before)[1]["test"] if tested else None

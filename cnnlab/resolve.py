@@ -23,6 +23,7 @@ from cnnlab.models.model_table import find_model
 from cnnlab.recipe import DATA_FIELDS, SMALLEST, Recipe, ResolvedRecipe, RunOptions, custom_arguments
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.training import build, multi_device, runtime
+from cnnlab.training.model_contract import remember_recipe
 from cnnlab.utils.log import log
 
 if TYPE_CHECKING:
@@ -162,7 +163,9 @@ def build_model(recipe: Recipe, dataset: ImageDataset, options: RunOptions | Non
         model = cnnlab.build_model(cnnlab.Recipe(model="cnn", filters=(8, 8)), dataset)
         print(model.predict(dataset.test.images).shape)  # (37, 10)
     """
-    return build.build_model(_located(recipe), dataset, (options or RunOptions()).devices)
+    model = build.build_model(_located(recipe), dataset, (options or RunOptions()).devices)
+    remember_recipe(model, recipe)
+    return model
 
 
 def _located(recipe: Recipe) -> Recipe:

@@ -25,7 +25,8 @@ from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.session import Session
 from cnnlab.tracking.tag_names import MODEL_SOURCE, TRAINING
 from cnnlab.training import multi_device, runtime
-from cnnlab.training.optimizers import compile_params
+from cnnlab.training.model_contract import recipe_of
+from cnnlab.training.optimizers import compile_params, learning_rate_of
 from cnnlab.training.stages import describe_stages
 from cnnlab.training.trainer import TrainingResult, train
 from cnnlab.utils.log import log
@@ -118,7 +119,8 @@ def fit_and_evaluate(
     """Train a compiled model, test it, and record everything in one MLflow run.
 
     Args:
-        model: compiled `keras.Model` from raw images `(N, H, W, 3) uint8` to probabilities `(N, num_classes)`.
+        model: compiled `keras.Model` from raw images `(N, H, W, 3) uint8` to probabilities `(N, num_classes)`: of
+            `build_model`, or any other, which is recorded as what it is, with its optimizer, loss and layers.
         dataset: an `ImageDataset`.
         recipe: gives epochs, batch size, seed and patience, and is recorded.
         run_name: defaults to the model's name and data set.
@@ -136,7 +138,8 @@ def fit_and_evaluate(
 
     Raises:
         ArgumentError: the run to be resumed has another recipe or other data.
-        LabError: the store cannot be opened, the loss is not finite, or the run to be resumed has no whole checkpoint.
+        LabError: the model does not give probabilities of the classes for these images, the store cannot be opened, the
+            loss is not finite, or the run to be resumed has no whole checkpoint.
 
     Example:
         dataset = cnnlab.load_dataset("digits", limit=150)
@@ -148,7 +151,7 @@ def fit_and_evaluate(
     options = options or RunOptions()
     with Session([recipe.model], options=options) as session:
         recorder = session.recorder()
-        started, recipe = time.perf_counter(), recipe.with_defaults()
+        started, recipe = time.perf_counter(), recipe_of(model, recipe, dataset)
         weights = read_class_weights(recipe.class_weights, dataset.class_names)
         recipe = dataclasses.replace(recipe, class_weights=weights)
         stored = resume.checkpoint_to_resume(resume_run_id, recipe, dataset) if resume_run_id else None
@@ -182,12 +185,10 @@ def _expect_splits(splits: Sequence[str]) -> None:
 
 
 def _as_recorded(recipe: ResolvedRecipe, dataset: ImageDataset, model: keras.Model) -> ResolvedRecipe:
-    """Return the recipe with the data set's name, and with the learning rate that a custom model was compiled with."""
+    """Return the recipe with the data set's name, and with the learning rate that the user compiled the model with."""
     recipe = dataclasses.replace(recipe, dataset=recipe.dataset or dataset.name)
-    if custom_model.is_custom(recipe.model) and recipe.learning_rate is None:
-        rate = float(model.optimizer.learning_rate)
-        return dataclasses.replace(recipe, learning_rate=rate) if rate > 0 else recipe
-    return recipe
+    rate = learning_rate_of(model.optimizer) if recipe.learning_rate is None else None
+    return dataclasses.replace(recipe, learning_rate=rate) if rate and 0 < rate <= 10 else recipe
 
 
 def _run(

@@ -114,8 +114,9 @@ def test_a_run_is_resumed_by_its_id(store, recipe, interrupt, monkeypatch, capsy
         train.resume_run(one.run_id[:8])
     assert store.get_run(one.run_id).info.status == "KILLED"
     other = load_dataset("digits", limit=140)
+    changed = dataclasses.replace(recipe, dropout=0.3)
     with pytest.raises(cnnlab.ArgumentError, match=r"dropout was 0\.2, is 0\.3; other images"):
-        cnnlab.fit_and_evaluate(None, other, dataclasses.replace(recipe, dropout=0.3), resume_run_id=one.run_id)
+        cnnlab.fit_and_evaluate(cnnlab.build_model(changed, other), other, changed, resume_run_id=one.run_id)
     whole = one.file.read_bytes()
     one.file.write_bytes(whole[:-1000])
     with pytest.raises(cnnlab.LabError, match="Received a damaged file"):

@@ -24,6 +24,7 @@ from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.startup import load_tensorflow
 
+GIVEN = "keras:"  # before the name of a model that a program gave to `fit_and_evaluate`
 STORED_CODE_VARIABLE = "CNNLAB_STORED_CODE"
 # The code of custom models within `pinned_sources`, by their absolute names. A model is named in many places, such as
 # recipes, so that the code is not handed down with each name.
@@ -33,6 +34,15 @@ _pinned: dict[str, str] = {}
 def is_custom(name: str) -> bool:
     """Return whether a model's name means a function in a file."""
     return ".py:" in name
+
+
+def refuse_to_build(input_shape: tuple[int, ...], num_classes: int) -> Any:
+    """Raise `ArgumentError`: stands for the function of a model that a program gave to `fit_and_evaluate`."""
+    raise ArgumentError(
+        "Expected a model that can be built again. Received: one that a program gave to fit_and_evaluate. The run has "
+        "its data, epochs, batch size, seed, optimizer, layers and trained weights, but neither its code nor its first "
+        "weights. Run that program again, or put a function that builds the model into a file: FILE.py:FUNCTION."
+    )
 
 
 def function_name(name: str) -> str:

@@ -230,6 +230,8 @@ def find_model(name: str) -> Model:
             of_optimizers={"sgd": {"learning_rate": 1e-2}},
             is_custom=True,
         )
+    if name.startswith(custom_model.GIVEN):
+        return Model(custom_model.refuse_to_build, defaults=dict.fromkeys((*TRAINING, "image_size")))
     if name not in MODELS:
         usual = ("cnn", "resnet9", "vgg16", "transfer")
         near = [*usual, *sorted(set(MODELS) - set(usual))]

@@ -1,4 +1,4 @@
-"""Build the compiled model of a recipe with seeded weights, and check what a custom model function returns.
+"""Build the compiled model of a recipe with seeded weights.
 
 `build_model` is the way in; `build_cnn` and `build_vgg16` build these two from keyword arguments, without a recipe.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, first_line
@@ -22,8 +21,8 @@ from cnnlab.models.model_table import TRAINING, find_model
 from cnnlab.models.transfer import transfer
 from cnnlab.recipe import Recipe, ResolvedRecipe
 from cnnlab.training import multi_device, runtime
-from cnnlab.training.optimizers import compile_for, compile_model
-from cnnlab.utils.log import log
+from cnnlab.training.model_contract import expect_labels, expect_probabilities, expect_saveable
+from cnnlab.training.optimizers import compile_for, compile_model, learning_rate_of
 from cnnlab.utils.signals import signals_held
 
 
@@ -80,8 +79,8 @@ def compiles_itself(recipe: ResolvedRecipe, dataset: ImageDataset) -> bool:
 
 def _expect_nothing_to_compile(recipe: ResolvedRecipe, model: keras.Model, arguments: Mapping[str, Any]) -> None:
     """Raise `ArgumentError` where a recipe sets what a custom model function has already compiled its model with."""
-    rate = float(model.optimizer.learning_rate)
-    same_rate = recipe.learning_rate is not None and math.isclose(recipe.learning_rate, rate, rel_tol=1e-6)
+    rate = learning_rate_of(model.optimizer)
+    same_rate = recipe.learning_rate is not None and math.isclose(recipe.learning_rate, rate or 0, rel_tol=1e-6)
     for name in TRAINING:
         if getattr(recipe, name) is not None and name not in arguments and not (name == "learning_rate" and same_rate):
             raise ArgumentError(
@@ -163,10 +162,11 @@ def _build_custom_model(
         ) from error
     if not isinstance(model, keras.Model):
         raise LabError(f"Expected {function} to return a keras.Model. Received: {type(model).__name__}.")
-    _expect_probabilities(model, function, dataset)
+    what = f"the model of {function}"
+    expect_probabilities(model, what, dataset)
     if model.compiled:
-        _expect_integer_labels(model, function, dataset)
-    _expect_saveable(model, function)
+        expect_labels(model, what, dataset)
+    expect_saveable(model, what)
     if not parse_augment(recipe.augment):
         return model
     if model.compiled:
@@ -176,55 +176,3 @@ def _build_custom_model(
         )
     images, x = image_input(dataset.image_shape, recipe.augment)
     return keras.Model(images, model(x), name=model.name)
-
-
-def _expect_probabilities(model: keras.Model, function: str, dataset: ImageDataset) -> None:
-    """Raise `LabError` unless a model with finite weights gives class probabilities for two images of the data set."""
-    expected = f"class probabilities of shape (N, {len(dataset.class_names)})"
-    try:
-        probabilities = runtime.to_numpy(model(dataset.train.images[:2], training=False))
-    except Exception as error:  # the user's layers may raise anything
-        raise LabError(
-            f"Expected the model of {function} to take images (N, {', '.join(map(str, dataset.image_shape))}) uint8. "
-            f"Received {type(error).__name__}: {first_line(error)}."
-        ) from error
-    if probabilities.ndim != 2 or probabilities.shape[1] != len(dataset.class_names):
-        raise LabError(f"Expected the model of {function} to give {expected}. Received: shape {probabilities.shape}.")
-    if not all(np.isfinite(value).all() for value in model.get_weights()):
-        raise LabError(f"Expected the model of {function} to start with finite weights. Received others. Correct it.")
-    # Written so that NaN fails.
-    if not (abs(probabilities.astype("float64").sum(axis=1) - 1).max() <= 0.02 and probabilities.min() >= 0):
-        raise LabError(
-            f"Expected the model of {function} to give {expected}, which sum to 1. Received: others. "
-            "End it with a softmax."
-        )
-
-
-def _expect_integer_labels(model: keras.Model, function: str, dataset: ImageDataset) -> None:
-    """Raise `LabError` unless the loss and metrics of a compiled model take integer labels `(N,)`."""
-    try:
-        model.test_on_batch(dataset.train.images[:3], dataset.train.labels[:3])
-        model.reset_metrics()
-    except Exception as error:  # the user's loss and metrics may raise anything
-        raise LabError(
-            f"Expected the loss and metrics that {function} compiles with to take labels that are integers. Received "
-            f"{type(error).__name__}. Use sparse ones, such as sparse_categorical_crossentropy."
-        ) from error
-
-
-def _expect_saveable(model: keras.Model, function: str) -> None:
-    """Raise `LabError` before the training where a model could not be loaded after it; warn of layers outside Keras."""
-    try:
-        keras.models.model_from_json(model.to_json())
-    except Exception as error:  # the user's layers may raise anything
-        raise LabError(
-            f"Expected the model of {function} to be saved and loaded again. Received {type(error).__name__}: "
-            f"{first_line(error)}. Use Keras's own layers, or give yours get_config() and "
-            "@keras.saving.register_keras_serializable()."
-        ) from error
-    foreign = {type(layer) for layer in model.layers if type(layer).__module__.partition(".")[0] != "keras"}
-    if foreign:
-        log.warning(
-            f"{', '.join(sorted(cls.__name__ for cls in foreign))} is no layer of Keras: the logged model loads only "
-            "where its file is imported first, so not in 'cnnlab predict' and 'cnnlab serve'."
-        )

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from cnnlab.training.optimizers import LOOKAHEAD_STEPS
+from cnnlab.training.optimizers import LOOKAHEAD_STEPS, learning_rate_of
 from cnnlab.training.runtime import to_numpy
 
 
@@ -67,6 +67,4 @@ class LearningRate(keras.callbacks.Callback):
 
     # `fit` always gives the logs.
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        optimizer = self.model.optimizer
-        rate = getattr(optimizer, "optimizers", [optimizer])[-1].learning_rate
-        logs["learning_rate"] = float(to_numpy(rate))
+        logs["learning_rate"] = learning_rate_of(self.model.optimizer)

@@ -11,6 +11,7 @@ import keras
 from cnnlab.models.augmentation import mixing_strengths
 from cnnlab.models.model_table import TRAINING
 from cnnlab.recipe import ResolvedRecipe
+from cnnlab.training.runtime import to_numpy
 
 ONE_CYCLE_START = 25  # how many times lower one-cycle starts, as in fastai and PyTorch
 LOOKAHEAD_STEPS = 5  # as in the paper and airbench
@@ -187,6 +188,13 @@ def compile_like(part: keras.Model, model: keras.Model, **changed: Any) -> None:
         "steps_per_execution": model.steps_per_execution,
     }
     part.compile(**{**arguments, **changed})
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> float | None:
+    """Return an optimizer's learning rate now; of several by layer that of the last, `None` before they are known."""
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+    several = getattr(inner, "optimizers", [inner])
+    return float(to_numpy(several[-1].learning_rate)) if several else None
 
 
 def compile_params(model: keras.Model) -> dict[str, Any]:
