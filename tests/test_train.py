@@ -102,6 +102,8 @@ def test_reloaded_model_reproduces_the_test_accuracy(trained, here):
     lines = Path(mlflow.pyfunc.get_model_dependencies(result.model_uri)).read_text().splitlines()
     requirements = {line.split("==")[0] for line in lines}
     assert requirements == {"mlflow", "tensorflow", "keras", "numpy"}
+    with pytest.raises(mlflow.MlflowException, match="Received an empty batch"):
+        model.predict(dataset.test.images[:0])
 
 
 def test_frozen_model_is_logged_whole(store, digits):
