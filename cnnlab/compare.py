@@ -67,6 +67,8 @@ def compare_models(
         comparison = cnnlab.compare_models([small, wide])
         print(comparison.verdicts)
     """
+    if not recipes:
+        raise ArgumentError("Expected recipes to compare. Received none. Name one, or several.")
     if len({recipe.with_defaults() for recipe in recipes}) < len(recipes):
         raise ArgumentError("Expected different models or seeds. Received one twice. Leave it out, or change its seed.")
     options = options or RunOptions()  # refuses a wrong variable before any work

@@ -505,6 +505,10 @@ class RunOptions:
         object.__setattr__(self, "checkpoint", checkpoint)
         object.__setattr__(self, "experiment", self.experiment or read_variable("MLFLOW_EXPERIMENT_NAME"))
         object.__setattr__(self, "recheck", self.recheck or bool(read_variable("CNNLAB_RECHECK")))
+        if not (self.cpus is None or self.cpus > 0) or not (self.gpus is None or self.gpus >= 0):
+            raise ArgumentError(
+                f"Expected cpus above 0, and gpus from 0 upwards. Received: cpus {self.cpus}, gpus {self.gpus}."
+            )
         if (self.cpus, self.gpus) != (None, None) and self.cluster is None:
             name = "gpus" if self.cpus is None else "cpus"
             raise ArgumentError(

@@ -175,6 +175,8 @@ def test_how_a_job_is_carried_out_is_asked_for_or_in_a_variable(monkeypatch):
         ({"checkpoint": -1}, "to be seconds, 0 for every epoch, or 'none'. Received: '-1.0'"),
         ({"checkpoint": "often"}, "to be seconds, 0 for every epoch, or 'none'. Received: 'often'"),
         ({"cpus": 2}, "Expected cpus .* with a cluster"),
+        ({"cpus": 0, "cluster": "ray"}, "Expected cpus above 0, .* Received: cpus 0.0"),
+        ({"gpus": float("nan"), "cluster": "ray"}, "gpus from 0 upwards"),
     ],
 )
 def test_run_options_that_are_none_are_one_sentence(options, message):

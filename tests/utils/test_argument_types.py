@@ -98,6 +98,8 @@ def test_other_settings_are_converted_and_refused_as_on_the_command_line():
     for name, workers in (("a/b", 1), ("a", 0), ("a", 65)):
         with pytest.raises(ArgumentError, match="Expected"):
             expect_runnable(name, workers, RunOptions())
+    with pytest.raises(ArgumentError, match="Expected recipes to compare"):
+        cnnlab.compare_models([])
     for by in ("f1", None):
         with pytest.raises(ArgumentError, match="Expected by to be one of"):
             cnnlab.register_run(by=by)
