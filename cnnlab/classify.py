@@ -31,6 +31,9 @@ MOST_BYTES = 2**28  # of a picture at a URL
 def load_classifier(model: str | None = None) -> Classifier:
     """Load a model by URI, that of a run by its id, or the champion of a registered model, named or the only one.
 
+    Args:
+        model: a registered model's name, a run's id, a URI, or a `.keras` file that cnnlab exported.
+
     Raises:
         LabError: the registry is empty, has no such model or alias, or the model does not carry its class names.
 
@@ -40,9 +43,12 @@ def load_classifier(model: str | None = None) -> Classifier:
         images = cnnlab.load_dataset("digits", limit=150).test.images
         print(classifier.top(classifier.probabilities(images)[0], 3))
     """
-    with opened_store(writes=False):
-        uri = stored_models.pinned(_uri(model))
-        loaded, about = stored_models.load(uri)
+    if model and model.endswith(".keras"):
+        uri, (loaded, about) = model, stored_models.load_exported(model)
+    else:
+        with opened_store(writes=False):
+            uri = stored_models.pinned(_uri(model))
+            loaded, about = stored_models.load(uri)
     low, high = about.get("grey_range") or SIXTEEN_BITS
     resize_mode = about.get("fit") or "stretch"  # of a named set, and before there was a choice
     return Classifier(uri, loaded, tuple(about["class_names"]), loaded.input_shape[1], resize_mode, (low, high))

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import cnnlab
 from cnnlab import export, train
 from cnnlab.cli.main import cli
-from cnnlab.models import export_formats
+from cnnlab.models import export_formats, pretrained
 from cnnlab.tracking import model_registry, promotion
 
 
@@ -34,6 +34,16 @@ def test_the_champion_is_exported_to_files_that_were_checked(run, digits):
         assert tuple(about["class_names"]) == digits.class_names
     with pytest.raises(cnnlab.LabError, match=r"Expected a path that is free. Received: 'digits-v1.keras'"):
         export.export_model(file_format="keras")
+    again = cnnlab.load_classifier("digits-v1.keras")  # which is what the exported file is, without the store
+    assert again.probabilities(digits.test.images) == pytest.approx(run.test.probabilities, abs=1e-5)
+    assert (again.class_names, again.image_size) == (digits.class_names, 32)
+    backbone = pretrained.load_backbone("digits-v1.keras", None, None).model
+    assert backbone.layers[-1].name == "pool2"  # the model inside, without its head
+    assert backbone.layers[1].name == cnnlab.load_classifier().model.layers[1].name
+    exported = export.export_model("digits-v1.keras", "saved_model", "from_file")
+    assert (exported.from_run, exported.accuracy) == (pytest.approx(0, abs=1e-5), run.test_accuracy)
+    with pytest.raises(cnnlab.ArgumentError, match=f"Register that: cnnlab register {run.run_id}"):
+        cnnlab.register_run("digits-v1.keras")
 
 
 def test_differences_from_the_run_are_told(store, small_cnn, monkeypatch):

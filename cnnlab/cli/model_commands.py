@@ -125,7 +125,7 @@ def rollback(name: str | None) -> None:
 @click.argument("paths", nargs=-1, required=True, metavar="IMAGE_FOLDER_OR_URL...")
 @click.option(
     "--model",
-    help="A registered model's name, a run's id, or a URI.  [default: the champion, where there is one model]",
+    help="A registered model's name, a run's id, a URI, or an exported .keras file.  [default: the only champion]",
 )
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes for each picture.")
 @click.option("--format", "file_format", default="table", show_default=True, help="One of: table, csv, json.")
@@ -171,7 +171,7 @@ def predict(paths: tuple[str, ...], model: str | None, top: int, file_format: An
 @click.command()
 @click.option(
     "--model",
-    help="A registered model's name, a run's id, or a URI.  [default: the champion, where there is one model]",
+    help="A registered model's name, a run's id, a URI, or an exported .keras file.  [default: the only champion]",
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5001, or a free one]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -197,10 +197,10 @@ def serve(model: str | None, port: int | None, host: str, token: str | None) -> 
 def export(model: tuple[str, ...], file_format: Any, output: str | None, int8: bool, dataset: str | None) -> None:
     """Write a model for other programs: from raw pictures to probabilities, class names inside.
 
-    MODEL is a registered model's name, a run's id, or a URI; the champion, where there is one model. The file takes
-    pictures as (N, H, W, 3) uint8, red, green, blue, 0 to 255, and has no augmentation in it. It gets its name once it
-    has answered for the run's test pictures in its own runtime as Keras does; onnx and litert need packages of theirs:
-    pip install 'cnnlab[onnx]' or 'cnnlab[litert]'.
+    MODEL is a registered model's name, a run's id, a URI, or a .keras file of this command; the champion, where there
+    is one model. The file takes pictures as (N, H, W, 3) uint8, red, green, blue, 0 to 255, and has no augmentation in
+    it. It gets its name once it has answered for the run's test pictures in its own runtime as Keras does; onnx and
+    litert need packages of theirs: pip install 'cnnlab[onnx]' or 'cnnlab[litert]'.
 
     With --format runs, write runs themselves, for 'cnnlab import' in another store: those named with the runs above and
     below them, or all, with their registered versions, as a folder that is a store of its own. What an earlier export

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from cnnlab.errors import LabError, first_line
 from cnnlab.models.inference_graph import inference_model
+from cnnlab.models.safe_loading import DESCRIPTION, LABELS
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.startup import quiet
 from cnnlab.utils.text import escape_control_characters
@@ -28,7 +29,6 @@ Result = TypeVar("Result")
 ENDINGS: dict[str, str] = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "", "keras": ".keras"}
 # The packages that a format needs, those of the extra of that name.
 PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}
-ABOUT, LABELS = "cnnlab.json", "labels.txt"
 
 
 def expect_packages(file_format: str) -> None:
@@ -72,7 +72,7 @@ def write_model(
         _describe_onnx(path, about)
         return
     texts = {
-        ABOUT: json.dumps(about, indent=2),
+        DESCRIPTION: json.dumps(about, indent=2),
         LABELS: "".join(f"{escape_control_characters(n)}\n" for n in about["class_names"]),
     }
     if path.is_dir():
@@ -120,9 +120,9 @@ def read_about(path: str | Path, file_format: str) -> dict[str, Any]:
         props = onnx.load(path, load_external_data=False).metadata_props
         return {prop.key: json.loads(prop.value) for prop in props}
     if Path(path).is_dir():
-        return json.loads(Path(path, "assets.extra", ABOUT).read_text(encoding="utf-8"))
+        return json.loads(Path(path, "assets.extra", DESCRIPTION).read_text(encoding="utf-8"))
     with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read(ABOUT))
+        return json.loads(archive.read(DESCRIPTION))
 
 
 def _write_onnx(model: keras.Model, path: Path, calibration: Images | None) -> None:

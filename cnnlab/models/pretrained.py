@@ -195,12 +195,14 @@ def _load_saved(backbone: str, path: str, modified: int | None) -> PretrainedNet
             f"Expected a backbone saved as .keras. Received: '{path}'. Save it with model.save('name.keras')."
         )
     try:
-        model = safe_loading.load_model(path)
+        model: Any = safe_loading.load_model(path)
     except Exception as error:  # whatever a file of unknown origin makes Keras raise
         raise LabError(
             f"Expected '{path}' to be a Keras model of built-in layers. Received a file that does not load: "
             f"{first_line(error)}. Save the model anew, without code of your own in it."
         ) from error
+    if isinstance(model.layers[-1], keras.Model) and len(model.layers) == 2:
+        model = model.layers[-1]  # behind an input, where `cnnlab export` puts the whole model
     networks = member_networks(model)  # without the mean of views or members, which is of probabilities
     name = Path(backbone).stem.partition("@")[0]
     return PretrainedNetwork(name, _without_head(networks[0], backbone), lambda x: x, members=len(networks))

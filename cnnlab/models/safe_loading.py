@@ -26,10 +26,11 @@ import h5py.h5o
 import keras
 from keras.src.backend.common import global_state
 
-from cnnlab.errors import first_line
+from cnnlab.errors import ArgumentError, first_line
 from cnnlab.utils.temporary_folders import private_folder
 
 CONFIG, WEIGHTS, ABOUT = "config.json", "model.weights.h5", "metadata.json"
+DESCRIPTION, LABELS = "cnnlab.json", "labels.txt"  # texts that `cnnlab export` adds to a file
 MOST_CONFIG = 2**24  # bytes; the largest of keras.applications has 1.6 million
 MOST_DEPTH, MOST_OBJECTS = 100, 200_000  # of the configuration
 MOST_LAYERS = 5_000
@@ -157,6 +158,25 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
     model.load_weights(str(path))
 
 
+def read_description(path: str | Path) -> dict[str, Any]:
+    """Read the values that `cnnlab export` adds to a `.keras` file.
+
+    Raises:
+        ArgumentError: there is no such file, or cnnlab did not export it.
+    """
+    try:
+        expect_file(path)
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive)
+            about = json.loads(archive.read(DESCRIPTION))
+        return {**about, "class_names": tuple(about["class_names"]), "run_id": about["run_id"], "model": about["model"]}
+    except Exception as error:  # whatever a file of unknown origin makes its readers raise
+        raise ArgumentError(
+            f"Expected '{path}' to be a file that 'cnnlab export --format keras' wrote. "
+            f"Received: {first_line(error)}. Name such a file, a registered model, or a run."
+        ) from error
+
+
 def expect_file(path: str | Path) -> None:
     """Raise `RefusedFileError` where a path is a folder, a pipe or the like."""
     if not stat.S_ISREG(os.stat(path).st_mode):
@@ -166,9 +186,10 @@ def expect_file(path: str | Path) -> None:
 def _check_members(archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     names = sorted(member.filename for member in members)
-    if names not in ([CONFIG, ABOUT, WEIGHTS], [CONFIG, WEIGHTS]):
-        other = next((name for name in names if name not in (CONFIG, ABOUT, WEIGHTS)), None)
-        raise RefusedFileError(f"its archive holds '{other}'" if other else "its archive lacks parts, or has one twice")
+    if other := next((name for name in names if name not in (CONFIG, ABOUT, WEIGHTS, DESCRIPTION, LABELS)), None):
+        raise RefusedFileError(f"its archive holds '{other}'")
+    if len(set(names)) < len(names) or not {CONFIG, WEIGHTS} <= set(names):
+        raise RefusedFileError("its archive lacks parts, or has one twice")
     for member in members:
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
             raise RefusedFileError(f"'{member.filename}' in its archive is no file")

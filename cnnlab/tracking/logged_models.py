@@ -87,8 +87,35 @@ def _card(uri: str) -> str | None:
 
 
 def origin(uri: str) -> tuple[str, str | None]:
-    """Return a model's URI with its version in place of an alias, and the id of the run that logged it."""
+    """Return a model's URI with its version in place of an alias, and the id of the run that logged it.
+
+    Of an exported file return what it says of itself.
+    """
+    if uri.endswith(".keras"):
+        from cnnlab.models import safe_loading  # in here, as what only reads the store takes no Keras
+
+        about = safe_loading.read_description(uri)
+        return about["model"], about["run_id"]
     return pinned(uri), get_model_info(uri).run_id
+
+
+def load_exported(file: str) -> tuple[keras.Model, dict[str, Any]]:
+    """Load a `.keras` file that cnnlab exported, and its metadata, as `load` does.
+
+    Raises:
+        ArgumentError: it is no such file.
+        LabError: the model in it does not load.
+    """
+    from cnnlab.models import safe_loading  # in here, as what only reads the store takes no Keras
+
+    about = safe_loading.read_description(file)
+    try:
+        return safe_loading.load_model(file), about
+    except Exception as error:  # of whatever layer
+        raise LabError(
+            f"Expected '{file}' to be a model of Keras's layers. Received a file that does not load: "
+            f"{first_line(error)}. Name the run that it was exported from: {about['run_id']}."
+        ) from error
 
 
 def load(uri: str) -> tuple[keras.Model, dict[str, Any]]:

@@ -70,6 +70,11 @@ def register_run(
     """
     expect_one_of("by", by, SCORES)
     client = mlflow.MlflowClient()
+    if run_id and run_id.endswith(".keras"):
+        raise ArgumentError(
+            f"Expected a run, whose predictions a promotion compares. Received: '{run_id}', exported from run "
+            f"{(exported := stored_models.origin(run_id)[1])}. Register that: cnnlab register {exported}."
+        )
     run = run_queries.find_finished_run(run_id) if run_id else run_queries.best_run(experiment, by)
     result = run_queries.read_result(run)
     experiment = client.get_experiment(run.info.experiment_id).name

@@ -204,6 +204,18 @@ def test_archives_with_more_than_keras_writes_are_refused(name, good, workplace)
     assert os.listdir(workplace) == ["bad.keras"]
 
 
+def test_texts_that_an_export_adds_are_taken_and_bounded(good, workplace):
+    texts = [(safe_loading.DESCRIPTION, "{}"), (safe_loading.LABELS, "a\n")]
+    safe_loading.load_model(changed(good[1], workplace / "good.keras", extra=texts))
+    for extra in ([(safe_loading.LABELS, " " * 2**25)], [texts[1], texts[1]]):
+        file = changed(good[1], workplace / "bad.keras", extra=extra)
+        with pytest.raises(safe_loading.RefusedFileError, match=r"unpacks to|has one twice"):
+            safe_loading.load_model(file)
+    for file in ("good.keras", "bad.keras", "gone.keras"):
+        with pytest.raises(cnnlab.ArgumentError, match=rf"'{file}' to be a file that 'cnnlab export"):
+            safe_loading.read_description(file)
+
+
 def test_archives_that_expand_beyond_a_bound_are_refused(good, workplace):
     zeros = io.BytesIO(b"\x89HDF\r\n\x1a\n" + bytes(2**28))
     packed = {"compression": zipfile.ZIP_DEFLATED}
