@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -12,10 +13,13 @@ from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.recipe import ResolvedRecipe, renamed_fields
 from cnnlab.tracking import checkpoint_files, run_queries
+from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking.provenance import environment_tags, file_tags
-from cnnlab.tracking.tag_names import TRAINING
-from cnnlab.training import checkpointing
+from cnnlab.tracking.run_queries import Run
+from cnnlab.tracking.tag_names import STATE, TRAINING, our_tags
+from cnnlab.training import checkpointing, multi_device
 from cnnlab.training.checkpointing import Checkpoint, StoredCheckpoint
+from cnnlab.training.optimizers import compile_for
 from cnnlab.utils.log import log
 
 if TYPE_CHECKING:
@@ -81,6 +85,71 @@ def interrupted_run(
         except OSError as error:  # somebody else's, or on a disk that fails
             log.warning(f"'{file}' cannot be read ({first_line(error)}); not gone on with.")
     return None
+
+
+def longer_recipe(run: Run, epochs: int) -> ResolvedRecipe:
+    """Return the recipe of a finished run with more epochs.
+
+    Raises:
+        ArgumentError: it has as many already, or was trained in two stages.
+        LabError: it has no model (a trial of a search).
+    """
+    result = run_queries.read_result(run)
+    if result.stage_borders:
+        raise ArgumentError(
+            f"Expected a run of one stage to train for more epochs. Received: {result.run_id[:8]}, which had two. "
+            "Train it anew with more epochs or --fine-tune, or use its registered model as a --backbone."
+        )
+    if epochs <= (trained := len(result.history["loss"])):
+        raise ArgumentError(
+            f"Expected more epochs than the {trained} that run {result.run_id[:8]} has. Received: {epochs}. Name how "
+            "many it is to have in the end."
+        )
+    return dataclasses.replace(result.recipe, epochs=epochs)
+
+
+def expect_same_data(run: Run, recipe: ResolvedRecipe, dataset: ImageDataset) -> None:
+    """Raise `ArgumentError` unless a run was trained on this data set and these files of weights and backbone."""
+    then, now = our_tags(run.data.tags), {"dataset_digest": dataset.digest, **file_tags(recipe)}
+    if changed := [name.rpartition("_")[0] for name, value in now.items() if then.get(name) != value]:
+        raise ArgumentError(
+            f"Expected what run {run.info.run_id[:8]} was trained on, to train it for more epochs. Received: another "
+            f"{' and '.join(changed)}. Put it back, or train from the beginning."
+        )
+
+
+def earlier_training(
+    run: Run, model: keras.Model, recipe: ResolvedRecipe, num_images: int
+) -> tuple[StoredCheckpoint, dict[str, str]]:
+    """Read what a finished run is continued from, and say on the screen what that is.
+
+    Of a run that did not keep its optimizer's state, `model` gets the weights, and is compiled for the further epochs.
+
+    Args:
+        run: of one stage.
+        model: as it was built for `recipe`, which has more epochs.
+        num_images: number of training images.
+
+    Returns:
+        The state, and tags of the new run.
+    """
+    result, name = run_queries.read_result(run), f"run {run.info.run_id[:8]}"
+    trained = len(result.history["loss"])
+    log.info(f"{run.info.run_name}: training {name} for epochs {trained + 1} to {recipe.epochs}, as a new run.")
+    tags = {"continues": run.info.run_id, "optimizer_state": f"as {name} left it"}
+    if run_queries.has_file(run, STATE):
+        return run_queries.read_artifact(run, STATE, checkpointing.read), tags
+    log.warning(
+        f"{name} did not keep its optimizer's state, which begins anew, as does the schedule of learning rates."
+    )
+    assert result.model_uri, "a run that was tested has a model"
+    model.set_weights(stored_models.load(result.model_uri)[0].get_weights())
+    if recipe.schedule:  # else it was compiled by a function of the user's
+        with multi_device.scope(model):
+            compile_for(model, recipe, num_images, recipe.epochs - trained)
+    progress = {"history": result.history, "stages": [], "stopped": False, "callbacks": []}
+    progress |= {"seconds": result.train_seconds, "stage_seconds": result.train_seconds}
+    return StoredCheckpoint({}, progress, {}), {**tags, "optimizer_state": "begins anew"}
 
 
 def read_checkpoint(run_id: str) -> StoredCheckpoint:

@@ -22,9 +22,10 @@ from cnnlab.resolve import Loaded, build_model, prepare
 from cnnlab.tracking import checkpoint_files, epoch_metrics, run_logging, run_queries
 from cnnlab.tracking.provenance import data_tags, environment_tags, file_tags
 from cnnlab.tracking.recorder import Recorder
-from cnnlab.tracking.session import Session
-from cnnlab.tracking.tag_names import MODEL_SOURCE, TRAINING
+from cnnlab.tracking.session import Session, opened_store
+from cnnlab.tracking.tag_names import MODEL_SOURCE, STATE, TRAINING
 from cnnlab.training import multi_device, runtime
+from cnnlab.training.checkpointing import StoredCheckpoint
 from cnnlab.training.model_contract import recipe_of
 from cnnlab.training.optimizers import compile_params, learning_rate_of
 from cnnlab.training.stages import describe_stages
@@ -77,22 +78,31 @@ def train_model(
         resumed = None
         if not restart:
             place = recorder.experiment_for(dataset), parent_run_id
-            resumed = resume.interrupted_run(recipe, dataset, *place, kind="train", reproduces=None)
+            resumed = resume.interrupted_run(recipe, dataset, *place, kind="train", reproduces=None, continues=None)
         run = {"tags": prepared.tags, "parent_run_id": parent_run_id, "resume_run_id": resumed}
         return fit_and_evaluate(model, dataset, recipe, **run, options=options)
 
 
-def resume_run(run_id: str, *, options: RunOptions | None = None) -> RunResult:
-    """Resume a run that was interrupted, from its last checkpoint.
+def resume_run(run_id: str, *, epochs: int | None = None, options: RunOptions | None = None) -> RunResult:
+    """Resume a run that was interrupted, from its last checkpoint, or train a finished one for more epochs.
 
     Args:
         run_id: whole or its first characters.
+        epochs: of a finished run, how many it is to have then. They are a new run, which has the old one's curve first
+            and begins with its weights and its optimizer's state.
 
     Raises:
-        ArgumentError: there is no such run, it is none of a single model, it is finished, or its data or files changed.
+        ArgumentError: there is no such run, it is none of a single model, it is finished and has as many epochs, it was
+            trained in two stages, or its data or files changed.
         LabError: it has no checkpoint, a damaged one, or another process works on it.
+
+    Example:
+        result = cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
+        print(len(cnnlab.resume_run(result.run_id, epochs=2).history["loss"]))  # 2
     """
     options = options or RunOptions()
+    if epochs is not None:
+        return _train_longer(run_id, epochs, options)
     with Session(options=options) as session:
         recorder = session.recorder(resumed_run_id=run_id)
         run_id = run_queries.find_interrupted_run(recorder.recorded_id(run_id)).info.run_id
@@ -101,6 +111,28 @@ def resume_run(run_id: str, *, options: RunOptions | None = None) -> RunResult:
             [(dataset, prepared)] = prepare([recipe], options=options)
             model = build_model(prepared.recipe, dataset, options)
             return fit_and_evaluate(model, dataset, prepared.recipe, resume_run_id=run_id, options=options)
+
+
+@opened_store()
+def _train_longer(run_id: str, epochs: int, options: RunOptions) -> RunResult:
+    """Train a finished run for more epochs, as a new run."""
+    before = run_queries.find_finished_run(run_id)
+    recipe = resume.longer_recipe(before, epochs)
+    source = run_queries.read_text(before, MODEL_SOURCE) if custom_model.is_custom(recipe.model) else None
+    with (
+        Session([recipe.model], source, options=options) as session,
+        passes_on_cluster(options.cluster, options.cpus, options.gpus),
+    ):
+        [(dataset, prepared)] = prepare([recipe], options=options)
+        resume.expect_same_data(before, prepared.recipe, dataset)
+        recorder = session.recorder()
+        model = build_model(prepared.recipe, dataset, options)
+        earlier, tags = resume.earlier_training(before, model, prepared.recipe, len(dataset.train))
+        place = recorder.experiment_for(dataset), recorder.outer_run_id()
+        resumed = resume.interrupted_run(prepared.recipe, dataset, *place, kind="train", continues=tags["continues"])
+        run = {"run_name": f"{before.info.run_name}, {epochs} epochs", "tags": {**prepared.tags, **tags}}
+        run |= {"earlier": earlier, "resume_run_id": resumed, "options": options}
+        return fit_and_evaluate(model, dataset, prepared.recipe, **run)
 
 
 def fit_and_evaluate(
@@ -114,6 +146,7 @@ def fit_and_evaluate(
     tags: Mapping[str, Any] | None = None,
     splits: Sequence[str] = ("val", "test"),
     resume_run_id: str | None = None,
+    earlier: StoredCheckpoint | None = None,
     options: RunOptions | None = None,
 ) -> RunResult:
     """Train a compiled model, test it, and record everything in one MLflow run.
@@ -131,6 +164,7 @@ def fit_and_evaluate(
             gets its curves and its validation scores, but no test scores and no model, and nothing is printed.
         resume_run_id: an interrupted run with a checkpoint and an equal recipe on equal data, to be resumed: `model`
             is as it was built for that. Callbacks of the caller begin anew.
+        earlier: the state of a finished training whose epochs become the first ones of this run.
         options: how often checkpoints are written, and in which experiment the run goes.
 
     Returns:
@@ -160,17 +194,20 @@ def fit_and_evaluate(
         run = _run(model, dataset, recipe, run_name, {TRAINING: about["training"], **(tags or {})})
         if not stored:
             run["params"] = {**compile_params(model), **run["params"]}
+        if begins_with := stored or earlier:
+            started -= begins_with.progress["seconds"]
         if stored and resume_run_id:
-            run["run_name"], started = stored.about["run_name"], started - stored.progress["seconds"]
+            run["run_name"] = stored.about["run_name"]
             run["tags"]["resumed"] = resume.resumption_told(resume_run_id, stored, recipe, callbacks, run["tags"])
         place = {"parent_run_id": parent_run_id, "resumed_run_id": resume_run_id, "dataset": dataset}
         with recorder.start(recorder.experiment_for(dataset), **run, **place) as run_id:
             seconds = options.checkpoint_seconds
             checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, stored, seconds)
-            logged = epoch_metrics.logged_history(run_id, stored.progress["history"]) if stored else None
+            logged = epoch_metrics.logged_history(run_id, begins_with.progress["history"]) if begins_with else None
             how = {"callbacks": callbacks, "splits": splits, "quiet": "test" not in splits, "checkpoint": checkpoint}
-            trained = train(model, dataset, recipe, last_callbacks=[epoch_metrics.epoch_logger(logged)], **how)
-            if logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
+            loggers = [epoch_metrics.epoch_logger(logged)]
+            trained = train(model, dataset, recipe, last_callbacks=loggers, earlier=earlier, **how)
+            if stored and logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
                 run_logging.tag_run(resumed=f"{run['tags']['resumed']}{resume.difference_told(difference)}")
             result = _result(model, dataset, recipe, run_id, run["run_name"], trained, recorder)
             result = _log_results(recorder, model, dataset, result, trained, started)
@@ -228,6 +265,7 @@ def _result(
         train_seconds=trained.seconds,
         total_seconds=trained.seconds,
         recorded_model_uri=None,
+        kept_epoch=trained.kept_epoch,
         stage_borders=tuple(itertools.accumulate(stage.epochs for stage in trained.stages[:-1])),
         id_to_show=recorder.id_to_show,
     )
@@ -246,17 +284,21 @@ def _log_results(
     if trained.stages:
         run_logging.tag_run(stages=describe_stages(trained.stages, dataset))
     recipe, predictions = result.recipe, trained.predictions
-    files = run_figures.run_files(model, dataset, recipe, trained.history, result.stage_borders, predictions)
+    files = run_figures.run_files(model, dataset, result, predictions)
+    if result.test and trained.write_state:
+        files.files[STATE] = trained.write_state
     if custom_model.is_custom(recipe.model):
         files.texts[MODEL_SOURCE] = custom_model.read_source(recipe.model)
     if result.test:
-        log.info(f"{result.name}: test_accuracy {result.test_accuracy:.4f}, test_loss {result.test_loss:.4f}")
+        kept, epochs = result.kept_epoch, len(result.history["loss"])
+        weights = "" if kept == epochs else f", with the weights of epoch {kept} of {epochs}"
+        log.info(f"{result.name}: test_accuracy {result.test_accuracy:.4f}, test_loss {result.test_loss:.4f}{weights}")
     return recorder.log_results(result, metrics, files, (model, dataset) if result.test else None, started)
 
 
 def _metrics(result: RunResult, trained: TrainingResult) -> dict[str, float]:
     """Return what a training gave in numbers, besides its curves."""
-    metrics: dict[str, float] = {"params": result.params, "trainable_params": result.trainable_params}
+    metrics: dict[str, float] = {name: getattr(result, name) for name in ("params", "trainable_params", "kept_epoch")}
     metrics["train_seconds"] = round(trained.seconds, 1)  # the UI shows every digit
     if val := result.validation:  # of the finished model; the last epoch's may be of other weights than were kept
         metrics |= {f"final_val_{name}": value for name, value in {**val.scores, "loss": val.loss}.items()}

@@ -282,3 +282,54 @@ def test_a_split_of_small_classes_has_a_key_of_its_own(small_cnn):
         dataclasses.replace(dataset, apportioned=True, val=val) for val in (dataset.val, dataset.test)
     )
     assert len({training_key(recipe, one) for one in (dataset, apportioned, other)}) == 3
+
+
+def test_a_finished_run_is_trained_for_more_epochs_as_if_it_had_had_them(store, recipe, capsys):
+    whole = train.train_model(recipe)
+    first = train.train_model(dataclasses.replace(recipe, epochs=2))
+    longer = train.resume_run(first.run_id[:8], epochs=4)
+    assert len({whole.run_id, first.run_id, longer.run_id}) == 3
+    assert "for epochs 3 to 4, as a new run" in capsys.readouterr().out
+    assert longer.history == whole.history
+    np.testing.assert_array_equal(longer.test.probabilities, whole.test.probabilities)
+    assert (longer.recipe.epochs, longer.kept_epoch, longer.train_seconds > first.train_seconds) == (4, 4, True)
+    run, tags = store.get_run(longer.run_id), store.get_run(longer.run_id).data.tags
+    assert (tags["cnnlab.continues"], tags["cnnlab.optimizer_state"]) == (
+        first.run_id,
+        f"as run {first.run_id[:8]} left it",
+    )
+    assert run.data.params == store.get_run(whole.run_id).data.params
+    for name, values in whole.history.items():
+        assert steps(store, longer.run_id, name) == [0, 1, 2, 3]
+        assert [m.value for m in store.get_metric_history(longer.run_id, name)] == pytest.approx(values)
+    [curve, _] = compare.compare_runs([longer.run_id, first.run_id]).results
+    assert curve.history == longer.history
+    with pytest.raises(cnnlab.ArgumentError, match=r"more epochs than the 4 that run .* has\. Received: 4"):
+        train.resume_run(longer.run_id, epochs=4)
+
+
+def test_more_epochs_of_a_run_without_its_optimizer_begin_that_anew(store, recipe, monkeypatch, capsys, interrupt):
+    recipe = dataclasses.replace(recipe, epochs=3, patience=1, learning_rate=0.1, schedule="cosine")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "MOST_STATE", 0)
+        first = train.train_model(recipe)
+    trained = len(first.history["loss"])
+    assert first.kept_epoch == 1 + int(np.argmin(first.history["val_loss"]))
+    interrupt(trained + 1)
+    with pytest.raises(KeyboardInterrupt):
+        train.resume_run(first.run_id, epochs=trained + 3)
+    assert "did not keep its optimizer's state, which begins anew" in capsys.readouterr().err
+    [stored] = checkpoint_files.stored_checkpoints()
+    monkeypatch.setattr(fitting, "LearningRate", RATE)
+    longer = train.resume_run(first.run_id, epochs=trained + 3)  # the same command resumes it
+    assert longer.run_id == stored.run_id
+    assert {name: values[:trained] for name, values in longer.history.items()} == first.history
+    assert longer.kept_epoch == 1 + int(np.argmin(longer.history["val_loss"]))  # of all epochs
+    assert longer.validation.loss == pytest.approx(min(longer.history["val_loss"]), rel=1e-4)
+    rates = longer.history["learning_rate"][trained:]
+    assert rates == sorted(rates, reverse=True)  # one cosine over the further epochs
+    assert store.get_run(longer.run_id).data.tags["cnnlab.optimizer_state"] == "begins anew"
+    changed = store.get_run(longer.run_id).info.run_id
+    store.set_tag(changed, "cnnlab.dataset_digest", "other")
+    with pytest.raises(cnnlab.ArgumentError, match="Received: another dataset"):
+        train.resume_run(changed, epochs=30)

@@ -78,7 +78,13 @@ def test_artifacts_are_recorded(trained, here):
     client, result, run, dataset = trained
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     figures = {"curves.png", "confusion_matrix.png", "class_scores.png", "mistakes.png", "gradcam.png"}
-    assert names == figures | {"recipe.json", "model_summary.txt", "class_scores.csv", "predictions.npz", "data.txt"}
+    assert names == figures | {
+        "recipe.json",
+        "model_summary.txt",
+        "class_scores.csv",
+        "predictions.npz",
+        "data.txt",
+    } | {"training_state.npz"}
     recipe = ResolvedRecipe.from_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/recipe.json"))
     assert recipe == result.recipe
     lines = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/class_scores.csv").splitlines()
@@ -123,7 +129,7 @@ def test_validation_on_the_test_set_says_so(store, small_cnn):
     assert result.history["val_accuracy"][-1] == pytest.approx(result.test_accuracy, abs=1e-6)
 
 
-def test_patience_stops_and_keeps_the_best_weights(store, small_cnn, digits):
+def test_patience_stops_and_keeps_the_best_weights(store, small_cnn, digits, capsys):
     recipe = dataclasses.replace(small_cnn, epochs=30, patience=2, learning_rate=0.02)
     model = cnnlab.build_model(recipe, digits)
     result = cnnlab.fit_and_evaluate(model, digits, recipe)
@@ -132,6 +138,8 @@ def test_patience_stops_and_keeps_the_best_weights(store, small_cnn, digits):
     assert len(val_loss) - 1 - int(np.argmin(val_loss)) == 2
     kept = model.evaluate(digits.val.images, digits.val.labels, verbose=0)[0]
     assert kept == pytest.approx(min(val_loss), rel=1e-4)
+    assert store.get_run(result.run_id).data.metrics["kept_epoch"] == result.kept_epoch == len(val_loss) - 2
+    assert f"with the weights of epoch {result.kept_epoch} of {len(val_loss)}" in capsys.readouterr().out
 
 
 class StopAt(keras.callbacks.Callback):

@@ -46,7 +46,7 @@ def _given(options: dict[str, Any]) -> list[str]:
 
 @click.command()
 @click.argument("model", metavar="MODEL", required=False)
-@click.option("--resume", metavar="RUN_ID", help="Go on with an interrupted run, as it was; without MODEL.")
+@click.option("--resume", metavar="RUN_ID", help="Go on with an interrupted run, or with --epochs a finished one.")
 @restart_option
 @cluster_options
 @devices_option
@@ -57,18 +57,20 @@ def _given(options: dict[str, Any]) -> list[str]:
 def train(model: str | None, resume: str | None, restart: bool, **options: Any) -> None:
     """Train MODEL as one tracked run.
 
-    The same command again goes on with a run that was interrupted, from its last checkpoint.
+    The same command again goes on with a run that was interrupted, from its last checkpoint. --resume RUN_ID does so
+    too; with --epochs it trains a finished run until it has so many, as a new run.
 
     MODEL is cnn, resnet9, vgg16, another backbone ('cnnlab models --available' lists them), transfer with any
     --backbone, or a function of your own, FILE.py:FUNCTION, that takes (input_shape, num_classes, **arguments) and
     returns a model. With --on, a cluster makes the pass through its frozen layers; the rest is trained here.
     """
-    run = take_run_options(options)
+    run, epochs = take_run_options(options), options["epochs"]
     if resume:
+        options.pop("epochs")
         if given := ["MODEL"] * bool(model) + ["--restart"] * restart + _given(options):
             raise ArgumentError(
-                f"Expected no more than --resume {resume}: the run goes on as it was. Received: {given[0]}. "
-                "Leave it out."
+                f"Expected no more than --resume {resume} and --epochs: the run goes on as it was. Received: "
+                f"{given[0]}. Leave it out."
             )
     elif not model:
         raise click.UsageError("Missing argument 'MODEL'.")
@@ -77,7 +79,10 @@ def train(model: str | None, resume: str | None, restart: bool, **options: Any) 
         from cnnlab.cli.tables import print_next_step, print_results
         from cnnlab.train import resume_run, train_model
 
-        result = train_model(recipe, restart, options=run) if recipe else resume_run(resume or "", options=run)
+        if recipe:
+            result = train_model(recipe, restart, options=run)
+        else:
+            result = resume_run(resume or "", epochs=epochs, options=run)
         print_results([result], [result.recipe.label], f"on {result.dataset_name}")
         print_next_step(result.run_id)
 

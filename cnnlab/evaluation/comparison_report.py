@@ -49,7 +49,9 @@ def comparison(
     calibrations = {label: statistics.calibration(test.probabilities, test.labels) for label, test in tests.items()}
     figures = {
         CURVES: plots.curves(
-            {label: r.history for label, r in named.items()}, {label: r.stage_borders for label, r in named.items()}
+            {label: r.history for label, r in named.items()},
+            {label: r.stage_borders for label, r in named.items()},
+            {label: r.kept_epoch for label, r in named.items()},
         ),
         SECONDS: plots.accuracy_by_seconds(
             {label: (r.train_seconds, r.test_accuracy, *tests[label].interval) for label, r in named.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#1
 LEGEND = 36  # characters of a name in a legend
 MARKERS = "osD^v"  # once the colours are used up
 CAPTION = 24  # characters over an image of a grid
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Values: TypeAlias = Mapping[str, Sequence[Any]]  # of hyperparameters in the trials, `None` where a trial has none
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -34,7 +36,9 @@ Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
 @literal_texts()
 def curves(
-    histories: Mapping[str, Mapping[str, Sequence[float]]], borders: Mapping[str, Sequence[int]] | None = None
+    histories: Mapping[str, Mapping[str, Sequence[float]]],
+    borders: Mapping[str, Sequence[int]] = NOTHING,
+    kept: Mapping[str, int | None] = NOTHING,
 ) -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid; for one run its learning rate too.
 
@@ -42,8 +46,8 @@ def curves(
         histories: label to a Keras history, `{"accuracy": [...], "val_accuracy": [...], "loss": ..., "val_loss": ...}`,
             and "learning_rate" at each epoch's end.
         borders: label to the numbers of epochs after which another stage of its training begins.
+        kept: label to the number of the epoch, from 1, whose weights were kept; one before the last is marked.
     """
-    borders = borders or {}
     rates = next(iter(histories.values())).get("learning_rate") if len(histories) == 1 else None
     figure = Figure(figsize=(14 if rates else 10, 4), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, 3 if rates else 2)
@@ -54,10 +58,13 @@ def curves(
                 values = history.get(key, [])
                 epochs = range(1, len(values) + 1)
                 name = f"{shorten_name(label)} {split}"
+                if split == "validation" and (epoch := kept.get(label) or len(values)) < len(values):
+                    name += f", epoch {epoch} kept"
+                    axis.plot(epoch, values[epoch - 1], "o", markersize=9, fillstyle="none", color=colour)
                 axis.plot(epochs, values, style, marker="o", markersize=3, color=colour, label=name)
         axis.set(title=metric.capitalize())
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
-    axes[0].legend(**_all_of(axes[0].lines), fontsize=8)
+    axes[0].legend(**_all_of([line for line in axes[0].lines if line.get_fillstyle() == "full"]), fontsize=8)
     if rates:
         axes[2].plot(range(1, len(rates) + 1), rates, marker="o", markersize=3, color="grey")
         axes[2].set(title="Learning rate at the epoch's end")

@@ -17,6 +17,7 @@ from cnnlab.data.dataset import ImageDataset
 from cnnlab.evaluation import plots
 from cnnlab.evaluation.gradcam import gradcam_figures
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, describe, save_predictions
+from cnnlab.evaluation.run_result import RunResult
 from cnnlab.models.augmentation import augment_examples, parse_augment
 from cnnlab.recipe import ResolvedRecipe
 from cnnlab.utils.text import markdown
@@ -34,9 +35,7 @@ class RunFiles:
 def run_files(
     model: keras.Model,
     dataset: ImageDataset,
-    recipe: ResolvedRecipe,
-    history: Mapping[str, list[float]],
-    stage_borders: tuple[int, ...],
+    result: RunResult,
     predictions: Mapping[str, Predictions],
 ) -> RunFiles:
     """Make the figures, texts and files of a training.
@@ -44,13 +43,13 @@ def run_files(
     Args:
         model: as it was trained.
         dataset: that it was trained on.
-        recipe: that it was trained with.
-        history: per-epoch metrics.
-        stage_borders: numbers of epochs after which another stage begins.
+        result: gives recipe, history and stages.
         predictions: of the finished model by split, "val" and "test". Without "test", what shows test images is left
             out.
     """
-    figures = {"curves.png": plots.curves({recipe.label: history}, {recipe.label: stage_borders})}
+    recipe, label = result.recipe, result.recipe.label
+    curves = plots.curves({label: result.history}, {label: result.stage_borders}, {label: result.kept_epoch})
+    figures = {"curves.png": curves}
     if parse_augment(recipe.augment):
         figures["augmented.png"] = _augmented(recipe, dataset)
     # The summary in place of autologging's, which is of the head alone where features were cached.
@@ -60,7 +59,7 @@ def run_files(
     if "test" not in predictions:
         return RunFiles(figures, texts, {})
     test, images = predictions["test"], dataset.test.images
-    test_figures, test_texts = describe(recipe.label, dataset.class_names, images, test)
+    test_figures, test_texts = describe(label, dataset.class_names, images, test)
     if dataset.summary and dataset.summary.duplicates:
         figures["duplicates.png"] = _duplicates(dataset)
     figures |= {**test_figures, **gradcam_figures(model, dataset.class_names, images, test)}

@@ -24,6 +24,7 @@ class RunResult:
         train_seconds: spent in `fit` (and in the pass through the frozen layers before it).
         total_seconds: from opening the run to closing it.
         recorded_model_uri: `models:/m-...` as it was recorded, or `None`.
+        kept_epoch: the epoch, from 1, whose weights the finished model has; `None` of runs of earlier versions.
         stage_borders: numbers of epochs after which another stage of the training begins.
         id_to_show: gives for a recorded id or address the one by which the user finds the run or model now: that of
             a server differs from the recorded one, and is known when the server has the run.
@@ -42,6 +43,7 @@ class RunResult:
     train_seconds: float
     total_seconds: float
     recorded_model_uri: str | None
+    kept_epoch: int | None = None
     stage_borders: tuple[int, ...] = ()
     id_to_show: Callable[[str], str] = field(default=str, repr=False, compare=False)
 

@@ -90,7 +90,8 @@ def find_interrupted_run(run_id: str) -> Run:
             "again with the same command, and it goes on."
         )
     if run.info.status in ("FINISHED", "RUNNING"):
-        raise ArgumentError(f"Expected an interrupted run. Received: {_state_of(run)}.")
+        more = " Name the --epochs that it is to have to train it for more." if run.info.status == "FINISHED" else ""
+        raise ArgumentError(f"Expected an interrupted run. Received: {_state_of(run)}.{more}")
     return run
 
 
@@ -170,6 +171,7 @@ def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
         trainable_params=int(metrics["trainable_params"]),
         train_seconds=metrics["train_seconds"],
         total_seconds=metrics["total_seconds"],
+        kept_epoch=int(metrics["kept_epoch"]) if "kept_epoch" in metrics else None,
         stage_borders=(int(metrics["stage1_epochs"]),) if "stage1_epochs" in metrics else (),
         recorded_model_uri=f"models:/{_model_of(run)}",
         id_to_show=id_to_show,
@@ -192,7 +194,7 @@ def was_tested(run: Run) -> bool:
 
 def read_predictions(run: Run) -> tuple[tuple[str, ...], dict[str, Predictions]]:
     """Read `(class_names, predictions by split)` of a run that was tested, as `load_predictions` gives them."""
-    return _artifact(run, PREDICTIONS_FILE, load_predictions)
+    return read_artifact(run, PREDICTIONS_FILE, load_predictions)
 
 
 def identified(run: Run, predictions: Mapping[str, Predictions]) -> dict[str, Predictions]:
@@ -224,7 +226,7 @@ def read_recipe(run: Run) -> ResolvedRecipe:
 
 def read_text(run: Run, name: str) -> str:
     """Read a text artifact of a run."""
-    return _artifact(run, name, text_of)
+    return read_artifact(run, name, text_of)
 
 
 def text_of(path: str | Path) -> str:
@@ -241,10 +243,20 @@ def read_history(run: Run) -> dict[str, list[float]]:
     return {name: values for name, values in history.items() if values or name != "learning_rate"}  # of earlier runs
 
 
-def _artifact(run: Run, name: str, read: Callable[[str], Any]) -> Any:
+def has_file(run: Run, name: str) -> bool:
+    """Return whether a run has an artifact of this name at the top."""
+    return name in {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+
+
+def read_artifact(run: Run, name: str, read: Callable[[Path], Any]) -> Any:
+    """Read an artifact of a run by a function that takes its file.
+
+    Raises:
+        LabError: it is missing or damaged.
+    """
     with private_folder("files") as folder:
         try:
-            return read(download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=str(folder)))
+            return read(Path(download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=str(folder))))
         except (OSError, mlflow.MlflowException) as error:
             raise LabError(
                 f"Expected run {run.info.run_id[:8]} to have its {name}. Received: {first_line(error)}. "

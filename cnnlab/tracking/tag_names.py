@@ -13,6 +13,7 @@ UNDELIVERED = TAG + "undelivered"  # on a copy that is not whole yet: where the 
 FAILED = TAG + "failed"  # on a comparison: models whose training failed, and why; an equal comparison resumes it
 DESCRIPTION = "mlflow.note.content"  # the tag with the Markdown that MLflow's UI shows first
 DATA_NAME, RUN_NAME = 240, 250  # characters, of the 256 and 250 that MLflow's databases have of experiments and runs
+STATE = "training_state.npz"  # the artifact from which a finished run is trained for more epochs
 MODEL_SOURCE = "model_source.py"  # the artifact with a function of the user's
 
 

@@ -1,7 +1,8 @@
-"""Keras callbacks of every training: `Lookahead`, `StopWhereNotFinite`, and `LearningRate`, which logs the rate."""
+"""Keras callbacks of trainings: `Lookahead`, `StopWhereNotFinite`, `BestSoFar`, and `LearningRate`, which logs it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -58,6 +59,27 @@ class StopWhereNotFinite(keras.callbacks.TerminateOnNaN):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not np.isfinite(logs["val_loss"]):
             self.model.stop_training = True
+
+
+class BestSoFar(keras.callbacks.Callback):
+    """Let the early stopping in front of it count earlier epochs, the best of whose weights the model begins with.
+
+    Args:
+        early_stopping: by `val_loss`.
+        losses: `val_loss` of the earlier epochs.
+    """
+
+    model: keras.Model  # pyright: ignore[reportIncompatibleMethodOverride]  Keras's property has no type
+
+    def __init__(self, early_stopping: keras.callbacks.EarlyStopping, losses: Sequence[float]) -> None:
+        super().__init__()
+        self.early_stopping: keras.callbacks.EarlyStopping = early_stopping
+        self.losses: Sequence[float] = losses
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        best = min(self.losses)
+        facts = {"best": best, "best_epoch": self.losses.index(best), "best_weights": self.model.get_weights()}
+        vars(self.early_stopping).update(facts)
 
 
 class LearningRate(keras.callbacks.Callback):

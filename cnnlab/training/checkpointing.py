@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ CALLBACK_STATE: Mapping[type[keras.callbacks.Callback], tuple[str, ...]] = {
 }
 ARRAY_ATTRIBUTES = ("best_weights", "slow")  # those of them that are lists of arrays
 WEIGHTS_BEFORE_STAGE = "before"  # their name in the file
+MOST_STATE = 2**26  # bytes of a finished training's variables that are kept
 
 Arrays = list[npt.NDArray[Any]]
 
@@ -182,6 +184,48 @@ def read(file: Path) -> StoredCheckpoint:
     return stored
 
 
+def state_writer(model: keras.Model, progress: Progress) -> Callable[[Path], None] | None:
+    """Return a function that writes what a finished training of one stage is continued from, as `read` reads it.
+
+    Args:
+        model: that was fitted.
+        progress: of the training.
+
+    Returns:
+        `None` where its variables are larger than `MOST_STATE`.
+    """
+    now = time.perf_counter()
+    facts = {"history": progress.history, "stages": [], "stopped": False, "callbacks": []}
+    facts |= {"seconds": now - progress.started, "stage_seconds": now - progress.stage_started}
+    owners: dict[str, Any] = {"variables": model, "optimizer": model.optimizer}
+    if sum(math.prod(v.shape) * 4 for owner in owners.values() for v in owner.variables) > MOST_STATE:
+        return None
+
+    def write(file: Path) -> None:
+        arrays = {name: [to_numpy(v) for v in owner.variables] for name, owner in owners.items()}
+        _write(file, {"format": FORMAT, "about": {}, "progress": facts}, arrays)
+
+    return write
+
+
+def restore_variables(model: keras.Model, stored: StoredCheckpoint, what: str) -> None:
+    """Give a compiled model and its optimizer the variables of a checkpoint, which `what` names in an error.
+
+    Raises:
+        LabError: they are of another model.
+    """
+    model.optimizer.build(model.trainable_variables)
+    for name, owner in (("variables", model), ("optimizer", model.optimizer)):
+        variables, arrays = owner.variables, stored.arrays.get(name, [])
+        if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
+            raise LabError(
+                f"Expected {what} to be a checkpoint of this model. Received: one with other {name}. "
+                "Train from the beginning, with restart."
+            )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array.view(to_numpy(variable).dtype))
+
+
 class CheckpointCallback(keras.callbacks.Callback):
     """Restore a training from its stored checkpoint when a `fit` begins, and write the checkpoint after epochs.
 
@@ -210,7 +254,8 @@ class CheckpointCallback(keras.callbacks.Callback):
             for callback in self.callbacks:
                 if isinstance(callback, keras.callbacks.SwapEMAWeights):
                     callback.on_epoch_end(-1)  # tells it that the model holds the averages, as at any epoch's end
-            self._restore(stored)
+            restore_variables(self.model, stored, f"'{self.checkpoint.file}'")
+            self._restore_callbacks(stored)
             self.checkpoint.stored = None
             stored.arrays.clear()  # frees as much memory as the model and its optimizer take
 
@@ -242,17 +287,8 @@ class CheckpointCallback(keras.callbacks.Callback):
                 state[name] = True
         return state
 
-    def _restore(self, stored: StoredCheckpoint) -> None:
-        """Give the model, its optimizer and the callbacks what they had when the checkpoint was written."""
-        for name, owner in (("variables", self.model), ("optimizer", self.model.optimizer)):
-            variables, arrays = owner.variables, stored.arrays.get(name, [])
-            if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
-                raise LabError(
-                    f"Expected '{self.checkpoint.file}' to be a checkpoint of this model. Received: one with other "
-                    f"{name}. Train from the beginning, with restart."
-                )
-            for variable, array in zip(variables, arrays, strict=True):
-                variable.assign(array.view(to_numpy(variable).dtype))
+    def _restore_callbacks(self, stored: StoredCheckpoint) -> None:
+        """Give the callbacks what they had when the checkpoint was written."""
         for i, (callback, state) in enumerate(zip(self.callbacks, stored.progress["callbacks"], strict=True)):
             for name, value in state.items():
                 arrays = stored.arrays.get(f"callback{i}.{name}", [])

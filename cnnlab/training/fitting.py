@@ -20,7 +20,7 @@ from cnnlab.evaluation.predictions import Predictions
 from cnnlab.models.augmentation import crop_side, has_alternating_flip, mixing_layers
 from cnnlab.recipe import ResolvedRecipe
 from cnnlab.training import multi_device, runtime
-from cnnlab.training.callbacks import LearningRate, Lookahead, StopWhereNotFinite
+from cnnlab.training.callbacks import BestSoFar, LearningRate, Lookahead, StopWhereNotFinite
 from cnnlab.training.checkpointing import Checkpoint, CheckpointCallback, Progress
 from cnnlab.training.frozen_layers import Rows
 from cnnlab.training.optimizers import STEPS_PER_EXECUTION, takes_one_hot_labels
@@ -104,11 +104,16 @@ def _callbacks(
     if recipe.ema:
         # Before the next ones, so that they see the averaged weights at an epoch's end.
         last.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+    begin = []
     if recipe.patience:
-        last.append(keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True))
+        early = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
+        last.append(early)
+        losses = progress.history.get("val_loss", [])[progress.epochs_before_stage :]
+        if losses and not (checkpoint and checkpoint.stored):  # of a finished run, with whose weights this begins
+            begin.append(BestSoFar(early, losses))
     if recipe.schedule == "plateau":
         last.append(keras.callbacks.ReduceLROnPlateau("val_loss", **PLATEAU))
-    made = [*first, StopWhereNotFinite(), *further, *last, LearningRate()]
+    made = [*first, StopWhereNotFinite(), *further, *last, *begin, LearningRate()]
     return [*made, CheckpointCallback(checkpoint, progress, [*first, *last])] if checkpoint else made
 
 

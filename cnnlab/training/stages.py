@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.models.transfer import fine_tuned_layers
@@ -54,6 +56,20 @@ def plan_stages(recipe: ResolvedRecipe) -> list[Stage]:
         Stage("head", epochs, epochs, rate),
         Stage(name, more, more, recipe.fine_tune_learning_rate, recipe.fine_tune_from),
     ]
+
+
+def kept_epoch(history: Mapping[str, Sequence[float]], patience: int | None, results: Sequence[StageResult]) -> int:
+    """Return the number of the epoch, from 1, whose weights a training keeps.
+
+    Args:
+        history: metrics by name, one value for each epoch.
+        patience: of the recipe; with one, each stage ends with the weights of its lowest `val_loss`.
+        results: of the stages, empty for a training of one.
+    """
+    stages = [result.epochs for result in results if result.kept] or [len(history["loss"])]
+    begin, end = sum(stages[:-1]), sum(stages)
+    losses = np.nan_to_num(history["val_loss"][begin:end], nan=np.inf)
+    return begin + 1 + int(losses.argmin()) if patience else end
 
 
 def clone_for_crops(model: keras.Model) -> keras.Model:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,10 +20,10 @@ from cnnlab.errors import LabError
 from cnnlab.evaluation.predictions import Predictions
 from cnnlab.recipe import Recipe, ResolvedRecipe
 from cnnlab.training import fitting, multi_device, runtime
-from cnnlab.training.checkpointing import Checkpoint, Progress
+from cnnlab.training.checkpointing import Checkpoint, Progress, StoredCheckpoint, restore_variables, state_writer
 from cnnlab.training.fitting import Callbacks
 from cnnlab.training.frozen_layers import Rows
-from cnnlab.training.stages import Stage, StageResult, begin_fine_tuning, describe_stages, plan_stages
+from cnnlab.training.stages import Stage, StageResult, begin_fine_tuning, describe_stages, kept_epoch, plan_stages
 from cnnlab.training.trained_part import TrainedPart, select_trained_part
 from cnnlab.utils.log import log
 from cnnlab.utils.signals import signals_held
@@ -38,7 +39,10 @@ class TrainingResult:
     history: dict[str, list[float]]
     seconds: float  # time spent in `fit` and in the pass through frozen layers before it
     predictions: dict[str, Predictions]  # by split, predictions of the finished model
+    kept_epoch: int  # the epoch, from 1, whose weights the finished model has
     stages: tuple[StageResult, ...] = ()  # the results of several stages; empty for a training of one
+    # Writes what a training of one stage can be continued from; `None` where that is too much.
+    write_state: Callable[[Path], None] | None = None
 
 
 def train(
@@ -51,6 +55,7 @@ def train(
     quiet: bool = False,
     last_callbacks: Callbacks = (),
     checkpoint: Checkpoint | None = None,
+    earlier: StoredCheckpoint | None = None,
 ) -> TrainingResult:
     """Train a compiled model stage by stage, on stored features where its first layers are frozen, and predict.
 
@@ -63,6 +68,8 @@ def train(
         quiet: print nothing, for the many runs of a search.
         last_callbacks: further Keras callbacks, which see the metrics with all additions.
         checkpoint: where checkpoints are written, and the one to resume from, if any.
+        earlier: a finished training of one stage whose epochs are the first of this one. Without variables the
+            optimizer begins anew, with the weights that the model has.
 
     Raises:
         LabError: a loss, weight or probability is not a finite number.
@@ -70,12 +77,15 @@ def train(
     recipe = recipe.with_defaults()
     if recipe.deterministic:
         runtime.enable_determinism()
-    progress = Progress.from_checkpoint(checkpoint.stored if checkpoint else None)
+    stored = checkpoint.stored if checkpoint else None
+    progress = Progress.from_checkpoint(stored or earlier)
     images = {name: getattr(dataset, name).images for name in dict.fromkeys(("train", "val", *splits))}
     stages, part = plan_stages(recipe), None
     for stage in stages[len(progress.stages) :]:
         part = None  # frees the features of the stage before, to make room for the next ones
         part = _begin_stage(model, images, recipe, stage, progress)
+        if earlier and earlier.arrays and not stored:
+            restore_variables(part.model, earlier, "the state of the run to be continued")
         how = {"callbacks": callbacks, "last_callbacks": last_callbacks, "quiet": quiet}
         progress.add_history(fitting.fit(part, dataset, recipe, stage, progress, checkpoint, **how))
         _expect_finite(
@@ -99,7 +109,9 @@ def train(
     _expect_finite(finite, progress, checkpoint)
     if part.on_features and splits:
         _check_head(model, images[splits[0]][:16], predictions[splits[0]].probabilities[:16], recipe)
-    return TrainingResult(progress.history, seconds, predictions, tuple(progress.stages))
+    kept = kept_epoch(progress.history, recipe.patience, progress.stages)
+    write_state = state_writer(part.model, progress) if checkpoint and len(stages) == 1 else None
+    return TrainingResult(progress.history, seconds, predictions, kept, tuple(progress.stages), write_state)
 
 
 def _begin_stage(

@@ -25,6 +25,15 @@ def test_scores_are_drawn_against_the_hyperparameters_that_varied():
     assert [list(axis.lines[0].get_ydata()) for axis in axes[:2]] == [SCORES, [0.6, 0.5]]
 
 
+def test_a_curve_marks_the_epoch_whose_weights_were_kept():
+    histories = {label: {"accuracy": SCORES, "val_accuracy": SCORES} for label in "abc"}
+    figure = plots.curves(histories, kept={"a": 2, "b": 4})
+    [ring] = [line for line in figure.axes[0].lines if line.get_fillstyle() == "none"]
+    assert ([*ring.get_xdata()], [*ring.get_ydata()]) == ([2], [0.6])
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert names[:4] == ["a training", "a validation, epoch 2 kept", "b training", "b validation"]
+
+
 def test_every_trial_s_line_reaches_its_score():
     [axis] = plots.parallel_coordinates(VALUES, SCORES, "val_accuracy").axes
     assert [label.get_text() for label in axis.get_xticklabels()] == [*VARIED, "val_accuracy"]

@@ -14,7 +14,7 @@ from cnnlab.models.pretrained import load_backbone
 from cnnlab.models.transfer import check_transfer
 from cnnlab.train import train_model
 from cnnlab.training import trainer
-from cnnlab.training.stages import begin_fine_tuning, plan_stages
+from cnnlab.training.stages import StageResult, begin_fine_tuning, kept_epoch, plan_stages
 from cnnlab.utils import user_cache
 
 STAGED = {"dataset": "digits", "limit": 150, "epochs": 2, "fine_tune": 1, "dense_units": 0, "batch_size": 16}
@@ -26,6 +26,15 @@ def staged(backbone):
     return cnnlab.Recipe(
         model="transfer", backbone="mine.keras", pooling="flatten", learning_rate=0.01, schedule="constant", **STAGED
     )
+
+
+@pytest.mark.parametrize(
+    ("patience", "kept", "epoch"), [(None, None, 5), (2, None, 2), (None, True, 5), (2, True, 4), (2, False, 2)]
+)
+def test_the_kept_epoch_is_the_best_of_the_last_stage_that_is_kept(patience, kept, epoch):
+    history = {"loss": [1.0] * 5, "val_loss": [0.5, 0.1, 0.2, 0.3, math.nan]}
+    stages = [] if kept is None else [StageResult("a", 3, 1.0, 0.5, 1.0), StageResult("b", 2, 1.0, 0.5, 1.0, kept)]
+    assert kept_epoch(history, patience, stages) == epoch
 
 
 def test_one_run_one_curve_and_the_figures_of_each_stage(store, staged):
