@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cnnlab.data.decoding import SIXTEEN_BITS
 from cnnlab.data.folder_scan import describe_left_out, scan_folder
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import ArgumentError, LabError, did_you_mean
 from cnnlab.evaluation.classifier import Classifier
 from cnnlab.tracking import logged_models as stored_models
 from cnnlab.tracking import model_registry, run_queries
@@ -109,7 +109,8 @@ def list_pictures(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
             continue
         path = Path(path)
         if not path.exists():
-            raise ArgumentError(f"Expected pictures or folders of them. Received: '{path}', which does not exist.")
+            expected = f"Expected pictures or folders of them. Received: '{path}', which does not exist."
+            raise ArgumentError(expected + did_you_mean(path, files=Path.exists))
         if not path.is_dir():
             found.append(str(path))
             continue

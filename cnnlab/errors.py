@@ -1,9 +1,12 @@
 """Errors that a user can cause: one sentence each, shown without a traceback."""
 
+import contextlib
 import difflib
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from cnnlab.utils.text import escape_control_characters, shortened
 
@@ -41,12 +44,55 @@ class ArgumentError(LabError, ValueError):
 def expect_one_of(what: str, received: object, choices: Iterable[str], shown: Iterable[str] | None = None) -> None:
     """Raise `ArgumentError` unless `received` is one of `choices`, naming the nearest; `shown` says many in fewer."""
     choices = list(choices)
-    if received in choices:
-        return
-    likeness = {choice: difflib.SequenceMatcher(None, str(received), choice).ratio() for choice in choices}
-    near = max(likeness, key=lambda choice: likeness[choice], default=None)  # of equal ones the first
-    hint = f" Did you mean '{near}'?" if near and likeness[near] >= 0.4 else ""
-    raise ArgumentError(f"Expected {what} to be one of: {', '.join(shown or choices)}. Received: '{received}'.{hint}")
+    if received not in choices:
+        expected = f"Expected {what} to be one of: {', '.join(shown or choices)}."
+        raise ArgumentError(f"{expected} Received: '{received}'.{did_you_mean(received, choices)}")
+
+
+def did_you_mean(received: object, choices: Iterable[str] = (), files: Callable[[Path], bool] | None = None) -> str:
+    """Return a sentence that names what a mistyped name most likely meant; nothing where nothing is like it.
+
+    Args:
+        received: the name.
+        choices: the names that are known; of equally likely ones the first is named.
+        files: says of a path whether it may be meant too; without, no path is.
+    """
+    path = _near_path(str(received), files) if files else None
+    near = _nearest(str(received), [*choices, path] if path else choices)
+    return f" Did you mean '{near}'?" if near else ""
+
+
+def _nearest(received: str, choices: Iterable[str]) -> str | None:
+    text = _plain(received)
+
+    def likeness(choice: str) -> float:
+        known = _plain(choice)
+        if len(text) > 1 and text in known:
+            return 3 if known == text else 2 if known.startswith(text) else 1
+        return round(difflib.SequenceMatcher(None, text, known).ratio(), 1)
+
+    near = max(choices, key=likeness, default=None)
+    return near if near and likeness(near) >= 0.7 else None
+
+
+def _plain(name: str) -> str:
+    """Return a name without what is often written otherwise: capitals, hyphens, underscores and dots."""
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+def _near_path(received: str, fits: Callable[[Path], bool]) -> str | None:
+    """Return the path that exists, and fits, in which each missing part of a path is replaced by the nearest name."""
+    with contextlib.suppress(OSError, ValueError):
+        path = Path(received)
+        found = Path(path.anchor)
+        for part in path.relative_to(found).parts:
+            if not (found / part).exists():
+                names = sorted(os.listdir(found), key=lambda name: (len(name), name))
+                is_last = part == path.name
+                part = _nearest(part, [name for name in names if not is_last or fits(found / name)]) or part
+            found /= part
+        return str(found) if found != path and fits(found) else None
+    return None
 
 
 @contextmanager

@@ -124,6 +124,7 @@ def export_model(
     if int8:
         some = np.random.default_rng(0).permutation(len(pictures.training))[:CALIBRATION]
         calibration = np.asarray(pictures.training[np.sort(some)])
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         fresh = Path(folder, f"model{export_formats.ENDINGS[file_format]}")
         export_formats.write_model(
@@ -156,8 +157,9 @@ def _expect_free(path: str | os.PathLike[str] | None) -> None:
     path = Path(path)
     if os.path.lexists(path):
         raise ArgumentError(f"Expected a path that is free. Received: '{path}'. Remove it, or name another output.")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"Expected output in a folder that exists. Received: '{path}'. Make '{path.parent}'.")
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise ArgumentError(f"Expected output in a folder. Received: '{path}', and '{above}' is none. Name another.")
 
 
 def _default_name(uri: str, run_id: str | None) -> str:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from cnnlab.data.dataset import LAYOUT_OPTIONS
-from cnnlab.errors import ArgumentError, reading
+from cnnlab.errors import ArgumentError, did_you_mean, reading
 from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment
 from cnnlab.models.model_table import COMMON, MODELS, Model, Range, dependent_defaults, find_model
@@ -304,6 +304,14 @@ class Recipe:
     kernel_size: int | None = field(None, "Side of the convolution kernels.", low=1, high=11)
     padding: str | None = field(None, "Padding of the convolutions.", choices=("valid", "same"))
     arguments: tuple[str, ...] = field((), "name=value for an argument of a custom model's function; may be repeated.")
+
+    if not TYPE_CHECKING:  # which finds a wrong name by itself
+
+        def __new__(cls, *values: Any, **fields: Any) -> Self:
+            if wrong := next((name for name in fields if name not in cls.__dataclass_fields__), None):
+                near = f" Did you mean '{OLD_NAMES[wrong]}'?" if wrong in OLD_NAMES else did_you_mean(wrong, _FIELDS)
+                raise ArgumentError(f"Expected fields that help(cnnlab.Recipe) lists. Received: '{wrong}'.{near}")
+            return super().__new__(cls)
 
     def __post_init__(self) -> None:
         convert_fields(self)

@@ -16,7 +16,7 @@ import cnnlab
 from cnnlab import compare, train
 from cnnlab.data.dataset import load_dataset
 from cnnlab.resume import training_key
-from cnnlab.tracking import checkpoint_files, provenance, run_queries
+from cnnlab.tracking import checkpoint_files, provenance, run_logging, run_queries
 from cnnlab.tracking.mlflow_store import opened
 from cnnlab.tracking.recorder import MlflowRecorder
 from cnnlab.tracking.run_locks import alive
@@ -130,7 +130,7 @@ def test_a_run_is_resumed_by_its_id(store, recipe, interrupt, monkeypatch, capsy
 
 
 def test_a_model_that_a_kill_left_half_written_is_not_the_one_that_is_read(store, recipe, monkeypatch):
-    log_model = mlflow.keras.log_model
+    log_model = run_logging.Model.log
 
     def after_a_kill(*args, **kwargs):
         """As where MLflow was killed between naming a model and writing it, and the run is gone on with."""
@@ -140,7 +140,7 @@ def test_a_model_that_a_kill_left_half_written_is_not_the_one_that_is_read(store
             store.log_outputs(run_id, [LoggedModelOutput(half.model_id, step=0)])
         return log_model(*args, **kwargs)
 
-    monkeypatch.setattr(mlflow.keras, "log_model", after_a_kill)
+    monkeypatch.setattr(run_logging.Model, "log", after_a_kill)
     result = train.train_model(dataclasses.replace(recipe, epochs=1))
     run = store.get_run(result.run_id)
     assert len(run.outputs.model_outputs) == 7

@@ -98,10 +98,11 @@ def test_artifacts_are_recorded(trained, here):
         assert stored["test_probabilities"] == pytest.approx(result.test.probabilities)
 
 
-def test_reloaded_model_reproduces_the_test_accuracy(trained, here):
+def test_reloaded_model_reproduces_the_test_accuracy(trained, here, capfd):
     _, result, _, dataset = trained
     model = mlflow.pyfunc.load_model(result.model_uri)
     probabilities = model.predict(dataset.test.images)
+    assert capfd.readouterr().out == ""  # no progress bar
     assert np.mean(probabilities.argmax(axis=1) == dataset.test.labels) == result.test_accuracy
     assert probabilities == pytest.approx(result.test.probabilities, abs=1e-6)
     assert model.metadata.metadata["class_names"] == list(dataset.class_names)

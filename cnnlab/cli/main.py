@@ -65,6 +65,9 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except click.ClickException as error:
+        del (getattr(error, "possibilities", None) or [])[
+            1:
+        ]  # of options that are like it the nearest, which is the first
         print(f"error: {escape_control_characters(error.format_message())} See 'cnnlab --help'.", file=sys.stderr)
         status = error.exit_code
     except LabError as error:

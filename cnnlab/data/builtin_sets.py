@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cnnlab.errors import ArgumentError, LabError, expect_one_of
+from cnnlab.errors import ArgumentError, LabError, did_you_mean
 from cnnlab.utils.downloads import download_timeout
 
 if TYPE_CHECKING:  # the command line asks for names only, and answers without NumPy
@@ -70,12 +69,10 @@ def is_folder(name: str) -> bool:
     with contextlib.suppress(OSError, ValueError):  # too long for a path, or below a folder without permission
         if name and Path(name).is_dir():
             return True
-    if re.search(r"[/\\.~]", name):
-        raise ArgumentError(
-            f"Expected dataset to be a name or an existing folder. Received: '{name}', which is neither."
-        )
-    expect_one_of("dataset", name, [*BUILTIN_SETS, "an existing folder"])
-    return False
+    raise ArgumentError(
+        f"Expected dataset to be one of: {', '.join(BUILTIN_SETS)}, an existing folder. Received: '{name}'."
+        + did_you_mean(name, BUILTIN_SETS, Path.is_dir)
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.class_weight import compute_class_weight
 
-from cnnlab.errors import ArgumentError, expect_one_of, first_line
+from cnnlab.errors import ArgumentError, did_you_mean, expect_one_of, first_line
 
 
 def class_weights(
@@ -55,6 +55,7 @@ def read_class_weights(given: str | None, class_names: Sequence[str]) -> str | N
             raise ArgumentError(
                 "Expected class_weight to be none, balanced, an existing JSON file, or class names and numbers "
                 f"({{\"cat\": 2.0}}). Received: '{given}'."
+                + did_you_mean(given, ("none", "balanced"), lambda path: path.suffix == ".json")
             )
         text = Path(given).read_text(encoding="utf-8", errors="replace")
         if text in ("none", "balanced"):

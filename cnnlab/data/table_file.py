@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cnnlab.errors import ArgumentError
+from cnnlab.errors import ArgumentError, did_you_mean
 
 DELIMITERS = "\t;,|"  # of equally good ones the first; spaces where there is none of them
 LINES_TRIED = 50
@@ -34,7 +34,8 @@ def read_rows(file: str) -> list[list[str]]:
     except (OSError, UnicodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         advice = "Save it as CSV in UTF-8" if isinstance(error, UnicodeError) else "Name another file"
-        raise ArgumentError(f"Expected '{file}' to be a CSV file. Received: {reason}. {advice}.") from error
+        near = did_you_mean(file, files=Path.is_file) if isinstance(error, FileNotFoundError) else ""
+        raise ArgumentError(f"Expected '{file}' to be a CSV file. Received: {reason}. {advice}.{near}") from error
     if not rows:
         raise ArgumentError(
             f"Expected '{file}' to be a CSV file of two columns. Received: an empty one. Name another file."

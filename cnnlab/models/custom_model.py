@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
+from cnnlab.errors import ArgumentError, LabError, did_you_mean, expect_one_of, first_line
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.startup import load_tensorflow
 
@@ -67,7 +67,8 @@ def read_source(name: str) -> str:
     if absolute_name(name) in _pinned:
         return _pinned[absolute_name(name)]
     if not Path(file).is_file():
-        raise ArgumentError(f"Expected the model's file to exist. Received: '{file}', which does not.")
+        near = did_you_mean(file, files=lambda path: path.suffix == ".py")
+        raise ArgumentError(f"Expected the model's file to exist. Received: '{file}', which does not.{near}")
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

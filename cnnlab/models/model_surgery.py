@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import ArgumentError, LabError, did_you_mean
 from cnnlab.models.backbones import too_many_stages
 from cnnlab.models.pretrained import PretrainedNetwork
 
@@ -129,7 +129,7 @@ def layer_groups_from(network: PretrainedNetwork, start: str, side: int) -> list
             raise ArgumentError(
                 f"Expected fine_tune_from to be top, a number of stages up to {len(stages)}, all, or the beginning of "
                 f"a layer's name. Received: '{start}', which no layer of {network.name} begins with. Its stages start "
-                f"at: {', '.join(starts)}."
+                f"at: {', '.join(starts)}." + did_you_mean(start, [*(name.partition("_")[0] for name in names), *names])
             )
     groups, end = [], len(names)
     inputs = {layer.name for layer in network.model.layers if isinstance(layer, keras.layers.InputLayer)}

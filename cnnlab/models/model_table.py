@@ -234,6 +234,6 @@ def find_model(name: str) -> Model:
         return Model(custom_model.refuse_to_build, defaults=dict.fromkeys((*TRAINING, "image_size")))
     if name not in MODELS:
         usual = ("cnn", "resnet9", "vgg16", "transfer")
-        near = [*usual, *sorted(set(MODELS) - set(usual))]
+        near = [*usual, *sorted(set(MODELS) - set(usual), key=lambda name: BACKBONES[name].parameters)]
         expect_one_of("model", name, near, shown=[*usual, "one of 'cnnlab models --available'", "FILE.py:FUNCTION"])
     return MODELS[name]

@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from cnnlab.errors import ArgumentError, LabError, expect_one_of, first_line
+from cnnlab.errors import ArgumentError, LabError, did_you_mean, first_line
 from cnnlab.models import safe_loading
 from cnnlab.models.backbones import BACKBONES, Backbone
 from cnnlab.models.keras_hub_presets import load_preset
@@ -62,6 +62,7 @@ def load_backbone(backbone: str, weights: str | None, side: int | None) -> Pretr
         if weights is None or (weights != "imagenet" and not Path(weights).is_file()):
             raise ArgumentError(
                 f"Expected weights to be 'imagenet', 'random' or an existing file. Received: '{weights}'."
+                + did_you_mean(weights, ("imagenet", "random"), lambda path: path.suffix in (".h5", ".hdf5"))
             )
         # The seeds of the layers to come must not depend on whether this process has loaded the weights before.
         state = random.getstate()
@@ -81,9 +82,12 @@ def load_backbone(backbone: str, weights: str | None, side: int | None) -> Pretr
         if backbone.startswith(REGISTERED) and path == backbone:
             raise LabError(f"Expected '{backbone}' to be fetched from the registry. Received: only its name.")
         if not Path(path).is_file():
-            near = sorted(BACKBONES)
-            shown = ["a name of 'cnnlab models --available'", "a .keras file", "models:/NAME@ALIAS", "hub:PRESET"]
-            expect_one_of("backbone", backbone, near, shown)
+            by_size = sorted(BACKBONES, key=lambda name: BACKBONES[name].parameters)
+            raise ArgumentError(
+                "Expected backbone to be one of: a name of 'cnnlab models --available', a .keras file, "
+                f"models:/NAME@ALIAS, hub:PRESET. Received: '{backbone}'."
+                + did_you_mean(backbone, by_size, lambda path: path.suffix == ".keras")
+            )
         return _load_saved(backbone, path, _modified(path))
     finally:
         random.setstate(state)

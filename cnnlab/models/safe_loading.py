@@ -26,7 +26,7 @@ import h5py.h5o
 import keras
 from keras.src.backend.common import global_state
 
-from cnnlab.errors import ArgumentError, first_line
+from cnnlab.errors import ArgumentError, did_you_mean, first_line
 from cnnlab.utils.temporary_folders import private_folder
 
 CONFIG, WEIGHTS, ABOUT = "config.json", "model.weights.h5", "metadata.json"
@@ -174,6 +174,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
         raise ArgumentError(
             f"Expected '{path}' to be a file that 'cnnlab export --format keras' wrote. "
             f"Received: {first_line(error)}. Name such a file, a registered model, or a run."
+            + did_you_mean(path, files=lambda near: near.suffix == ".keras")
         ) from error
 
 

@@ -14,9 +14,10 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import get_model_info
 from mlflow.models.model import ModelInfo
 
-from cnnlab.errors import LabError, first_line
+from cnnlab.errors import LabError, did_you_mean, first_line
 from cnnlab.models import custom_model
 from cnnlab.tracking import mlflow_store, run_queries
+from cnnlab.tracking.pagination import paginate
 from cnnlab.tracking.session import opened_store
 from cnnlab.tracking.tag_names import MODEL_SOURCE
 from cnnlab.utils.signals import signals_held
@@ -187,7 +188,12 @@ def _load_keras(uri: str, info: ModelInfo) -> keras.Model | None:
 
 
 def _not_of_this_store(uri: str, error: Exception) -> LabError:
+    known: list[str] = []
+    with contextlib.suppress(mlflow.MlflowException):  # the store may be what fails
+        for model in paginate(mlflow.MlflowClient().search_registered_models):
+            known += [f"models:/{model.name}@{alias}" for alias in model.aliases]
+            known += [f"models:/{model.name}/{version.version}" for version in model.latest_versions or ()]
     return LabError(
         f"Expected '{uri}' to be a model of this store. Received: {first_line(error)}. "
-        "'cnnlab models' lists what is registered."
+        f"'cnnlab models' lists what is registered.{did_you_mean(uri, known)}"
     )

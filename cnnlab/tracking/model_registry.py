@@ -14,7 +14,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from cnnlab.errors import ArgumentError, LabError, expect_one_of
+from cnnlab.errors import ArgumentError, LabError, did_you_mean, expect_one_of
 from cnnlab.evaluation.model_card import model_card
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Score, save_predictions
 from cnnlab.evaluation.run_result import RunResult
@@ -172,8 +172,8 @@ def the_name(name: str | None = None) -> str:
     if name is None and len(known) == 1:
         return known[0]
     if name not in known:
-        received = f"'{name}'" if name else "no name, and there are several: give one"
-        raise ArgumentError(f"Expected the name of a registered model ({', '.join(known)}). Received: {received}.")
+        received = f"'{name}'.{did_you_mean(name, known)}" if name else "no name, and there are several: give one."
+        raise ArgumentError(f"Expected the name of a registered model ({', '.join(known)}). Received: {received}")
     return name
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -135,6 +134,7 @@ def log_model(model: keras.Model, dataset: ImageDataset) -> str:
     Requirements are given, not inferred: inferring imports TensorFlow in a subprocess, for 7 to 9 seconds.
     """
     from cnnlab.models import safe_loading  # in here, as what only reads the store takes no Keras
+    from cnnlab.tracking import pyfunc_loader
 
     # Unnamed: named specs break pyfunc for models with one unnamed input.
     signature = ModelSignature(
@@ -143,10 +143,11 @@ def log_model(model: keras.Model, dataset: ImageDataset) -> str:
     )
     with safe_loading.uncompiled(model):
         logged = Model.log(
-            None,  # MLflow's older name for the name
-            name="model",
-            flavor=SimpleNamespace(__name__="mlflow.keras", save_model=_save_model),
+            None,
+            pyfunc_loader,
             model=model,
+            name="model",
+            flavor_name="keras",
             signature=signature,
             pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")],
             metadata={
@@ -156,17 +157,6 @@ def log_model(model: keras.Model, dataset: ImageDataset) -> str:
             },
         )
     return logged.model_uri
-
-
-def _save_model(path: str, mlflow_model: Model, **given: Any) -> None:
-    """Save a model as `mlflow.keras` does, with `pyfunc_loader` for `mlflow.pyfunc`."""
-    from mlflow.keras import save_model
-
-    save_model(path=path, mlflow_model=mlflow_model, **given)
-    (code := Path(path, "code")).mkdir()
-    shutil.copy(Path(__file__).with_name("pyfunc_loader.py"), code)
-    mlflow_model.flavors["python_function"] |= {"loader_module": "pyfunc_loader", "code": "code"}
-    mlflow_model.save(str(Path(path, "MLmodel")))
 
 
 def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:

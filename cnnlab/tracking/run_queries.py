@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.entities import Run as Run  # noqa: PLC0414  for annotations of modules that do not import mlflow
 
 from cnnlab.data.dataset import load_dataset
-from cnnlab.errors import ArgumentError, LabError, first_line, reading
+from cnnlab.errors import ArgumentError, LabError, did_you_mean, first_line, reading
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import ResolvedRecipe
@@ -130,7 +130,8 @@ def best_run(experiment: str | None = None, by: str = "accuracy") -> Run:
     if experiment:
         if experiment not in names:
             some = ", ".join([*list(names)[:20], *(["..."] if len(names) > 20 else [])])
-            raise ArgumentError(f"Expected an experiment of this store ({some}). Received: '{experiment}'.")
+            near = did_you_mean(experiment, names)
+            raise ArgumentError(f"Expected an experiment of this store ({some}). Received: '{experiment}'.{near}")
         experiments = [names[experiment]]
     newest = _first(client, experiments, finished, "attributes.start_time DESC")
     if newest is None:

@@ -7,6 +7,7 @@ built from; any other model is the user's own.
 from __future__ import annotations
 
 import dataclasses
+import json
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import LabError, first_line
+from cnnlab.models import safe_loading
 from cnnlab.models.custom_model import GIVEN
 from cnnlab.recipe import PRECISIONS, Recipe, ResolvedRecipe
 from cnnlab.training import runtime
@@ -135,17 +137,17 @@ def expect_labels(model: keras.Model, what: str, dataset: ImageDataset) -> None:
 
 
 def expect_saveable(model: keras.Model, what: str) -> None:
-    """Raise `LabError` before the training where a model could not be loaded after it; warn of layers outside Keras."""
+    """Raise `LabError` before the training where a model could not be loaded after it; warn where no command will."""
+    with safe_loading.uncompiled(model):
+        text = model.to_json()
     try:
-        keras.models.model_from_json(model.to_json())
+        keras.models.model_from_json(text)
     except Exception as error:  # the user's layers may raise anything
         raise LabError(
             f"Expected {what} to be saved and loaded again. Received {type(error).__name__}: {first_line(error)}. Use "
             "Keras's own layers, or give yours get_config() and @keras.saving.register_keras_serializable()."
         ) from error
-    foreign = {type(layer) for layer in model.layers if type(layer).__module__.partition(".")[0] != "keras"}
-    if foreign:
-        log.warning(
-            f"{', '.join(sorted(cls.__name__ for cls in foreign))} is no layer of Keras: the logged model loads only "
-            "where its file is imported first, so not in 'cnnlab predict' and 'cnnlab serve'."
-        )
+    try:
+        safe_loading.check_config(json.loads(text))
+    except safe_loading.RefusedFileError as error:
+        log.warning(f"{what} will not load in 'cnnlab predict', 'cnnlab serve' or a registration: {error}.")

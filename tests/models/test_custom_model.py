@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import cnnlab
 from cnnlab import reproduction
 from cnnlab.compare import compare_runs
+from cnnlab.models import safe_loading
 from cnnlab.tracking import logged_models, model_registry, promotion
 from cnnlab.train import train_model
 from cnnlab.tuning import trials
@@ -147,6 +149,28 @@ def test_defaults_of_the_function_win_where_its_arguments_are_named_like_options
     assert (params["augment"], params["arg.augment"], params["arg.weights"]) == ("none", "lots", "mine")
     with pytest.raises(cnnlab.ArgumentError, match="Received one twice"):
         cnnlab.compare_models([recipe, recipe])
+
+
+def test_a_registered_layer_is_no_reason_to_warn_of_and_one_that_is_refused_is(
+    recipe, digits, workplace, capsys, monkeypatch
+):
+    Path("layered.py").write_text("""
+import keras
+@keras.saving.register_keras_serializable("mine")
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+def build_net(input_shape, num_classes):
+    return keras.Sequential([keras.Input(input_shape), Twice(), keras.layers.Flatten(),
+        keras.layers.Dense(num_classes, activation="softmax")])
+""")
+    layered = dataclasses.replace(recipe, model="layered.py:build_net", arguments=())
+    safe_loading.save_model(cnnlab.build_model(layered, digits), "layered.keras")
+    assert safe_loading.load_model("layered.keras").layers[0].name == "twice"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(safe_loading, "REFUSED", ["Flatten"])
+    cnnlab.build_model(layered, digits)
+    assert "the model of build_net will not load in 'cnnlab predict'" in capsys.readouterr().err
 
 
 def test_a_compiled_model_keeps_its_optimizer(recipe, store):

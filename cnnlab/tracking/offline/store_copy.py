@@ -16,7 +16,7 @@ import mlflow
 from filelock import FileLock
 from mlflow.entities import Run, ViewType
 
-from cnnlab.errors import ArgumentError, LabError, masked
+from cnnlab.errors import ArgumentError, LabError, did_you_mean, masked
 from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.maintenance.findings import counted
 from cnnlab.tracking.mlflow_internals import short_reason
@@ -246,6 +246,7 @@ def _database(place: str) -> Path:
     raise ArgumentError(
         f"Expected a store: a folder with mlflow.db or {STORE_FOLDER}/mlflow.db in it, or the address of a server, "
         f"http://... Received: '{masked(place)}'."
+        + did_you_mean(place, files=lambda near: any(near.glob("mlflow.db")) or (near / STORE_FOLDER).is_dir())
     )
 
 
