@@ -192,6 +192,8 @@ def _label_column(
     for name in LABEL_NAMES:
         if name in (plain_names[column] for column in candidates):
             return next(column for column in candidates if plain_names[column] == name)
+    if len(called := [column for column in candidates if "label" in plain_names[column]]) == 1:
+        return called[0]
     sample = rows[:: max(1, len(rows) // SAMPLE)]
     values = {column: [row[column].strip() for row in sample] for column in candidates}
     if len(candidates) > 1:

@@ -12,7 +12,7 @@ from cnnlab.utils.text import escape_control_characters, list_first
 
 # What pandas, R and people write where there is no label; "none" may be a class.
 MISSING = frozenset(("", "NaN", "nan", "NAN", "NA", "N/A", "n/a", "#N/A", "None", "NULL", "null", "<NA>", "?"))
-NUMBER = re.compile(r"\+?(\d+\.?\d*|\.\d+)", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 
 
 def classes_of_labels(counts: Mapping[str, int], table: str) -> tuple[dict[str, str], list[str]]:
@@ -29,13 +29,19 @@ def classes_of_labels(counts: Mapping[str, int], table: str) -> tuple[dict[str, 
         `(classes, notes)`: the class of each label, "" for one that is missing; and a sentence on what was joined.
 
     Raises:
-        ArgumentError: there are several labels in one.
+        ArgumentError: there are several labels in one, or nearly as many as pictures.
     """
     _expect_one_label([label for label in counts if label not in MISSING], table)
     spellings: dict[str, list[str]] = {}
     for label in counts:
         if label not in MISSING:
             spellings.setdefault(_form(label), []).append(label)
+    if len(spellings) > max(10, 0.9 * sum(counts.values())):
+        raise ArgumentError(
+            f"Expected labels in '{table}' that several pictures share. Received: {len(spellings):,} different ones of "
+            f"{sum(counts.values()):,} pictures, such as '{next(iter(spellings.values()))[0]}'. Name the column of "
+            "classes as label_column, or divide numbers into ranges."
+        )
     classes, joined = dict.fromkeys(counts, ""), []
     for same in spellings.values():
         usual = max(same, key=counts.__getitem__)
@@ -48,8 +54,9 @@ def classes_of_labels(counts: Mapping[str, int], table: str) -> tuple[dict[str, 
 def _form(label: str) -> str:
     """Return what is equal for labels that are one class."""
     if NUMBER.fullmatch(label):
-        whole, _, fraction = label.removeprefix("+").partition(".")
-        return f"{whole.lstrip('0') or '0'}.{fraction.rstrip('0')}"
+        whole, _, fraction = label.lstrip("+-").partition(".")
+        number = f"{whole.lstrip('0')}.{fraction.rstrip('0')}"
+        return f"-{number}" if label.startswith("-") and number != "." else number
     words = " ".join(unicodedata.normalize("NFC", label).split())
     return words if len(words) == 1 else words.casefold()
 

@@ -58,6 +58,7 @@ def splits(assigned):
             "columns left aside: lesion_id, age, sex",
         ),
         ("who,pic,what", lambda i: f"{i},{FILES[i]},{NAMES[i]}", "'pic', labels those of 'what'"),
+        ("File,Finding Labels,Age", lambda i: f"{FILES[i]},{NAMES[i]},{i % 9}", "labels those of 'Finding Labels'"),
         ("mask,image,label", lambda i: f"{FILES[23 - i]},{FILES[i]},{NAMES[i]}", "columns left aside: mask"),
         ("class_id,class_name,file", lambda i: f"{i % 2},{NAMES[i]},{FILES[i]}", "columns left aside: class_id"),
         (None, lambda i: f"{NAMES[i]},{FILES[i]}", "column '2', labels those of '1'"),
@@ -174,6 +175,8 @@ def labelled(assign, *labels):
         (("0", "1", "0.0", "01"), {"0", "1"}, "'0' (6) = '0.0' (6), '1' (6) = '01' (6)"),
         (("0.0", "1.0"), {"0.0", "1.0"}, None),
         (("007", "008"), {"007", "008"}, None),
+        (("-1", "1", "-1.0"), {"-1", "1"}, "'-1' (8) = '-1.0' (8)"),
+        (("0", "-0", "0.5", ".50"), {"0", "0.5"}, "'0' (6) = '-0' (6), '0.5' (6) = '.50' (6)"),
         (("cat", "Cat ", "cat", "dog"), {"cat", "dog"}, "'cat' (12) = 'Cat' (6)"),
         (("polar  bear", "polar bear", "polar bear"), {"polar bear"}, "'polar  bear' (8) = 'polar bear' (16)"),
         (("a", "A"), {"a", "A"}, None),
@@ -229,6 +232,11 @@ def test_several_labels_of_a_picture_are_refused(labels, assign):
 )
 def test_class_names_of_several_words_are_one_label(labels, assign):
     assert set(labelled(assign, *labels)[1].class_names) == {label.strip('"') for label in labels}
+
+
+def test_labels_that_no_two_pictures_share_are_refused(assign):
+    with pytest.raises(cnnlab.ArgumentError, match=r"24 different ones of 24 pictures, such as '0.5'.* ranges"):
+        assign("image,age", lambda i: f"{FILES[i]},{i}.5")
 
 
 def test_columns_of_0_and_1_are_refused_unless_one_is_named(assign):
