@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cnnlab.classify import load_classifier, predict
     from cnnlab.compare import Comparison, compare_models, compare_runs
-    from cnnlab.data.dataset import ImageDataset, load_dataset
+    from cnnlab.data.dataset import load_dataset
+    from cnnlab.data.image_dataset import ImageDataset
     from cnnlab.data_audit import Audit, audit
     from cnnlab.errors import ArgumentError, LabError
     from cnnlab.evaluation.classifier import Classifier
@@ -40,7 +41,7 @@ _MODULES = {
     "Comparison": "compare",
     "Decision": "tracking.promotion",
     "Exported": "export",
-    "ImageDataset": "data.dataset",
+    "ImageDataset": "data.image_dataset",
     "LabError": "errors",
     "Predictions": "evaluation.predictions",
     "Range": "models.model_table",

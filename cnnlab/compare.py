@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, ServerUnavailable, first_line, masked
 from cnnlab.evaluation import comparison_report
 from cnnlab.evaluation.run_result import RunResult
@@ -24,7 +24,7 @@ from cnnlab.utils.log import log
 from cnnlab.utils.text import escape_control_characters, markdown
 
 if TYPE_CHECKING:
-    from cnnlab.data.dataset import Images
+    from cnnlab.data.image_dataset import Images
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.data.pictures import Pictures
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation import audit_report

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.recipe import ResolvedRecipe, renamed_fields
 from cnnlab.tracking import checkpoint_files, run_queries

@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnlab import resume
 from cnnlab.data.class_weights import read_class_weights
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import ArgumentError
 from cnnlab.evaluation import run_figures
 from cnnlab.evaluation.run_result import RunResult

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, masked
 from cnnlab.recipe import RunOptions, first_names, renamed_fields
 from cnnlab.tracking import checkpoint_files, run_logging, run_queries

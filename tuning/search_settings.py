@@ -14,7 +14,7 @@ from cnnlab.tuning.trial_recipes import start_recipe
 from cnnlab.utils.argument_types import convert_fields
 
 if TYPE_CHECKING:
-    from cnnlab.data.dataset import ImageDataset
+    from cnnlab.data.image_dataset import ImageDataset
 
 MOST_PROCESSES = 64  # on one machine
 TUNERS: tuple[str, ...] = ("bayesian", "random", "hyperband")

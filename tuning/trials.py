@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cnnlab.data.class_weights import read_class_weights
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, ServerUnavailable
 from cnnlab.evaluation.score_names import TOP5_CLASSES
 from cnnlab.models.model_table import RATES, find_model

@@ -7,109 +7,22 @@ validation set. Digests tell one data set from another.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from cnnlab.data.image_dataset import ImageDataset, Part, digests_of, make_splits
 from cnnlab.errors import ArgumentError, LabError
 from cnnlab.utils.argument_types import convert_arguments
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 
 if TYPE_CHECKING:  # the command line asks for names only, and answers without NumPy
-    import numpy as np
-    import numpy.typing as npt
-
-    from cnnlab.data.disk_rows import MappedRows
     from cnnlab.data.folder_layout import FolderLayout
-    from cnnlab.data.pictures import Pictures
     from cnnlab.data.splitting import Shares
-    from cnnlab.data.summary import DatasetSummary
-
-    Images = npt.NDArray[np.uint8] | MappedRows
 
 # Arguments of `locate_dataset` that are fields of the recipe.
 LAYOUT_OPTIONS = ("labels", "image_column", "label_column", "split_column", "fold", "class_names", "skip_bad")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Hold the images and labels of the training, validation or test set.
-
-    Attributes:
-        images: `(N, side, side, 3) uint8`, `MappedRows` where they are too large for memory.
-        labels: `(N,) int64`.
-        digest: sha256 of the class names, the images and the labels: what a model computes with.
-        identity: sha256 of the class names, the originals (each file, or of a built-in set the images before they were
-            resized) and the labels: which pictures they are, at any size. The digest where it is not given.
-    """
-
-    images: Images = field(repr=False)
-    labels: npt.NDArray[np.int64] = field(repr=False)
-    digest: str
-    identity: str = ""
-
-    def __post_init__(self) -> None:
-        import numpy as np
-
-        labels = np.asarray(self.labels)  # also pandas' Series
-        if labels.ndim != 1 or labels.dtype.kind not in "iuf" or (labels != (whole := labels.astype(np.int64))).any():
-            raise ArgumentError(
-                "Expected labels (N,) to be whole numbers, the positions of their classes in class_names. "
-                f"Received: {labels.dtype} {labels.shape}."
-            )
-        object.__setattr__(self, "labels", whole)
-        object.__setattr__(self, "identity", self.identity or self.digest)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class ImageDataset:
-    """Hold the three splits of an image data set, and what tells it from others.
-
-    Attributes:
-        name: short name; a folder's own name.
-        source: what the data is, however it is split or limited: "keras.datasets/cifar10", "sklearn/digits", or
-            "folder/" and a hash of the files' names and sizes. Runs with different sources never share an experiment.
-        class_names: the class of each label, in label order.
-        train, val, test: the splits; with `val_fraction=0` the validation set is the test set itself.
-        digest: sha256 of class names, images and labels of the training set before the validation split, and of the
-            test set, so that it does not change with `val_fraction`.
-        identity: as `digest`, of the originals in place of the images; it does not change with their size either.
-        stands_in_for: the name of the data set that could not be downloaded, when this is its embedded stand-in.
-        summary: what is reported about the data: sizes, classes, what was left out, and how a folder was understood.
-        resize_mode, grey_range: how the pictures of a folder were decoded, as in `decode_image`.
-        pictures: all pictures with their files and splits, of a folder and for an audit.
-        apportioned: whether small classes have no picture in a split that was held out, as in `hold_out`.
-    """
-
-    name: str
-    source: str
-    class_names: tuple[str, ...]
-    train: Split
-    val: Split
-    test: Split
-    digest: str
-    identity: str = ""
-    stands_in_for: str | None = None
-    summary: DatasetSummary | None = None
-    resize_mode: str | None = None
-    grey_range: tuple[float, float] | None = None
-    pictures: Pictures | None = field(default=None, repr=False)
-    apportioned: bool = False
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Return the shape of one image, `(side, side, 3)`."""
-        return self.train.images.shape[1:]
-
-    @property
-    def val_is_test(self) -> bool:
-        """Return whether the validation set is the test set itself."""
-        return self.val is self.test
 
 
 def locate_dataset(
@@ -269,11 +182,11 @@ def _from_name(
     class_names = builtin_sets.BUILTIN_SETS[name].classes
     resized = resize_images([split.images for split in loaded.values()], image_size, name, recheck)
     splits = {
-        split: _Part(images, one.images, one.labels)
+        split: Part(images, one.images, one.labels)
         for (split, one), images in zip(loaded.items(), resized, strict=True)
     }
     # Of the pixels, wherever they are: runs from before they were stored on the disk have the same digest.
-    digests = _digests(class_names, splits["train"], splits["test"], by_row=False)
+    digests = digests_of(class_names, splits["train"], splits["test"], by_row=False)
     pictures, tables, pairs, notes, apportioned = None, {}, (), [], False
     if shares.test is not None:
         notes.append("test_fraction is not used, as there is a test set")
@@ -299,7 +212,7 @@ def _from_name(
         name,
         source,
         class_names,
-        *_with_digests(class_names, splits, by_row=False),
+        *make_splits(class_names, splits, by_row=False),
         *digests,
         summary=summary,
         pictures=pictures,
@@ -333,9 +246,9 @@ def _from_folder(
     for split in SPLITS:
         positions = pictures.positions(split)
         if split != "val" or len(positions):
-            splits[split] = _Part(pictures.images(positions), files[positions], pictures.labels[positions])
+            splits[split] = Part(pictures.images(positions), files[positions], pictures.labels[positions])
     whole = [
-        _Part(pictures.rows(positions), files[positions], pictures.labels[positions])
+        Part(pictures.rows(positions), files[positions], pictures.labels[positions])
         for positions in (pictures.positions("train", "val"), pictures.positions("test"))
     ]
     lines = describe_dataset(
@@ -354,54 +267,11 @@ def _from_folder(
         name,
         image_folder.folder_source(layout),
         class_names,
-        *_with_digests(class_names, splits),
-        *_digests(class_names, *whole),
+        *make_splits(class_names, splits),
+        *digests_of(class_names, *whole),
         summary=DatasetSummary(lines, loaded.left_out, tables, tuple(duplicates.pairs)),
         resize_mode=decoding["resize_mode"],
         grey_range=pictures.stored.grey_range,
         pictures=pictures,
         apportioned=loaded.apportioned,
     )
-
-
-class _Part(NamedTuple):
-    """A split before its digests are known: images, `(N, ...)` originals (digests of files, or arrays), labels."""
-
-    images: Images
-    originals: npt.NDArray[Any] | Images
-    labels: npt.NDArray[np.int64]
-
-    def select(self, index: npt.NDArray[np.int64]) -> _Part:
-        """Return some of the pictures."""
-        from cnnlab.data.disk_rows import MappedRows
-
-        images = self.images.select(index) if isinstance(self.images, MappedRows) else self.images[index]
-        return _Part(images, images if self.are_originals else self.originals[index], self.labels[index])
-
-    @property
-    def are_originals(self) -> bool:
-        """Return whether the images were not resized, so that they need not be copied and hashed twice."""
-        return self.images is self.originals
-
-
-def _digests(class_names: Sequence[str], *parts: _Part, by_row: bool = True) -> tuple[str, str]:
-    """Return the digest and the identity of one or several parts, as in `Split`."""
-    from cnnlab.data.splitting import dataset_digest
-
-    images = (array for part in parts for array in (part.images, part.labels))
-    digest = dataset_digest(class_names, *images, by_row=by_row)
-    if all(part.are_originals for part in parts):
-        return digest, digest
-    originals = (array for part in parts for array in (part.originals, part.labels))
-    return digest, dataset_digest(class_names, *originals)
-
-
-def _with_digests(
-    class_names: Sequence[str], splits: Mapping[str, _Part], by_row: bool = True
-) -> tuple[Split, Split, Split]:
-    """Make the training, validation and test `Split` of parts; the test set may be the validation set."""
-    made = {
-        split: Split(part.images, part.labels, *_digests(class_names, part, by_row=by_row))
-        for split, part in splits.items()
-    }
-    return made["train"], made.get("val", made["test"]), made["test"]

@@ -16,7 +16,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.utils.text import csv_line, markdown
 
 if TYPE_CHECKING:
-    from cnnlab.data.dataset import Images
+    from cnnlab.data.image_dataset import Images
 
 CURVES = "comparison_curves.png"
 SECONDS = "accuracy_by_seconds.png"

@@ -18,7 +18,7 @@ from cnnlab.evaluation.predictions import Predictions, confident_mistakes
 from cnnlab.models.layers import member_networks
 
 if TYPE_CHECKING:
-    from cnnlab.data.dataset import Images
+    from cnnlab.data.image_dataset import Images
 
 # From images `(N, H, W, 3)` and the classes `(N,)` to explain to heat maps `(N, h, w)`, 0 to 1 for each image, in the
 # size of the features; `None` where no gradient reaches these.

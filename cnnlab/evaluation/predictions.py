@@ -21,7 +21,7 @@ from cnnlab.evaluation.score_names import SCORES, TOP5_CLASSES
 from cnnlab.utils.text import csv_line
 
 if TYPE_CHECKING:
-    from cnnlab.data.dataset import Images, Split
+    from cnnlab.data.image_dataset import Images, Split
 
 PREDICTIONS_FILE = "predictions.npz"
 MOST_EXPANSION, SMALL = 100, 2**26  # times that predictions may be larger than their file, above this many bytes
@@ -51,7 +51,7 @@ class Predictions:
     Attributes:
         probabilities: `(N, num_classes)`.
         labels: `(N,)`, the true classes.
-        digest, identity: as in `data.dataset.Split`; runs of earlier versions have no identity.
+        digest, identity: as in `data.image_dataset.Split`; runs of earlier versions have no identity.
     """
 
     probabilities: npt.NDArray[np.float32]

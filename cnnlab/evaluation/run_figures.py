@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.evaluation import plots
 from cnnlab.evaluation.gradcam import gradcam_figures
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, describe, save_predictions

@@ -7,7 +7,7 @@ import contextlib
 import mlflow
 from mlflow.entities import Experiment
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import LabError
 from cnnlab.tracking.store_location import BESIDE, local_database
 from cnnlab.tracking.tag_names import DATA_NAME, DESCRIPTION, TAG

@@ -10,7 +10,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.models import custom_model
 from cnnlab.recipe import Recipe
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import mlflow
 from mlflow.entities import Run
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import masked
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.tracking import epoch_metrics, run_logging, server_unavailable

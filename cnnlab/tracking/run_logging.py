@@ -17,7 +17,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.tracking.tag_names import DATA_NAME, DESCRIPTION, TAG
 from cnnlab.utils.temporary_folders import private_folder
 from cnnlab.utils.text import escape_control_characters, shortened

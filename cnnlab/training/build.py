@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, first_line
 from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment

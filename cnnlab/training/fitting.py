@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnlab.data.batching import Batches
 from cnnlab.data.class_weights import class_weights
-from cnnlab.data.dataset import ImageDataset, Split
+from cnnlab.data.image_dataset import ImageDataset, Split
 from cnnlab.evaluation.predictions import Predictions
 from cnnlab.models.augmentation import crop_side, has_alternating_flip, mixing_layers
 from cnnlab.recipe import ResolvedRecipe

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.models.transfer import fine_tuned_layers
 from cnnlab.recipe import ResolvedRecipe
 from cnnlab.training.optimizers import compile_for

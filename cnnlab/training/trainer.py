@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from cnnlab.data.dataset import ImageDataset
+from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import LabError
 from cnnlab.evaluation.predictions import Predictions
 from cnnlab.recipe import Recipe, ResolvedRecipe

@@ -8,7 +8,7 @@ import pytest
 import cnnlab
 from cnnlab import ArgumentError, Recipe, RunOptions, Search
 from cnnlab.data.class_weights import class_weights
-from cnnlab.data.dataset import Split
+from cnnlab.data.image_dataset import Split
 from cnnlab.tuning.search_settings import expect_runnable
 from cnnlab.utils.argument_types import convert_arguments
 
