@@ -98,7 +98,7 @@ def longer_recipe(run: Run, epochs: int) -> ResolvedRecipe:
     if result.stage_borders:
         raise ArgumentError(
             f"Expected a run of one stage to train for more epochs. Received: {result.run_id[:8]}, which had two. "
-            "Train it anew with more epochs or --fine-tune, or use its registered model as a --backbone."
+            "Train it anew with more epochs or fine_tune, or use its registered model as a backbone."
         )
     if epochs <= (trained := len(result.history["loss"])):
         raise ArgumentError(

@@ -90,7 +90,7 @@ def find_interrupted_run(run_id: str) -> Run:
             "again with the same command, and it goes on."
         )
     if run.info.status in ("FINISHED", "RUNNING"):
-        more = " Name the --epochs that it is to have to train it for more." if run.info.status == "FINISHED" else ""
+        more = " To train it for more, name the epochs that it is to have." if run.info.status == "FINISHED" else ""
         raise ArgumentError(f"Expected an interrupted run. Received: {_state_of(run)}.{more}")
     return run
 
