@@ -126,11 +126,9 @@ def list_pictures(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 def classify_files(
     classifier: Classifier, files: Sequence[str]
 ) -> Iterator[tuple[str, npt.NDArray[np.float32] | LabError]]:
-    """Classify picture files and URLs, with one batch in memory at a time.
+    """Classify picture files and URLs in order, with one batch in memory at a time.
 
-    Yields:
-        `(file, probabilities)` in order, with `(num_classes,)` probabilities, or a `LabError` for a file that does not
-        decode.
+    Each comes with its probabilities `(num_classes,)`, or with a `LabError` where it does not decode.
     """
 
     def decode(file: str) -> npt.NDArray[np.uint8] | LabError:
@@ -158,13 +156,8 @@ def write_predictions(
     """Format predictions as text, one picture at a time; "json" is one array.
 
     Args:
-        rows: `(file, [(class name, probability), ...])` of each picture.
-        file_format: what to write.
-        count: number of classes a picture.
+        rows: `(file, [(class name, probability), ...])` of each picture, of its `count` most probable classes.
         width: number of characters for the file names of the table.
-
-    Yields:
-        Text, to be written as it is.
     """
     if file_format == "csv":
         yield csv_line(["file", *(f"{what}_{i}" for i in range(1, count + 1) for what in ("class", "probability"))])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.data.pictures import Pictures
-from cnnlab.errors import ArgumentError, LabError
+from cnnlab.errors import ArgumentError, LabError, expecting
 from cnnlab.evaluation import audit_report
 from cnnlab.evaluation.audit_page import audit_page
 from cnnlab.evaluation.label_issues import check_labels, compact, strangeness
@@ -96,12 +96,8 @@ def _findings(dataset: ImageDataset, prepared: Prepared) -> audit_report.Finding
         log.warning(f"the label check is weak: {weak}")
     return audit_report.Findings(
         **{"name": dataset.name, "class_names": dataset.class_names, "lines": summary.lines},
-        **{
-            "files": pictures.files,
-            "labels": pictures.labels,
-            "splits": pictures.splits,
-            "sizes": pictures.stored.sizes,
-        },
+        **{"files": pictures.files, "labels": pictures.labels, "splits": pictures.splits},
+        sizes=pictures.stored.sizes,
         **{"bad": pictures.stored.bad, "left_out": summary.left_out, "pairs": summary.duplicates},
         duplicates=summary.tables["duplicates.csv"],
         check=check and check.at(used, total),
@@ -120,9 +116,8 @@ def _features(
         return np.empty((0, 1), "float32")
     model = build_model(recipe, dataset)
     front = keras.Model(model.inputs[0], model.get_layer("probabilities").input)
-    features = compute_features(
-        front, pictures.images(used), dtype="float16" if recipe.feature_dtype == "float16" else "float32"
-    )
+    dtype = "float16" if recipe.feature_dtype == "float16" else "float32"
+    features = compute_features(front, pictures.images(used), dtype=dtype)
     if features is None:
         raise LabError(
             "Expected room for the features of all pictures. Received: too little, on the disk and in memory. Make "
@@ -155,17 +150,14 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
     """Write the whole report or nothing: into a folder beside, which is renamed."""
     fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     try:
-        fresh.mkdir(parents=True)
-        run_logging.write_results(fresh, {}, texts)
-        _expect_ours(folder)  # again: the pass may have taken long
-        with signals_held():
-            if folder.exists():
-                folder.rename(old)
-            fresh.rename(folder)
-    except OSError as error:
-        raise LabError(
-            f"Expected to write the report to '{folder}'. Received: {error.strerror}. Name another folder as out."
-        ) from error
+        with expecting(f"to write the report to '{folder}'", "Name another folder as out.", "", OSError):
+            fresh.mkdir(parents=True)
+            run_logging.write_results(fresh, {}, texts)
+            _expect_ours(folder)  # again: the pass may have taken long
+            with signals_held():
+                if folder.exists():
+                    folder.rename(old)
+                fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -194,8 +186,7 @@ def _record(
         dataset=dataset,
     ) as run_id:
         seconds = round(time.perf_counter() - started, 1)
-        run_logging.log_results(
-            {**audit_report.metrics(found), "total_seconds": seconds}, audit_report.figures(found), texts
-        )
+        metrics = {**audit_report.metrics(found), "total_seconds": seconds}
+        run_logging.log_results(metrics, audit_report.figures(found), texts)
         run_logging.describe_run("\n".join(f"- {markdown(line.strip())}" for line in audit_report.sentences(found)))
     return run_id

@@ -65,7 +65,13 @@ def _findings(uri: str, database: Path | None, further: Sequence[Callable[[], li
             yield from store_checks.server_findings(uri)
         except LabError as error:
             yield Finding(f"{error}", "look again when it answers; what is on this machine is looked at")
-    for check in (orphans.undelivered, _cache_leftovers, _temporary_leftovers, *further):
+    yield from orphans.undelivered()
+    paths = user_cache.leftovers()
+    what = counted(len(paths), "unfinished or incomplete file")
+    yield from leftovers(paths, f"{what} in the cache '{user_cache.cache_folder()}'")
+    paths = leftover_folders()
+    yield from leftovers(paths, f"{counted(len(paths), 'temporary folder')} of processes that are gone")
+    for check in further:
         yield from check()
 
 
@@ -86,14 +92,3 @@ def _of_local_store(database: Path) -> Iterator[Finding]:
     yield from orphans.missing_files(database, rows)
     yield from orphans.useless_models(rows)
     yield from deleted_findings(database, rows)
-
-
-def _cache_leftovers() -> list[Finding]:
-    paths = user_cache.leftovers()
-    what = counted(len(paths), "unfinished or incomplete file")
-    return leftovers(paths, f"{what} in the cache '{user_cache.cache_folder()}'")
-
-
-def _temporary_leftovers() -> list[Finding]:
-    paths = leftover_folders()
-    return leftovers(paths, f"{counted(len(paths), 'temporary folder')} of processes that are gone")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cnnlab.utils.text import escape_control_characters, shortened
 
@@ -114,6 +115,28 @@ def reading(what: str, cure: str) -> Iterator[None]:
         raise LabError(
             f"Expected {what}. Received a damaged file ({type(error).__name__}: {first_line(error)}). {cure}"
         ) from error
+
+
+@contextmanager
+def expecting(what: str, cure: str = "", received: str | None = None, kinds: Any = Exception) -> Iterator[None]:
+    """Turn what other people's code raises inside the block into one sentence of what was expected and received.
+
+    Args:
+        what: was expected, such as "to download cifar10".
+        cure: a sentence that says what to do.
+        received: stands before the first line of the error's message; by default its type.
+        kinds: types of the errors; others, and those of ours, are raised as they are.
+
+    Raises:
+        LabError: one of them was raised.
+    """
+    try:
+        yield
+    except LabError:
+        raise
+    except kinds as error:
+        received = f" {type(error).__name__}" if received is None else received and f" {received}"
+        raise LabError(f"Expected {what}. Received{received}: {first_line(error)}. {cure}".rstrip()) from error
 
 
 def masked(text: object) -> str:

@@ -84,6 +84,12 @@ def expect_to_combine(recipe: Any) -> None:
         if not condition:
             raise ArgumentError(f"Expected {what}. Received: {received}. {advice}")
 
+    def either(first: str, second: str, why: str, unset: int = 0) -> None:
+        one, other = getattr(recipe, first), getattr(recipe, second)
+        is_one_unset = one in (None, unset) or other in (None, unset)
+        received = f"{first} {one} and {second} {other}"
+        expect(is_one_unset, f"{first} or {second}, {why}", received, f"Set one to {unset}.")
+
     for name, given in (("patience", recipe.patience), ("schedule plateau", recipe.schedule == "plateau")):
         expect(
             not given or recipe.val_fraction,
@@ -95,36 +101,14 @@ def expect_to_combine(recipe: Any) -> None:
         for name in ("warmup", "layer_decay"):
             value = getattr(recipe, name)
             expect(not value, f"no {name} with schedule plateau, which sets one learning rate", value, "Leave one out.")
-    expect(
-        recipe.momentum is None or recipe.optimizer in (*WITH_MOMENTUM, None),
-        f"no momentum with another optimizer than {' and '.join(WITH_MOMENTUM)}",
-        f"momentum {recipe.momentum} with {recipe.optimizer}",
-        "Leave one out.",
-    )
-    expect(
-        not (recipe.ema and recipe.lookahead),
-        "ema or lookahead, which both end the training with averaged weights",
-        f"ema {recipe.ema} and lookahead {recipe.lookahead}",
-        "Set one to 0.",
-    )
-    expect(
-        recipe.layer_decay in (None, 1) or recipe.bias_lr_scale in (None, 1),
-        "bias_lr_scale or layer_decay, which both set rates by layer",
-        f"bias_lr_scale {recipe.bias_lr_scale} and layer_decay {recipe.layer_decay}",
-        "Set one to 1.",
-    )
-    expect(
-        not (recipe.progressive_resizing and recipe.epochs == 1),
-        "2 epochs or more with progressive_resizing, as the last one sees whole pictures",
-        recipe.epochs,
-        "Leave progressive_resizing out.",
-    )
-    expect(
-        not (recipe.progressive_resizing and recipe.ema),
-        "ema or progressive_resizing, as Keras keeps averages within one fit only",
-        f"ema {recipe.ema} and progressive_resizing {recipe.progressive_resizing}",
-        "Set one to 0.",
-    )
+    what = f"no momentum with another optimizer than {' and '.join(WITH_MOMENTUM)}"
+    received = f"momentum {recipe.momentum} with {recipe.optimizer}"
+    expect(recipe.momentum is None or recipe.optimizer in (*WITH_MOMENTUM, None), what, received, "Leave one out.")
+    either("ema", "lookahead", "which both end the training with averaged weights")
+    either("bias_lr_scale", "layer_decay", "which both set rates by layer", unset=1)
+    what, one = "2 epochs or more with progressive_resizing, as the last one sees whole pictures", recipe.epochs == 1
+    expect(not (recipe.progressive_resizing and one), what, recipe.epochs, "Leave progressive_resizing out.")
+    either("ema", "progressive_resizing", "as Keras keeps averages within one fit only")
     sizes = {recipe.stored_size, recipe.image_size} - {None}
     expect(
         not recipe.progressive_resizing or len(sizes) < 2,

@@ -103,7 +103,12 @@ def reproduce(
         )
         after = run_queries.find_finished_run(result.run_id)
     figures = _figures(history, test, result)
-    return Reproduction(result.run_id, figures, _lost(history, result) + _changes(before, after), _verdict(figures))
+    lost = [
+        f"{name}: {len(values)} epochs recorded then, {len(result.history[name])} now: not compared"
+        for name, values in history.items()
+        if len(values) != len(result.history[name])
+    ]
+    return Reproduction(result.run_id, figures, lost + _changes(before, after), _verdict(figures))
 
 
 def _figures(history: dict[str, list[float]], test: Predictions | None, result: RunResult) -> list[Figure]:
@@ -122,14 +127,6 @@ def _figures(history: dict[str, list[float]], test: Predictions | None, result: 
     return figures
 
 
-def _lost(history: dict[str, list[float]], result: RunResult) -> list[str]:
-    return [
-        f"{name}: {len(values)} epochs recorded then, {len(result.history[name])} now: not compared"
-        for name, values in history.items()
-        if len(values) != len(result.history[name])
-    ]
-
-
 def _largest_difference(then: npt.ArrayLike, now: npt.ArrayLike) -> float:
     then, now = np.asarray(then, float), np.asarray(now, float)
     return float(np.abs(then - now).max()) if then.shape == now.shape else float("inf")
@@ -142,9 +139,8 @@ def _changes(before: Run, after: Run) -> list[str]:
     assumed = {**ASSUMED, identity: after.data.tags.get(identity)}
     then, now = ({**assumed, **run.data.tags} for run in (before, after))
     pairs = [(name, then.get(name), now.get(name)) for name in names]
-    pairs += [
-        (name, before.data.params.get(name), after.data.params.get(name)) for name in ("deterministic", "precision")
-    ]
+    params = before.data.params, after.data.params
+    pairs += [(name, *(some.get(name) for some in params)) for name in ("deterministic", "precision")]
     return [
         f"{name.removeprefix(TAG).removeprefix('version.')}: {then or 'not recorded'} then, {now or 'not recorded'} now"
         for name, then, now in pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -42,16 +43,8 @@ def serve(model: str | None, host: str, port: int | None, token: str | None = No
     classifier.probabilities(np.zeros((1, side, side, 3), np.uint8))  # the first call compiles
     about = logged_models.about(classifier.uri)
     app = make_app(classifier, about=about, names=names_of(host, port), token=token)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        use_colors=False,
-        http=TimedProtocol,
-        ws="none",
-        limit_concurrency=MOST_CONNECTIONS,
-    )
+    limits: Any = {"http": TimedProtocol, "ws": "none", "limit_concurrency": MOST_CONNECTIONS, "use_colors": False}
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", **limits)
     listening = config.bind_socket()
     listening.listen()  # so that the curl line works from the moment it is printed
     log.info(_welcome(classifier, host, port, token))

@@ -12,6 +12,7 @@ from cnnlab import export, train
 from cnnlab.cli.main import cli
 from cnnlab.models import export_formats, pretrained
 from cnnlab.tracking import model_registry, promotion
+from tests.helpers.exports import read_about
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_the_champion_is_exported_to_files_that_were_checked(run, digits):
         path = Path("digits-v1" + export_formats.ENDINGS[file_format])
         answers = export_formats.open_model(path, file_format)(digits.test.images)
         assert np.abs(answers - run.test.probabilities).max() < 1e-5
-        about = export_formats.read_about(path, file_format)
+        about = read_about(path, file_format)
         assert (about["model"], about["run_id"], about["image_size"]) == ("models:/digits/1", run.run_id, 32)
         assert tuple(about["class_names"]) == digits.class_names
     with pytest.raises(cnnlab.LabError, match=r"Expected a path that is free. Received: 'digits-v1.keras'"):

@@ -18,12 +18,12 @@ from cnnlab.data.dataset import load_dataset
 from cnnlab.resume import training_key
 from cnnlab.tracking import checkpoint_files, provenance, run_logging, run_queries
 from cnnlab.tracking.mlflow_store import opened
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.run_locks import alive
 from cnnlab.training import checkpointing, fitting
 from cnnlab.tuning.trials import SCORE, Place
 
-recorder = MlflowRecorder()
+recorder = Recorder()
 
 RATE = fitting.LearningRate
 

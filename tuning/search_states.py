@@ -4,7 +4,7 @@ import functools
 import json
 from pathlib import Path
 
-from cnnlab.tracking.maintenance.findings import Finding, counted, leftovers, lines
+from cnnlab.tracking.maintenance.findings import Finding, counted, findings_of, leftovers
 from cnnlab.tracking.maintenance.orphans import LOST, set_aside
 from cnnlab.tracking.store_location import STORE_FOLDER
 from cnnlab.utils.files import is_locked
@@ -20,16 +20,15 @@ def searches_folder() -> Path:
 
 def state_findings() -> list[Finding]:
     """States that no search could go on with, and files that a killed one was writing; not of a search that runs."""
-    home, found = searches_folder(), []
+    home = searches_folder()
     idle = [path for path in listed(home) if path.is_dir() and not _runs(path)]
     damaged = {path: why for path in idle if (why := _damage(path))}
     partial = [file for path in idle if path not in damaged for file in path.rglob("*.part")]
-    if damaged:
-        what = f"{counted(len(damaged), 'search', 'searches')} whose state is damaged"
-        aside = home.parent / LOST / home.name
-        remedy = f"move it to '{aside}'; the next 'cnnlab tune' of that name starts afresh, its finished runs stay"
-        items = (f"{path.name}: {why}" for path, why in damaged.items())
-        found.append(Finding(what, remedy, lines(items), functools.partial(set_aside, home.parent, damaged)))
+    what = f"{counted(len(damaged), 'search', 'searches')} whose state is damaged"
+    aside = home.parent / LOST / home.name
+    remedy = f"move it to '{aside}'; the next 'cnnlab tune' of that name starts afresh, its finished runs stay"
+    items = [f"{path.name}: {why}" for path, why in damaged.items()]
+    found = findings_of(damaged, what, remedy, functools.partial(set_aside, home.parent), items)
     what = counted(len(partial), "half-written file of a search", "half-written files of searches")
     return [*found, *leftovers(partial, what)]
 

@@ -36,6 +36,9 @@ AUDIT_OPTIONS = (
     *("image_size", "resize_mode", *(name for name in LAYOUT_OPTIONS if name != "skip_bad")),
     *("limit", "split_seed", "backbone", "weights"),
 )
+MARGIN = "Points that the interval of the difference must lie above."
+MODEL = "A registered model's name, a run's id, a URI, or an exported .keras file.  [default: the only champion]"
+model_option = click.option("--model", help=MODEL)
 
 
 @click.command()
@@ -45,13 +48,7 @@ AUDIT_OPTIONS = (
 @click.option("--experiment", help="Where to look for the best run.  [default: the one used last]")
 @click.option("--name", help="Of the registered model.  [default: the experiment's, so one for each data set]")
 @click.option("--promote", is_flag=True, help="Make it the champion if it beats the present one.")
-@click.option(
-    "--margin",
-    type=click.FloatRange(0, 100),
-    default=0.0,
-    show_default=True,
-    help="Points that the interval of the difference must lie above.",
-)
+@click.option("--margin", type=click.FloatRange(0, 100), default=0.0, show_default=True, help=MARGIN)
 @click.option("--force", is_flag=True, help="Promote whatever the evidence.")
 def register(
     run_id: str | None,
@@ -123,10 +120,7 @@ def rollback(name: str | None) -> None:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="IMAGE_FOLDER_OR_URL...")
-@click.option(
-    "--model",
-    help="A registered model's name, a run's id, a URI, or an exported .keras file.  [default: the only champion]",
-)
+@model_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes for each picture.")
 @click.option("--format", "file_format", default="table", show_default=True, help="One of: table, csv, json.")
 def predict(paths: tuple[str, ...], model: str | None, top: int, file_format: Any) -> None:
@@ -169,10 +163,7 @@ def predict(paths: tuple[str, ...], model: str | None, top: int, file_format: An
 
 
 @click.command()
-@click.option(
-    "--model",
-    help="A registered model's name, a run's id, a URI, or an exported .keras file.  [default: the only champion]",
-)
+@model_option
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5001, or a free one]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--token", envvar="CNNLAB_TOKEN", help="Bearer token to ask for, or @FILE that holds it.")

@@ -39,6 +39,13 @@ restart_option: OptionDecorator = click.option(
 )
 
 
+def _training_options(command: Any) -> Any:
+    """Add the options of every command that trains."""
+    for option in (recipe_options, recheck_option, experiment_option, checkpoint_option, devices_option):
+        command = option(command)
+    return command
+
+
 def _given(options: dict[str, Any]) -> list[str]:
     """Return the spellings of the options that were given."""
     return [option_name(name) for name, value in options.items() if value not in (None, ())]
@@ -49,11 +56,7 @@ def _given(options: dict[str, Any]) -> list[str]:
 @click.option("--resume", metavar="RUN_ID", help="Go on with an interrupted run, or with --epochs a finished one.")
 @restart_option
 @cluster_options
-@devices_option
-@checkpoint_option
-@experiment_option
-@recheck_option
-@recipe_options
+@_training_options
 def train(model: str | None, resume: str | None, restart: bool, **options: Any) -> None:
     """Train MODEL as one tracked run.
 
@@ -91,11 +94,7 @@ def train(model: str | None, resume: str | None, restart: bool, **options: Any) 
 @click.argument("models", nargs=-1, metavar="[MODEL|RUN_ID]...")
 @click.option("--seeds", type=click.IntRange(1, 100), help="Train each model this often, from --seed upwards.")
 @restart_option
-@devices_option
-@checkpoint_option
-@experiment_option
-@recheck_option
-@recipe_options
+@_training_options
 def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options: Any) -> None:
     """Train models (by default cnn and vgg16) side by side, or compare runs of the store by their ids.
 
@@ -120,10 +119,8 @@ def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options
         from cnnlab.evaluation.comparison_report import labels_of
 
         if trains:
-            seeded = [
-                dataclasses.replace(recipe, seed=recipe.seed + i) for recipe in recipes for i in range(seeds or 1)
-            ]
-            comparison = compare_models(seeded, restart, options=run)
+            seeded = (dataclasses.replace(one, seed=one.seed + i) for one in recipes for i in range(seeds or 1))
+            comparison = compare_models(list(seeded), restart, options=run)
         else:
             comparison = compare_runs(models, options=run)
         results = comparison.results
@@ -159,11 +156,7 @@ def compare(models: tuple[str, ...], seeds: int | None, restart: bool, **options
 @cluster_options
 @click.option("--name", help="Of the search; the same name and settings go on.  [default: the model's]")
 @click.option("--restart", is_flag=True, help="Forget an unfinished search of that name.")
-@devices_option
-@checkpoint_option
-@experiment_option
-@recheck_option
-@recipe_options
+@_training_options
 def tune(
     model: str,
     tuner: str,

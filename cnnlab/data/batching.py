@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -13,54 +14,36 @@ import numpy.typing as npt
 from cnnlab.data.disk_rows import MappedRows
 
 
+@dataclass(eq=False, repr=False)
 class Batches(keras.utils.PyDataset):
     """Make batches of rows and labels, in a new order each epoch.
 
     Arrays given to `fit` directly would be shuffled once: with a seed set, Keras 3.15 repeats that order in every
     epoch, which cost 5 points of a small CNN's accuracy after ten epochs of 9,000 images.
-
-    Args:
-        rows: array or `MappedRows`, `(N, ...)`; images `(N, H, W, 3) uint8` where they are cropped, mirrored or mixed.
-        labels: `(N,)` integers, or one-hot `(N, C) float32`, which mixing needs.
-        batch_size: rows a batch; the last batch of an epoch may have fewer.
-        seed: determines, with the epoch, the order of the rows and how they are augmented, so that a training can be
-            resumed at any epoch. Without a seed the rows keep their order.
-        epoch: the number of the first epoch.
-        weights: `(C,)`, the weight of each class in the loss.
-        mixing: Keras layers that take `{"images", "labels"}`; each batch goes through one of them, at random.
-        alternating: whether images are mirrored in every second epoch: a half of them, drawn by the seed, in even
-            epochs, and the others in odd ones.
-        side: pixels a side of random crops of the images; `None` for whole images.
-        copies: how often the labels of each batch are repeated, for models that stack the outputs of several networks.
     """
 
-    def __init__(
-        self,
-        rows: npt.NDArray[Any] | MappedRows,
-        labels: npt.NDArray[Any],
-        batch_size: int,
-        seed: int | None = None,
-        epoch: int = 0,
-        weights: npt.NDArray[np.float32] | None = None,
-        mixing: Sequence[Any] = (),
-        alternating: bool = False,
-        side: int | None = None,
-        copies: int = 1,
-    ) -> None:
+    rows: npt.NDArray[Any] | MappedRows  # `(N, ...)`; images `(N, H, W, 3) uint8` to be cropped, mirrored or mixed
+    labels: npt.NDArray[Any]  # `(N,)` integers, or one-hot `(N, C) float32`, which mixing needs
+    batch_size: int  # rows a batch; the last batch of an epoch may have fewer
+    # It determines, with the epoch, the order of the rows and how they are augmented, so that a training can be resumed
+    # at any epoch. Without a seed the rows keep their order.
+    seed: int | None = None
+    epoch: int = 0  # the number of the first epoch
+    weights: npt.NDArray[np.float32] | None = None  # `(C,)`, the weight of each class in the loss
+    # Keras layers that take `{"images", "labels"}`; each batch goes through one of them, at random.
+    mixing: Sequence[Any] = ()
+    # Whether images are mirrored in every second epoch: a half of them, drawn by the seed, in even epochs, and the
+    # others in odd ones.
+    alternating: bool = False
+    side: int | None = None  # pixels a side of random crops of the images; `None` for whole images
+    copies: int = 1  # how often a batch's labels are repeated, for models that stack the outputs of several networks
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.rows: npt.NDArray[Any] | MappedRows = rows
-        self.labels: npt.NDArray[Any] = labels
-        self.batch_size: int = batch_size
-        self.seed: int | None = seed
-        self.epoch: int = epoch
-        self.weights: npt.NDArray[np.float32] | None = weights
-        self.mixing: Sequence[Any] = mixing
-        self.side: int | None = side
-        self.copies: int = copies
         # Which images are mirrored in even epochs, `(N,) bool`.
-        self.mirrored_in_even: npt.NDArray[np.bool_] | None
-        self.mirrored_in_even = np.random.default_rng(seed).permutation(len(rows)) % 2 == 0 if alternating else None
-        self.order: npt.NDArray[np.int64] = self._draw_order()
+        draw = np.random.default_rng(self.seed).permutation
+        self.mirrored_in_even = draw(len(self.rows)) % 2 == 0 if self.alternating else None
+        self.order = self._draw_order()
 
     def _draw_order(self) -> npt.NDArray[np.int64]:
         order = np.arange(len(self.rows))
@@ -88,7 +71,10 @@ class Batches(keras.utils.PyDataset):
         if self.mixing:
             x, y = self._mix(x, y, self._generator(i))
         y = np.concatenate([y] * self.copies)
-        return (x, y) if self.weights is None else (x, y, sample_weights(self.weights, y))
+        if self.weights is None:
+            return x, y
+        labels: Any = y
+        return x, y, (self.weights[labels] if y.ndim == 1 else labels @ self.weights).astype("float32")
 
     def _generator(self, i: int, *further: int) -> np.random.Generator:
         """Return a generator seeded by the batch's number, as Keras reads the first batches twice, for their types."""
@@ -110,13 +96,3 @@ def _random_crops(images: npt.NDArray[np.uint8], side: int, generator: np.random
     top, left = (generator.integers(length - side + 1, size=len(images)) for length in images.shape[1:3])
     squares = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))
     return np.moveaxis(squares[np.arange(len(images)), top, left], 1, -1)  # from (N, 3, side, side)
-
-
-def sample_weights(weights: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return `(N,) float32`, the weight of each sample.
-
-    Args:
-        weights: `(C,)`, one for each class.
-        labels: `(N,)` integers, or `(N, C)` shares of classes.
-    """
-    return (weights[labels] if labels.ndim == 1 else labels @ weights).astype("float32")

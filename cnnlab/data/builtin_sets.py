@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cnnlab.errors import ArgumentError, LabError, did_you_mean
+from cnnlab.errors import ArgumentError, did_you_mean, expecting
 from cnnlab.utils.downloads import download_timeout
 
 if TYPE_CHECKING:  # the command line asks for names only, and answers without NumPy
@@ -59,11 +59,7 @@ FASHION_MD5 = {
 
 
 def is_folder(name: str) -> bool:
-    """Return whether a data set is given by its folder, rather than by the name of a built-in set.
-
-    Raises:
-        ArgumentError: it is neither a built-in set's name nor an existing folder.
-    """
+    """Return whether a folder names the data set, not a built-in name; raise `ArgumentError` where it is neither."""
     if name in BUILTIN_SETS:
         return False
     with contextlib.suppress(OSError, ValueError):  # too long for a path, or below a folder without permission
@@ -85,12 +81,7 @@ class LoadedSplit:
 
 
 def load_builtin_set(name: str, *, limit: int | None = None, seed: int = 0) -> tuple[str, dict[str, LoadedSplit]]:
-    """Download or read a built-in set.
-
-    Args:
-        name: one of `BUILTIN_SETS`.
-        limit: of training images, and of test images in proportion; `None` for all.
-        seed: of the choice that a limit makes.
+    """Download or read one of `BUILTIN_SETS`; a `limit` is of training images, and of test images in proportion.
 
     Returns:
         `(source, splits)`: where it comes from, such as "keras.datasets/cifar10", and "train" and "test".
@@ -131,20 +122,14 @@ def _download(name: str) -> dict[str, Labelled]:
     import keras
     import numpy as np
 
-    try:
-        with download_timeout():
-            if name == "fashion_mnist":
-                base = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-                for file, md5 in FASHION_MD5.items():
-                    keras.utils.get_file(
-                        file, base + file, cache_subdir="datasets/fashion-mnist", file_hash=md5, hash_algorithm="md5"
-                    )
-            train, test = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # Keras raises a bare Exception when the host cannot be reached
-        raise LabError(
-            f"Expected to download {name}. Received: {error or type(error).__name__}. Connect to a network, or use "
-            f"a folder of images as dataset or the embedded {FALLBACK_DATASET}."
-        ) from error
+    other = f"a folder of images as dataset or the embedded {FALLBACK_DATASET}"
+    # Keras raises a bare Exception when the host cannot be reached.
+    with expecting(f"to download {name}", f"Connect to a network, or use {other}.", ""), download_timeout():
+        base = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
+        for file, md5 in FASHION_MD5.items() if name == "fashion_mnist" else ():
+            folder = "datasets/fashion-mnist"
+            keras.utils.get_file(file, base + file, cache_subdir=folder, file_hash=md5, hash_algorithm="md5")
+        train, test = getattr(keras.datasets, name).load_data()
     return {
         split: (images, labels.reshape(-1).astype(np.int64))
         for split, (images, labels) in (("train", train), ("test", test))

@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import psutil
-from filelock import FileLock
 
 from cnnlab.data.decoding import FORMATS, SIXTEEN_BITS
-from cnnlab.data.disk_rows import release_pages
+from cnnlab.data.disk_rows import release_pages, row_digests
 from cnnlab.data.parallel_decoding import FileFacts, decode_files
 from cnnlab.data.perceptual_hash import find_near_duplicates
 from cnnlab.errors import LabError
@@ -93,7 +92,10 @@ def decode_folder(
     resize_mode: str,
     recheck: bool = False,
 ) -> DecodedImages:
-    """Decode files, or find them decoded in the cache by their names, sizes and times.
+    """Decode files, or find them decoded in the cache by their names, sizes and times; and find near duplicates.
+
+    Grey pictures of 16 bits are scaled by the range of all of them, which is known only once all are decoded; they are
+    decoded twice.
 
     Args:
         root: the folder that the paths are relative to, absolute.
@@ -106,15 +108,30 @@ def decode_folder(
     Raises:
         LabError: there is no room for them, neither on the disk nor in memory.
     """
-    what = f"{len(files):,} of {os.path.basename(root)} ({resize_mode})"
 
     def fill(made: DecodedImages, done: int, save_progress: Callable[[int], None]) -> None:
-        _decode_into(made, done, root, files, side, resize_mode, save_progress)
+        saved, chunks = done, decode_files(root, files[done:], side, resize_mode, SIXTEEN_BITS)
+        bar = progress_bar(f"Decoding {len(files):,} pictures", len(files), done)
+        with bar as advance, contextlib.closing(chunks):
+            for pixels, facts in chunks:
+                made.store(range(done, done + len(facts)), pixels, facts)
+                done += len(facts)
+                if (done - saved) * side * side * 3 >= WRITTEN_AT_ONCE:
+                    save_progress(done)
+                    saved = done
+                advance(len(facts))
+        if made.grey_range not in (None, SIXTEEN_BITS):
+            left = np.flatnonzero(~np.isnan(made.known["low"]))
+            for pixels, facts in decode_files(root, files[left], side, resize_mode, made.grey_range):
+                made.store(left[: len(facts)], pixels, facts)
+                left = left[len(facts) :]
+        made.near_duplicates = find_near_duplicates(made.pixels, made.known["look"])
 
     def contents() -> npt.NDArray[np.bytes_]:
         return np.array([_file_digest(os.path.join(root, file)) for file in files], "S32")
 
     key, shape = _key(files, stamps, side, resize_mode), (len(files), side, side, 3)
+    what = f"{len(files):,} of {os.path.basename(root)} ({resize_mode})"
     return load_or_build(key, shape, what, fill, contents, recheck)
 
 
@@ -143,14 +160,9 @@ def load_or_build(
     path = user_cache.cache_folder("pictures") / f"{key}.npy"
     user_cache.limit_bytes()  # a wrong limit is reported before the work, not after it
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Of two processes that need them, one builds them and the other waits.
-        with FileLock(path.with_suffix(".lock")):
-            stored = _load(path, contents, recheck)
-            if stored is None:
-                stored = _build(path, shape, fill, what)
-                user_cache.remove_oldest(keep=path)
-            return stored
+        return user_cache.load_or_make(
+            path, lambda: _load(path, contents, recheck), lambda: _build(path, shape, fill, what)
+        )
     except OSError as error:
         size = math.prod(shape)
         if size > psutil.virtual_memory().available / 2:
@@ -203,7 +215,7 @@ def _load(path: Path, contents: Callable[[], npt.NDArray[np.bytes_]] | None, rec
         return None
     if recheck:
         changed = np.count_nonzero(known["content"] != contents()) if contents else 0
-        damaged = np.count_nonzero(known["pixels"] != np.array([hashlib.sha256(row).digest() for row in pixels], "S32"))
+        damaged = np.count_nonzero(known["pixels"] != row_digests(pixels))
         log.info(f"Rechecked {len(known):,} pictures: {changed:,} files changed, {damaged:,} stored ones damaged.")
         if changed or damaged:
             return None
@@ -246,8 +258,7 @@ def _build(path: Path, shape: tuple[int, int, int, int], fill: Fill, what: str) 
         if isinstance(made.pixels, np.memmap):
             made.pixels.flush()
         np.savez(folder / "known.npz", known=made.known, near=made.near_duplicates)
-        about = {"shape": shape, "what": what, "bad": made.bad, "unread": made.unread}
-        _write_json(folder / "about.json", about)
+        _write_json(folder / "about.json", {"shape": shape, "what": what, "bad": made.bad, "unread": made.unread})
         os.replace(folder / "known.npz", path.with_suffix(".npz"))
         os.replace(fresh, path)
         os.replace(folder / "about.json", path.with_suffix(".json"))
@@ -275,55 +286,12 @@ def _unfinished(
     try:
         noted = json.loads(progress.read_text())
         done, bad = int(noted["done"]), {int(position): str(reason) for position, reason in noted["bad"].items()}
-        needed = (np.load(file, mmap_mode="r").nbytes for file in (fresh, known))
-        whole = all(file.stat().st_size >= size for file, size in zip((fresh, known), needed, strict=True))
+        for file in (fresh, known):
+            np.load(file, mmap_mode="r")  # fails with a file that is too short, which "r+" would lengthen
         made = _empty(np.load(fresh, mmap_mode="r+"), np.load(known, mmap_mode="r+"), bad)
-        if (
-            noted["unread"]
-            or not whole
-            or made.pixels.shape != shape
-            or made.known.dtype != FACTS_DTYPE
-            or not 0 < done <= len(made.known)
-        ):
+        fits = made.pixels.shape == shape and made.known.dtype == FACTS_DTYPE and 0 < done <= len(made.known)
+        if noted["unread"] or not fits or (row_digests(made.pixels[:done]) != made.known["pixels"][:done]).any():
             return None
-        for position in range(done):
-            if hashlib.sha256(made.pixels[position]).digest() != made.known["pixels"][position].ljust(32, b"\0"):
-                return None
         return made, done
     except Exception:  # whatever is in the files
         return None
-
-
-def _decode_into(
-    made: DecodedImages,
-    done: int,
-    root: str,
-    files: npt.NDArray[np.object_],
-    side: int,
-    resize_mode: str,
-    save_progress: Callable[[int], None],
-) -> None:
-    """Decode the files behind those that are done, and find near duplicates.
-
-    Grey pictures of 16 bits are scaled by the range of all of them, which is known only once all are decoded; they are
-    decoded twice.
-    """
-    saved = done
-    bar = progress_bar(f"Decoding {len(files):,} pictures", len(files), done)
-    with (
-        bar as advance,
-        contextlib.closing(decode_files(root, files[done:], side, resize_mode, SIXTEEN_BITS)) as chunks,
-    ):
-        for pixels, facts in chunks:
-            made.store(range(done, done + len(facts)), pixels, facts)
-            done += len(facts)
-            if (done - saved) * side * side * 3 >= WRITTEN_AT_ONCE:
-                save_progress(done)
-                saved = done
-            advance(len(facts))
-    if made.grey_range not in (None, SIXTEEN_BITS):
-        left = np.flatnonzero(~np.isnan(made.known["low"]))
-        for pixels, facts in decode_files(root, files[left], side, resize_mode, made.grey_range):
-            made.store(left[: len(facts)], pixels, facts)
-            left = left[len(facts) :]
-    made.near_duplicates = find_near_duplicates(made.pixels, made.known["look"])

@@ -43,15 +43,9 @@ MOST_BYTES = 2**30  # of a file
 PAD_GREY = 128  # of the borders that "pad" adds
 
 ORIENTATION = 0x0112  # the EXIF tag
-TURNS: dict[int, Image.Transpose] = {  # EXIF orientation to the transposition that undoes it
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# EXIF orientation, from 2 on, to the transposition that undoes it.
+UNDONE_BY = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(UNDONE_BY, start=2)}
 SIDEWAYS = (5, 6, 7, 8)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 # Held while Pillow's limit on pixels, which is one number for the whole process, is lifted; ours are above.
@@ -121,12 +115,7 @@ def decode_image(
 
 
 def read_file(file: str | os.PathLike[str]) -> bytes:
-    """Read a file.
-
-    Raises:
-        UnreadError: it cannot be read now.
-        UndecodableError: it is no file, or too large for a picture.
-    """
+    """Read a file; raise `UnreadError` where it cannot be read now, `UndecodableError` where it can be no picture."""
     try:
         about = os.stat(file)
         if not stat.S_ISREG(about.st_mode):
@@ -147,13 +136,7 @@ def decode_bytes(
     grey_range: tuple[float, float] = SIXTEEN_BITS,
     most_pixels: int = MOST_PIXELS,
 ) -> DecodedImage:
-    """Decode the content of a file as `decode_image` does.
-
-    Args:
-        content: of the file.
-        name: of the file, for the error message.
-        side: pixels a side of the result.
-        resize_mode, grey_range, most_pixels: as in `decode_image`.
+    """Decode the content of a file as `decode_image` does; `name` is the file's, for the error message.
 
     Raises:
         ArgumentError: the resize mode is unknown.
@@ -163,16 +146,15 @@ def decode_bytes(
         raise ArgumentError(f"Expected resize_mode to be one of: {', '.join(RESIZE_MODES)}. Received: '{resize_mode}'.")
     if not content:
         raise UndecodableError(name, "it is empty")
+    how = (side, resize_mode, grey_range, most_pixels)
+    without_metadata = _png_pixels if content.startswith(PNG) else _jpeg_pixels if content.startswith(JPEG) else None
     try:
         try:
-            return _decode(content, side, resize_mode, grey_range, most_pixels)
-        except _TooLargeError:
-            raise
-        except Exception:
-            plain = _without_metadata(content)
-            if plain is None:
+            return _decode(content, *how)
+        except Exception as error:
+            if isinstance(error, _TooLargeError) or without_metadata is None:
                 raise
-            return _decode(plain, side, resize_mode, grey_range, most_pixels)
+            return _decode(without_metadata(content), *how)
     except Exception as error:  # Pillow's readers raise all kinds: struct.error, IndexError, ZeroDivisionError, ...
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "it is not in an image format" if unknown else first_line(error) or type(error).__name__
@@ -183,17 +165,15 @@ class _TooLargeError(Exception):
     pass
 
 
-def _decode(
-    content: bytes, side: int, resize_mode: str, grey_range: tuple[float, float], most_pixels: int
-) -> DecodedImage:
+def _decode(content: bytes, *how: Any) -> DecodedImage:
     """Decode without Pillow's limit on pixels, which is lifted only for pictures that exceed it."""
     try:
-        return _decode_limited(content, side, resize_mode, grey_range, most_pixels)
+        return _decode_limited(content, *how)
     except Image.DecompressionBombError:
         with PIXEL_LIMIT_LOCK:
             before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                return _decode_limited(content, side, resize_mode, grey_range, most_pixels)
+                return _decode_limited(content, *how)
             finally:
                 Image.MAX_IMAGE_PIXELS = before
 
@@ -202,14 +182,16 @@ def _decode_limited(
     content: bytes, side: int, resize_mode: str, grey_range: tuple[float, float], most_pixels: int
 ) -> DecodedImage:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        if image.width * image.height > MOST_TIMES_IN_FILE * most_pixels:
-            raise _TooLargeError(_too_large(image, most_pixels))
         width, height = image.size
-        image.draft(None, (2 * side, 2 * side))  # JPEG: a half, a quarter or an eighth of each side
-        if image.width * image.height > most_pixels:
-            raise _TooLargeError(_too_large(image, most_pixels))
+        for most in (MOST_TIMES_IN_FILE * most_pixels, most_pixels):
+            if image.width * image.height > most:
+                read = f"at most {most_pixels / 1e6:.0f} million are read"
+                raise _TooLargeError(f"it has {image.width} x {image.height} pixels, and {read}")
+            image.draft(None, (2 * side, 2 * side))  # JPEG, the first time: 1/2, 1/4 or 1/8 of each side
         image.load()
-        orientation = _orientation(image)  # Pillow turns a TIFF when it loads it, and forgets its orientation
+        orientation = 1  # Pillow turns a TIFF when it loads it, and forgets its orientation
+        with contextlib.suppress(Exception):  # EXIF can be broken in every way, and says nothing about the pixels
+            orientation = int(image.getexif().get(ORIENTATION, 1))
         found_range = None
         if image.mode.startswith(("I", "F")):  # convert() would clip it, not scale it
             image, found_range = _scale_grey(image, grey_range, clear=image.info.get("transparency"))
@@ -234,17 +216,6 @@ def _reduced(image: Image.Image, side: int) -> Image.Image:
     if image.mode in ("P", "PA", "1"):  # numbers of colours, which have no mean
         return image.resize((image.width // factors[0], image.height // factors[1]), Image.Resampling.NEAREST)
     return image.reduce((factors[0], factors[1]))
-
-
-def _too_large(image: Image.Image, most_pixels: int) -> str:
-    return f"it has {image.width} x {image.height} pixels, and at most {most_pixels / 1e6:.0f} million are read"
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # EXIF can be broken in every way, and says nothing about the pixels
-        return 1
 
 
 def _scale_grey(
@@ -290,13 +261,6 @@ def _to_square(image: Image.Image, side: int, resize_mode: str) -> Image.Image:
     if image.size == (side, side):
         return image
     return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-
-
-def _without_metadata(content: bytes) -> bytes | None:
-    """Remove from a PNG or JPEG the parts that say nothing about its pixels; return `None` for other formats."""
-    if content.startswith(PNG):
-        return _png_pixels(content)
-    return _jpeg_pixels(content) if content.startswith(JPEG) else None
 
 
 def _png_pixels(content: bytes) -> bytes:

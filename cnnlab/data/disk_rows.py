@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -22,17 +23,12 @@ class MappedRows:
         sources: `(stored, rows)` pairs: an array `(M, ...)`, and `(N,)` integers that choose and order its rows.
         stacked: whether the rows of several sources are stacked along a new axis 1.
         digests: `(M,) S32`, sha256 of the rows of the first source, where they are known.
-
-    Attributes:
-        shape, dtype, nbytes: those of the array that reading all rows would give.
     """
 
     def __init__(
         self, sources: Sequence[Source], stacked: bool = False, digests: npt.NDArray[np.bytes_] | None = None
     ) -> None:
-        self.sources: Sequence[Source] = sources
-        self.stacked: bool = stacked
-        self.stored_digests: npt.NDArray[np.bytes_] | None = digests
+        self.sources, self.stacked, self.stored_digests = sources, stacked, digests
         stored, rows = sources[0]
         self.shape: tuple[int, ...] = (len(rows), *((len(sources),) if stacked else ()), *stored.shape[1:])
         self.dtype: np.dtype[Any] = stored.dtype
@@ -45,9 +41,8 @@ class MappedRows:
 
     def select(self, index: npt.NDArray[Any]) -> MappedRows:
         """Return some of the rows, without reading them."""
-        return MappedRows(
-            [(stored, rows[index]) for stored, rows in self.sources], self.stacked, digests=self.stored_digests
-        )
+        sources = [(stored, rows[index]) for stored, rows in self.sources]
+        return MappedRows(sources, self.stacked, self.stored_digests)
 
     def __len__(self) -> int:
         return len(self.sources[0][1])
@@ -57,6 +52,11 @@ class MappedRows:
         for stored, _ in self.sources:
             release_pages(stored)
         return np.stack(arrays, axis=1) if self.stacked else arrays[0]
+
+
+def row_digests(rows: Any) -> npt.NDArray[np.bytes_]:
+    """Return `(N,) S32`, the sha256 of each row."""
+    return np.array([hashlib.sha256(np.ascontiguousarray(row).data).digest() for row in rows], "S32")
 
 
 def release_pages(stored: npt.NDArray[Any]) -> None:

@@ -32,27 +32,20 @@ class Duplicates:
     pairs: list[DuplicatePair]
     splits: npt.NDArray[np.str_]  # `(N,)`, the splits of the pictures when the pairs were found
 
-    def between_splits(self, near: bool) -> list[DuplicatePair]:
-        """Return the pairs across two splits, of nearly the same look or of the same pixels."""
-        return [p for p in self.pairs if self.splits[p.first] != self.splits[p.second] and p.near == near]
-
     def mislabelled(self) -> list[DuplicatePair]:
         """Return the pairs of the same pixels under two labels."""
         labels = self.pictures.labels
         return [p for p in self.pairs if not p.near and labels[p.first] != labels[p.second]]
 
     def sentence(self, dropped: bool = False) -> str:
-        """Describe the pairs with their numbers.
-
-        Args:
-            dropped: whether duplicates are kept out of training.
-        """
+        """Describe the pairs with their numbers; `dropped` says whether duplicates are kept out of training."""
         described = []
         for near, what in ((False, "the same"), (True, "nearly the same")):
             by_splits: dict[str, set[int]] = {}
-            for p in self.between_splits(near):
+            for p in self.pairs:
                 splits = sorted({str(self.splits[p.first]), str(self.splits[p.second])}, key=SPLITS.index)
-                by_splits.setdefault(" and in ".join(splits), set()).add(p.second)
+                if p.near == near and len(splits) > 1:
+                    by_splits.setdefault(" and in ".join(splits), set()).add(p.second)
             for where, found in by_splits.items():
                 how = f"of {what} look in {where}" if near else f"in {where}, pixel by pixel"
                 described.append(f"{_count(found)} {how}")
@@ -94,14 +87,9 @@ def _count(pictures: set[int]) -> str:
 
 
 def find_duplicates(pictures: Pictures, within_splits: bool = False) -> Duplicates:
-    """Find pairs of the same pixels, and pairs of nearly the same look across two splits.
+    """Find pairs of the same pixels, and pairs of nearly the same look across two splits, or also `within_splits`.
 
-    Args:
-        pictures: of the data set.
-        within_splits: whether pairs of nearly the same look within a split are found too.
-
-    Returns:
-        Pairs with two labels first, then those of the same pixels, then those across splits.
+    Pairs with two labels come first, then those of the same pixels, then those across splits.
     """
     used = pictures.positions(*SPLITS)
     digests, splits = pictures.stored.digests, pictures.splits

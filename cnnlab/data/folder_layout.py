@@ -76,7 +76,10 @@ def find_layout(
     layout = FolderLayout(scan.root, scan.files[used], given.labels[used], given.splits[used], scan.stamps[used])
     layout.notes, layout.left_out = given.notes, scan.left_out
     _name_classes(layout, given.class_names, class_names)
-    counts = {split: _counts(layout, split) for split in SPLITS}
+    counts: dict[str, dict[str, int]] = {}  # of each split, without classes that have no pictures in it
+    for split in SPLITS:
+        numbers = np.bincount(layout.labels[layout.splits == split], minlength=len(layout.class_names)).tolist()
+        counts[split] = {name: count for name, count in zip(layout.class_names, numbers, strict=True) if count}
     if for_audit and layout.class_names:
         layout.notes.extend(_obstacles_to_training(counts))
     else:
@@ -88,12 +91,6 @@ def find_layout(
 
 
 Counts = Mapping[str, Mapping[str, int]]  # pictures of each split, by class
-
-
-def _counts(layout: FolderLayout, split: SplitName) -> dict[str, int]:
-    """Count the pictures of a split by class; classes without pictures in it are not in the result."""
-    counts = np.bincount(layout.labels[layout.splits == split], minlength=len(layout.class_names)).tolist()
-    return {name: count for name, count in zip(layout.class_names, counts, strict=True) if count}
 
 
 def _expect_all_readable(scan: FolderScan, where: str) -> None:

@@ -73,7 +73,8 @@ def scan_folder(folder: str | os.PathLike[str]) -> FolderScan:
     are recognised by their content.
     """
     scan = FolderScan(os.path.abspath(folder))
-    endings = _endings_read()
+    Image.init()
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS or name == "MPO"}
     waiting, entered, paths, numbers = [""], set(), [], array("q")
     while waiting:  # a stack, not recursion: folders may be thousands deep
         waiting.extend(_scan_one(scan, waiting.pop(), endings, entered, paths, numbers))
@@ -81,20 +82,10 @@ def scan_folder(folder: str | os.PathLike[str]) -> FolderScan:
     files, table = np.array(paths, dtype=object), np.array(numbers, np.int64).reshape(-1, 4)
     order = np.argsort(files, kind="stable")
     scan.files, scan.stamps = files[order], table[order, 1:]
-    scan.folder_of, scan.folders = _sort_folders(table[order, 0], scan.folders)
+    folders = sorted(range(len(scan.folders)), key=scan.folders.__getitem__)
+    scan.folder_of = np.argsort(folders)[table[order, 0]]
+    scan.folders = [scan.folders[number] for number in folders]
     return scan
-
-
-def _sort_folders(folder_of: npt.NDArray[np.int64], folders: list[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
-    order = sorted(range(len(folders)), key=folders.__getitem__)
-    place = np.empty(len(folders), np.int64)
-    place[order] = np.arange(len(folders))
-    return place[folder_of], [folders[number] for number in order]
-
-
-def _endings_read() -> set[str]:
-    Image.init()
-    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS or name == "MPO"}
 
 
 def _scan_one(
@@ -107,12 +98,8 @@ def _scan_one(
 ) -> Iterator[str]:
     """Scan one folder, without the folders in it, which are yielded.
 
-    Args:
-        folder: relative path.
-        endings: of files that are pictures.
-        entered: the folders scanned so far, added to.
-        paths: of the pictures, added to.
-        numbers: the folder's number and the three stamps of each picture, added to.
+    What it finds is added to the folders `entered` so far, to the `paths` of the pictures, and to the `numbers`: the
+    folder's number and the three stamps of each picture.
     """
     whole_folder = os.path.join(scan.root, folder)
     try:
@@ -124,7 +111,7 @@ def _scan_one(
         return
     # Once below each folder at the top: a class may be linked to two of them, and links may lead round in circles.
     place = folder.partition(os.sep)[0], about.st_dev, about.st_ino
-    if place in entered or (folder and (about.st_dev, about.st_ino) == _identity(scan.root)):
+    if place in entered or (folder and os.path.samestat(about, os.stat(scan.root))):
         scan.leave_out("circular links", folder)
         return
     entered.add(place)
@@ -139,7 +126,8 @@ def _scan_one(
             continue
         if stat.S_ISDIR(about.st_mode):
             if reason := _reason_to_skip(whole, name):
-                _leave_out_all_below(scan, whole, reason)
+                for file in (os.path.join(parent, one) for parent, _, below in os.walk(whole) for one in below):
+                    scan.leave_out(reason, os.path.relpath(file, scan.root))
             else:
                 yield path
         elif not stat.S_ISREG(about.st_mode):
@@ -155,11 +143,6 @@ def _scan_one(
             scan.leave_out(os.path.splitext(name)[1].lower() or "files without ending", path)
 
 
-def _identity(folder: str) -> tuple[int, int]:
-    about = os.stat(folder)
-    return about.st_dev, about.st_ino
-
-
 def _reason_to_skip(folder: str, name: str) -> str:
     """Return why a folder does not belong to the data, or an empty text."""
     if name.startswith("."):
@@ -169,12 +152,6 @@ def _reason_to_skip(folder: str, name: str) -> str:
     if any(os.path.exists(os.path.join(folder, file)) for file in STORE_FILES):
         return f"in {name}, the folder of a tool"
     return ""
-
-
-def _leave_out_all_below(scan: FolderScan, folder: str, reason: str) -> None:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            scan.leave_out(reason, os.path.relpath(os.path.join(parent, name), scan.root))
 
 
 def _is_picture(file: str, endings: set[str]) -> bool:

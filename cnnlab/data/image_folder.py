@@ -100,9 +100,8 @@ def _choose_decodable(
 ) -> tuple[Choice, Positions, DecodedImages, dict[int, str]]:
     """Choose and decode pictures; choose again without those that do not decode, until all that are chosen do.
 
-    Returns:
-        `(choice, decoded, stored, bad)`: the last choice, the sorted positions in the layout that were decoded, their
-        pixels, and the positions that do not decode with the reasons.
+    Returns the last choice, the sorted positions in the layout that were decoded, their pixels, and the positions that
+    do not decode with the reasons.
     """
     bad: dict[int, str] = {}
     decoded, stored = np.empty(0, np.int64), None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -27,13 +27,9 @@ def largest_image_side(source: str | FolderLayout | None, resize_mode: str | Non
         return BUILTIN_SETS[source or DEFAULT_DATASET].side
     files = source.files
     spread = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_FILES)).astype(int)) if len(files) else []
-    shorter_or_longer = min if resize_mode == "crop" else max
-    return max((_side(os.path.join(source.root, file), shorter_or_longer) for file in files[spread]), default=0)
-
-
-def _side(file: str, shorter_or_longer: Callable[[tuple[int, int]], int]) -> int:
-    try:
-        with Image.open(file) as image:
-            return shorter_or_longer(image.size)
-    except Exception:  # a file that does not decode is reported when its pixels are read
-        return 0
+    sides = [0]
+    for file in files[spread]:
+        # A file that does not decode is reported when its pixels are read.
+        with contextlib.suppress(Exception), Image.open(os.path.join(source.root, file)) as image:
+            sides.append(min(image.size) if resize_mode == "crop" else max(image.size))
+    return max(sides)

@@ -49,16 +49,7 @@ Decoded = tuple[bytes, list[FileFacts]]  # pixels `(n, side, side, 3) uint8` of 
 def decode_files(
     root: str, files: Files, side: int, resize_mode: str, grey_range: tuple[float, float]
 ) -> Generator[Decoded]:
-    """Decode files in order, and yield pixels and facts for a few files at a time.
-
-    Args:
-        root: the folder that the paths are relative to.
-        files: paths.
-        side, resize_mode, grey_range: as in `decode_bytes`.
-
-    Raises:
-        LabError: several worker processes were lost.
-    """
+    """Decode files in order as `decode_bytes` does, and yield pixels and facts for a few at a time."""
     start = time.perf_counter()
     for done, file in enumerate(files):
         spent = time.perf_counter() - start
@@ -96,8 +87,7 @@ def _decode_in_workers(root: str, files: Files, how: tuple[Any, ...]) -> Iterato
         paths = [os.path.join(root, file) for file in files[start : start + size]]
         return Job(f"the decoding of {paths[0]} and what follows", _decode_chunk, (start, paths, how))
 
-    workers = ProcessWorkers(min(count, len(starts)), loads_tensorflow=False)
-    with contextlib.closing(workers):
+    with contextlib.closing(ProcessWorkers(min(count, len(starts)), loads_tensorflow=False)) as workers:
         for result in run_jobs(next_job, workers, ahead=2):
             start, chunk = result.result()
             decoded[start] = chunk

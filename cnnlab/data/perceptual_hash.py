@@ -26,13 +26,9 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def find_near_duplicates(pixels: npt.NDArray[np.uint8], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Find pairs of pictures that look nearly the same.
+    """Find pairs of pictures `(N, side, side, 3) uint8` that look nearly the same.
 
-    Pictures whose hashes differ in at most 3 bits are compared pixel by pixel.
-
-    Args:
-        pixels: `(N, side, side, 3) uint8`.
-        hashes: `(N,) uint64`, their difference hashes.
+    Pictures whose difference hashes `(N,) uint64` differ in at most 3 bits are compared pixel by pixel.
 
     Returns:
         `(M, 2) int64`, pairs of positions, the smaller position first.
@@ -41,7 +37,9 @@ def find_near_duplicates(pixels: npt.NDArray[np.uint8], hashes: npt.NDArray[np.u
     kept = [pairs[:0]]
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         some = pairs[start : start + PAIRS_AT_ONCE]
-        correlation = _correlation(_grey_grid(pixels, some[:, 0]), _grey_grid(pixels, some[:, 1]))
+        a, b = _grey_grid(pixels, some[:, 0]), _grey_grid(pixels, some[:, 1])
+        size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        correlation = (a * b).sum(axis=1) / np.where(size > 0, size, np.inf)  # 0 where a picture is constant
         kept.append(some[correlation > LEAST_CORRELATION])
         release_pages(pixels)
     return np.concatenate(kept)
@@ -71,9 +69,3 @@ def _grey_grid(pixels: npt.NDArray[np.uint8], positions: npt.NDArray[np.int64]) 
     step = max(1, pixels.shape[1] // 32)
     grey = pixels[positions][:, ::step, ::step].mean(axis=3, dtype=np.float32).reshape(len(positions), -1)
     return grey - grey.mean(axis=1, keepdims=True)
-
-
-def _correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return `(n,)`, the correlation of each pair of centred rows; 0 where a row is constant."""
-    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(axis=1) / np.where(size > 0, size, np.inf)

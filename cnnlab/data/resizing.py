@@ -12,7 +12,7 @@ import PIL
 from PIL import Image
 
 from cnnlab.data.decoded_cache import DecodedImages, load_or_build
-from cnnlab.data.disk_rows import IN_MEMORY, MappedRows
+from cnnlab.data.disk_rows import IN_MEMORY, MappedRows, row_digests
 
 BYTES_AT_ONCE = 2**24  # of images that are resized between two writes to the cache, about
 
@@ -51,7 +51,7 @@ def resize_images(
                 first = done - end + len(images)
                 rows = resize_to_rgb(images[first : first + at_once], side)
                 made.pixels[done : done + len(rows)] = rows
-                made.known["pixels"][done : done + len(rows)] = [hashlib.sha256(row).digest() for row in rows]
+                made.known["pixels"][done : done + len(rows)] = row_digests(rows)
                 done += len(rows)
                 save_progress(done)
 

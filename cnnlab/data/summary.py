@@ -54,13 +54,10 @@ def describe_dataset(
     """Describe a data set in sentences.
 
     Args:
-        name: the data set's name.
-        class_names: in label order.
         counts: pictures of each split; "val" is absent where the test set is the validation set too.
         side: pixels a side of the images in memory.
         labels: `(N,)` of the training images, to report uneven classes.
         sizes: `(N, 2)`, width and height of the files.
-        resize_mode: how the pictures became squares.
         notes: further sentences.
         left_out: the paths that are not used, by reason.
     """

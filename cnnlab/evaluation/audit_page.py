@@ -17,10 +17,7 @@ MOST_SHOWN = 120  # label issues, and pairs of duplicates
 MOST_CLASSES = 60  # whose strangest pictures are shown
 MOST_LISTED = 200  # paths that were left out for one reason
 MOST_SIZES = 8  # of pictures, most frequent first
-HEADINGS = (
-    *("Summary", "Classes and sizes", "Left out", "Likely label errors", "Duplicates"),
-    "Strangest pictures",
-)
+HEADINGS = ("Summary", "Classes and sizes", "Left out", "Likely label errors", "Duplicates", "Strangest pictures")
 # Pictures `(H, W, 3) uint8`, each with its alternative text, and lines of text below them.
 Card: TypeAlias = tuple[Sequence[tuple[npt.NDArray[np.uint8], str]], Sequence[str]]
 
@@ -98,10 +95,8 @@ def _pair_cards(findings: Findings) -> list[Card]:
 
 
 def _strange_cards(findings: Findings, positions: Sequence[int]) -> list[Card]:
-    return [
-        (
-            [(pixels, findings.class_of(i))],
-            (f"{findings.files[i]} ({findings.splits[i]})", f"{findings.strangeness[i]:.2f}"),
-        )
-        for i, pixels in zip(positions, findings.pixels(np.array(positions)), strict=True)
-    ]
+    cards: list[Card] = []
+    for i, pixels in zip(positions, findings.pixels(np.array(positions)), strict=True):
+        lines = (f"{findings.files[i]} ({findings.splits[i]})", f"{findings.strangeness[i]:.2f}")
+        cards.append(([(pixels, findings.class_of(i))], lines))
+    return cards

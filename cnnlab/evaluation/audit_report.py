@@ -35,7 +35,7 @@ class Findings:
     files: npt.NDArray[Any]  # `(N,)` relative paths
     labels: npt.NDArray[np.int64]  # `(N,)`
     splits: npt.NDArray[Any]  # `(N,)`; the split of a picture that is not used is ""
-    sizes: npt.NDArray[np.int64]  # `(N, 2)`, width and height in pixels
+    sizes: npt.NDArray[np.int32]  # `(N, 2)`, width and height in pixels
     bad: Mapping[int, str]  # position to the reason why the file does not decode
     left_out: Mapping[str, Sequence[str]]  # reason to the paths that were left out for it
     pairs: Sequence[DuplicatePair]  # duplicates

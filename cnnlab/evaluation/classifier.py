@@ -59,11 +59,6 @@ class Classifier:
         return probabilities
 
     def top(self, probabilities: npt.NDArray[np.floating[Any]], count: int) -> list[tuple[str, float]]:
-        """List the `count` most probable classes of one picture as `(name, probability)`, best first.
-
-        Args:
-            probabilities: `(num_classes,)`.
-            count: number of classes.
-        """
+        """List the `count` most probable classes of a picture's `(num_classes,)` as `(name, share)`, best first."""
         order = np.argsort(-probabilities, kind="stable")[:count]
         return [(self.class_names[i], float(probabilities[i])) for i in order]

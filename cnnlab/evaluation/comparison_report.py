@@ -44,7 +44,7 @@ def comparison(
     """
     named = dict(zip(labels_of(results), results, strict=True))
     class_names = results[0].class_names
-    tests = {label: _test_of(r) for label, r in named.items()}
+    tests = {label: r.tested for label, r in named.items()}
     matrices = {f"{label} ({test.accuracy:.1%})": test.confusion for label, test in tests.items()}
     calibrations = {label: statistics.calibration(test.probabilities, test.labels) for label, test in tests.items()}
     figures = {
@@ -63,7 +63,7 @@ def comparison(
         first, second = (max(group, key=lambda r: r.test_accuracy) for group in list(groups.values())[:2])
         labels = {r.run_id: label for label, r in named.items()}
         figures["disagreements.png"] = _disagreements(
-            {labels[r.run_id]: _test_of(r) for r in (first, second)}, class_names, test_images
+            {labels[r.run_id]: r.tested for r in (first, second)}, class_names, test_images
         )
     sentences = verdicts(results)
     texts = {
@@ -71,12 +71,6 @@ def comparison(
         VERDICTS: _in_markdown(named, sentences, failed),
     }
     return sentences, figures, texts
-
-
-def _test_of(result: RunResult) -> Predictions:
-    """Return the test predictions of a result that has some."""
-    assert result.test is not None
-    return result.test
 
 
 def labels_of(results: Sequence[RunResult]) -> list[str]:
@@ -114,7 +108,7 @@ def verdicts(results: Sequence[RunResult]) -> list[str]:
     groups = groups_of(results)
     said = []
     for label, group in groups.items():
-        test = _test_of(group[0])
+        test = group[0].tested
         total = len(test.labels)
         if len(group) == 1:
             low, high = test.interval
@@ -131,7 +125,7 @@ def verdicts(results: Sequence[RunResult]) -> list[str]:
             interval = statistics.seeds_difference(best_scores, scores, confidence)
             said.append(statistics.in_words(best, label, *interval, confidence, "Welch's t over the seeds"))
         else:
-            paired = statistics.paired(_test_of(first[0]).right, _test_of(group[0]).right, confidence)
+            paired = statistics.paired(first[0].tested.right, group[0].tested.right, confidence)
             said.append(paired.in_words(best, label))
     return said
 
@@ -146,7 +140,7 @@ def _in_markdown(named: Mapping[str, RunResult], sentences: Sequence[str], faile
     columns = ("model", "test accuracy", "95 % interval", "test loss", "parameters", "train seconds")
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for label, r in sorted(named.items(), key=lambda item: -item[1].test_accuracy):
-        low, high = _test_of(r).interval
+        low, high = r.tested.interval
         cells = (f"{r.test_accuracy:.2%}", f"{low:.1%} to {high:.1%}", f"{r.test_loss:.4f}", f"{r.params:,}")
         lines.append(f"| {markdown(label)} | {' | '.join(cells)} | {r.train_seconds:.1f} |")
     lines += [f"| {markdown(label)} | failed: {markdown(reason)} |{' |' * 4}" for label, reason in failed]
@@ -160,14 +154,13 @@ def _table(
 ) -> str:
     lines: list[tuple[Any, ...]] = [COLUMNS]
     for label, r in named.items():
-        test = _test_of(r)
+        test = r.tested
         low, high = test.interval
         further = (test.balanced_accuracy, test.macro_f1, test.top5_accuracy)
         scores = (r.test_accuracy, low, high, r.test_loss, *further, calibrations[label][3])
         sizes = (r.params, r.trainable_params, round(r.train_seconds, 1), r.run_id)
-        lines.append(
-            (label, r.recipe.label, r.recipe.seed, *("" if s is None else round(s, 4) for s in scores), *sizes, "")
-        )
+        rounded = ("" if s is None else round(s, 4) for s in scores)
+        lines.append((label, r.recipe.label, r.recipe.seed, *rounded, *sizes, ""))
     lines += [(label, *[""] * (len(COLUMNS) - 2), reason) for label, reason in failed]
     return "".join(map(csv_line, lines))
 
@@ -183,9 +176,6 @@ def _disagreements(
         counts.append(f"only {label} right: {len(only):,}")
         only = only[np.argsort(-other.probabilities[only].max(axis=1))][:EXAMPLES]
         chosen.extend(only)
-        mistaken = other.predicted[only]
-        captions.extend(
-            f"{label}: {class_names[a.labels[i]]}\n{other_label}: {class_names[wrong]}"
-            for i, wrong in zip(only, mistaken, strict=True)
-        )
+        for i, wrong in zip(only, other.predicted[only], strict=True):
+            captions.append(f"{label}: {class_names[a.labels[i]]}\n{other_label}: {class_names[wrong]}")
     return plots.image_grid(images[chosen], captions, "; ".join(counts))

@@ -28,23 +28,11 @@ HeatMaker: TypeAlias = Callable[
 
 
 def gradcam_figures(
-    model: keras.Model,
-    class_names: tuple[str, ...],
-    images: Images,
-    predictions: Predictions,
-    count: int = 12,
+    model: keras.Model, class_names: tuple[str, ...], images: Images, predictions: Predictions, count: int = 12
 ) -> dict[str, plots.Figure]:
-    """Draw heat maps over the most confident mistakes of a model.
+    """Draw heat maps over at most `count` of a model's most confident mistakes on images `(N, H, W, 3)`.
 
-    Args:
-        model: functional, from images to probabilities.
-        class_names: of the probabilities.
-        images: `(N, H, W, 3)`.
-        predictions: of these images.
-        count: number of mistakes at most.
-
-    Returns:
-        A figure by artifact path; nothing where the model has no heat maps.
+    The figure is returned by its artifact path; none where the model has no heat maps.
     """
     wrong, captions = confident_mistakes(predictions, class_names, count)
     heat = grad_cam(model, images[wrong], predictions.predicted[wrong]) if len(wrong) else None
@@ -66,13 +54,8 @@ def heat_maker(model: keras.Model) -> HeatMaker | None:
     """Make a function that computes heat maps of what speaks for a class in images.
 
     A heat map is the sum of the last spatial features, weighted by their gradients, without negative values. The heat
-    map of an ensemble is the mean of its members'.
-
-    Args:
-        model: functional, from images to probabilities.
-
-    Returns:
-        The function; `None` where the model has no spatial features in front of its output.
+    map of an ensemble is the mean of its members'. `None` is returned for a model without spatial features in front of
+    its output.
     """
     makers = [make for network in member_networks(model) if (make := _network_maker(_inner(network)))]
     if len(makers) < len(member_networks(model)):

@@ -55,15 +55,9 @@ def check_labels(
 ) -> LabelCheck | None:
     """Find likely label errors by confident learning (Northcutt, Jiang and Chuang, 2021, arXiv:1911.00068).
 
-    Logistic regressions in five-fold cross-validation predict the class of each picture. cleanlab estimates from that
-    how many labels are wrong; the label issues are that many pictures, those with the lowest probability of their own
-    label.
-
-    Args:
-        features: `(N, D)`, as `compact` gives them.
-        labels: `(N,)`.
-        classes: their number.
-        seed: of the folds.
+    Logistic regressions in five-fold cross-validation predict the class of each picture from its features `(N, D)`, as
+    `compact` gives them. cleanlab estimates from that how many labels are wrong; the label issues are that many
+    pictures, those with the lowest probability of their own label.
 
     Returns:
         The check; `None` where fewer than two classes have a picture for each fold.
@@ -104,9 +98,7 @@ def check_labels(
 def strangeness(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Measure how far each picture is from the most similar ones of its class (Kuan and Mueller, arXiv:2207.03061).
 
-    Args:
-        features: `(N, D)`, as `compact` gives them.
-        labels: `(N,)`.
+    The features are `(N, D)`, as `compact` gives them.
 
     Returns:
         `(N,)` mean cosine distances to the ten nearest pictures of the class, in a small class to all others; NaN in a

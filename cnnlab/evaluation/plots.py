@@ -8,16 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
+from matplotlib import colormaps, ticker
 from matplotlib.figure import Figure as Figure  # noqa: PLC0414  for annotations of modules that do not import matplotlib
-from matplotlib.ticker import (
-    LogFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-    PercentFormatter,
-    StrMethodFormatter,
-)
 
 from cnnlab.evaluation.fonts import NAME, literal_texts, shorten_name
 from cnnlab.evaluation.statistics import Calibration
@@ -32,6 +24,12 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Values: TypeAlias = Mapping[str, Sequence[Any]]  # of hyperparameters in the trials, `None` where a trial has none
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+def _figure(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
+    """Make a figure with one axis, or with several in rows and columns."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return figure, figure.subplots(*shape, **options)
 
 
 @literal_texts()
@@ -49,8 +47,7 @@ def curves(
         kept: label to the number of the epoch, from 1, whose weights were kept; one before the last is marked.
     """
     rates = next(iter(histories.values())).get("learning_rate") if len(histories) == 1 else None
-    figure = Figure(figsize=(14 if rates else 10, 4), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, 3 if rates else 2)
+    figure, axes = _figure(14 if rates else 10, 4, 1, 3 if rates else 2)
     for axis, metric in zip(axes, ("accuracy", "loss"), strict=False):
         for i, (label, history) in enumerate(histories.items()):
             colour = COLOURS[i % len(COLOURS)]
@@ -63,14 +60,14 @@ def curves(
                     axis.plot(epoch, values[epoch - 1], "o", markersize=9, fillstyle="none", color=colour)
                 axis.plot(epochs, values, style, marker="o", markersize=3, color=colour, label=name)
         axis.set(title=metric.capitalize())
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0].yaxis.set_major_formatter(ticker.PercentFormatter(1))
     axes[0].legend(**_all_of([line for line in axes[0].lines if line.get_fillstyle() == "full"]), fontsize=8)
     if rates:
         axes[2].plot(range(1, len(rates) + 1), rates, marker="o", markersize=3, color="grey")
         axes[2].set(title="Learning rate at the epoch's end")
     for axis in axes:
         axis.set(xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         for i, label in enumerate(histories):
             for border in borders.get(label, ()):
@@ -88,11 +85,9 @@ def _all_of(drawn: Sequence[Any]) -> dict[str, Any]:
 def accuracy_by_seconds(points: Mapping[str, tuple[float, float, float, float]]) -> Figure:
     """Draw accuracy against training seconds, one point a run, with its interval as a bar.
 
-    Args:
-        points: label to `(seconds, accuracy, low, high)`.
+    The points are `(seconds, accuracy, low, high)` by their labels.
     """
-    figure = Figure(figsize=(9, 4.5), dpi=DPI, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _figure(9, 4.5)
     best_first = dict(sorted(points.items(), key=lambda item: -item[1][1]))
     spread = [max(seconds, 1e-3) for seconds, *_ in points.values()]
     for i, (label, (seconds, accuracy, low, high)) in enumerate(best_first.items()):
@@ -104,12 +99,12 @@ def accuracy_by_seconds(points: Mapping[str, tuple[float, float, float, float]])
     figure.legend(**_all_of(axis.containers), loc="outside right upper", fontsize=8)
     if max(spread) / min(spread) > 8:
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
     axis.set(xlabel="training seconds", ylabel="test accuracy")
     axis.margins(x=0.15)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     axis.grid(alpha=0.3)
     return figure
 
@@ -144,15 +139,9 @@ def confusion_matrices(matrices: Mapping[str, npt.ArrayLike], class_names: Seque
 
 @literal_texts()
 def class_scores(precision: Floats, recall: Floats, class_names: Sequence[str]) -> Figure:
-    """Draw recall and precision of each class as horizontal bars, the lowest recall at the bottom.
-
-    Args:
-        precision, recall: `(C,)`, NaN for an absent class.
-        class_names: C names.
-    """
+    """Draw recall and precision of each class, NaN for an absent one, as bars, the lowest recall at the bottom."""
     order = np.argsort(recall)
-    figure = Figure(figsize=(7, min(max(2.5, 0.36 * len(order) + 1), 30)), dpi=DPI, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _figure(7, min(max(2.5, 0.36 * len(order) + 1), 30))
     places = np.arange(len(order))
     for shift, values, name, colour in ((0.2, recall, "recall", COLOURS[0]), (-0.2, precision, "precision", "#aec7e8")):
         sorted_values = np.asarray(values, float)[order]
@@ -160,7 +149,7 @@ def class_scores(precision: Floats, recall: Floats, class_names: Sequence[str]) 
         axis.bar_label(bars, [f"{value:.1%}" for value in sorted_values], padding=3, fontsize=7)
     axis.set_yticks(places, [shorten_name(class_names[i]) for i in order])
     axis.set(xlim=(0, 1.15), title="Test images by class")
-    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     axis.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     axis.margins(y=0.01)
     return figure
@@ -179,7 +168,6 @@ def image_grid(
     Args:
         images: `(N, H, W, 3)`.
         captions: N texts of one or two lines.
-        title: over the grid.
         columns: number of images in a row.
         heat: `(N, h, w)`, 0 to 1, laid over the images.
     """
@@ -207,34 +195,24 @@ def best_so_far(
 ) -> Figure:
     """Draw scores of trials as dots and the best so far as steps, by the trial's number and by seconds spent.
 
-    Args:
-        trials, seconds, scores: one entry a trial, in the order of the trials.
-        objective: name of the scores.
-        higher_is_better: whether the best score is the highest one.
+    `trials`, `seconds` and `scores` have one entry a trial, in their order; `objective` is the name of the scores.
     """
     best = (np.maximum if higher_is_better else np.minimum).accumulate(np.asarray(scores, float))
-    figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure, axes = _figure(10, 4, 1, 2, sharey=True)
     for axis, x, label in zip(axes, (trials, seconds), ("trial", "seconds of trials"), strict=True):
         axis.plot(x, scores, "o", color=COLOURS[0], alpha=0.6, label="trial")
         axis.step(x, best, where="post", color=COLOURS[1], label="best so far")
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel=objective)
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes[0].legend(fontsize=8)
     return figure
 
 
 @literal_texts()
 def scores_by_hyperparameter(values: Values, scores: Sequence[float], objective: str) -> Figure:
-    """Draw the score against each hyperparameter that varied, one small plot each.
-
-    Args:
-        values: name of a hyperparameter to its values in the trials.
-        scores: of the trials.
-        objective: name of the scores.
-    """
+    """Draw the score of the trials, named `objective`, against each hyperparameter that varied, one small plot each."""
     values = _varied(values) or values
     columns = min(4, len(values))
     rows = -(-len(values) // columns)
@@ -250,8 +228,8 @@ def scores_by_hyperparameter(values: Values, scores: Sequence[float], objective:
         if log:
             axis.set_xscale("log")
             # Those that are usual for such a scale write formulas.
-            axis.xaxis.set_major_formatter(LogFormatter())
-            axis.xaxis.set_minor_formatter(LogFormatter())
+            axis.xaxis.set_major_formatter(ticker.LogFormatter())
+            axis.xaxis.set_minor_formatter(ticker.LogFormatter())
             axis.tick_params(axis="x", which="both", labelsize=7)
         if ticks:
             axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
@@ -264,14 +242,9 @@ def scores_by_hyperparameter(values: Values, scores: Sequence[float], objective:
 
 @literal_texts()
 def parallel_coordinates(values: Values, scores: Sequence[float], objective: str) -> Figure:
-    """Draw a line for each trial through its values and its score, coloured by the score.
-
-    Args:
-        values, scores, objective: as for `scores_by_hyperparameter`.
-    """
+    """Draw a line for each trial through its values and its score, coloured by the score."""
     names = list(_varied(values))
-    figure = Figure(figsize=(max(6, 1.1 * (len(names) + 1)), 5.5), dpi=DPI, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _figure(max(6, 1.1 * (len(names) + 1)), 5.5)
     scaled = []
     for i, name in enumerate([*names, objective]):
         column = scores if i == len(names) else values[name]
@@ -304,8 +277,7 @@ def _varied(values: Values) -> Values:
 def _positions(values: Sequence[Any]) -> tuple[Sequence[Any], list[str] | None, bool]:
     """Place values on an axis: numbers as they are, texts and few distinct integers by rank.
 
-    Returns:
-        Positions, the labels of the ticks or `None`, and whether to draw them on a log scale.
+    Returns positions, the labels of the ticks or `None`, and whether to draw them on a log scale.
     """
     distinct = sorted(set(values))
     if any(isinstance(value, str) for value in distinct) or (
@@ -317,13 +289,10 @@ def _positions(values: Sequence[Any]) -> tuple[Sequence[Any], list[str] | None, 
 
 @literal_texts()
 def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
-    """Draw accuracy against confidence, one diagram a model, with the share of the images in each bin below.
-
-    Args:
-        calibrations: label to what `statistics.calibration` returns.
-    """
-    figure = Figure(figsize=(3.6 * len(calibrations), 4.4), dpi=DPI, layout="constrained")
-    axes = figure.subplots(2, len(calibrations), squeeze=False, sharex=True, height_ratios=(3, 1))
+    """Draw accuracy against confidence, one diagram a model, with the share of the images in each bin below."""
+    figure, axes = _figure(
+        3.6 * len(calibrations), 4.4, 2, len(calibrations), squeeze=False, sharex=True, height_ratios=(3, 1)
+    )
     for (top, bottom), (label, (confidence, accuracy, count, error)) in zip(axes.T, calibrations.items(), strict=True):
         edges = np.linspace(0, 1, len(count) + 1)
         filled = count > 0
@@ -334,7 +303,7 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
         bottom.bar(edges[:-1], count / count.sum(), np.diff(edges), align="edge", color=COLOURS[0], alpha=0.6)
         bottom.set(xlabel="confidence", ylabel="images")
         for formatted in (top.yaxis, bottom.xaxis, bottom.yaxis):
-            formatted.set_major_formatter(PercentFormatter(1, decimals=0))
+            formatted.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
         top.title.set_fontsize(9)
         top.grid(alpha=0.3)
     return figure

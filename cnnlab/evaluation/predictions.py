@@ -1,7 +1,4 @@
-"""Hold, score, store and describe a model's predictions on one split of a data set.
-
-Scores, figures, comparisons and promotions all work from them.
-"""
+"""Hold, score, store and describe a model's predictions on one split of a data set."""
 
 from __future__ import annotations
 
@@ -25,23 +22,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS_FILE = "predictions.npz"
 MOST_EXPANSION, SMALL = 100, 2**26  # times that predictions may be larger than their file, above this many bytes
-Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 Score: TypeAlias = Literal["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"]
-
-
-def balanced_accuracy(labels: Integers, predicted: Integers) -> float:
-    """Compute the mean recall of the classes that occur among the labels, `(N,)`."""
-    from sklearn.metrics import recall_score
-
-    return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
-
-
-def macro_f1(labels: Integers, predicted: Integers) -> float:
-    """Compute the mean F1 of the classes that occur among the labels, `(N,)`."""
-    from sklearn.metrics import f1_score
-
-    zero: Any = 0
-    return float(f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=zero))
 
 
 @dataclass(frozen=True)
@@ -98,12 +79,17 @@ class Predictions:
     @property
     def balanced_accuracy(self) -> float:
         """Mean recall of the classes that occur (scikit-learn)."""
-        return balanced_accuracy(self.labels, self.predicted)
+        from sklearn.metrics import recall_score
+
+        return float(recall_score(self.labels, self.predicted, labels=np.unique(self.labels), average="macro"))
 
     @property
     def macro_f1(self) -> float:
         """Mean over the classes that occur of F1, the harmonic mean of precision and recall (scikit-learn)."""
-        return macro_f1(self.labels, self.predicted)
+        from sklearn.metrics import f1_score
+
+        how: Any = {"labels": np.unique(self.labels), "average": "macro", "zero_division": 0}
+        return float(f1_score(self.labels, self.predicted, **how))
 
     @property
     def top5_accuracy(self) -> float | None:
@@ -148,11 +134,7 @@ class Predictions:
 
 
 def compared(first: Predictions, second: Predictions, by: Score = "accuracy") -> statistics.Paired:
-    """Compare two models' predictions on the same images by a score.
-
-    Raises:
-        ArgumentError: the score is not defined for so few classes.
-    """
+    """Compare two models' predictions on the same images; raise `ArgumentError` where they have no such score."""
     if by == "accuracy":
         return statistics.paired(first.right, second.right)
     if by == "top5_accuracy":
@@ -203,17 +185,7 @@ def _checked(name: str, arrays: Mapping[str, Any], num_classes: int) -> Predicti
 def describe(
     model_name: str, class_names: tuple[str, ...], images: Images, test: Predictions
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Draw the confusion matrix, the scores by class and the worst mistakes of a model on the test images.
-
-    Args:
-        model_name: for the figures.
-        class_names: of the labels.
-        images: `(N, H, W, 3)`, the test images.
-        test: predictions of them.
-
-    Returns:
-        Figures and texts, each by artifact path.
-    """
+    """Draw confusion matrix, scores by class and worst mistakes on the test images: figures and texts by path."""
     from cnnlab.evaluation import plots
 
     precision, recall, f1, count = test.by_class
@@ -232,11 +204,7 @@ def describe(
 def confident_mistakes(
     predictions: Predictions, class_names: tuple[str, ...], count: int
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Find at most `count` images whose predicted class is wrong, the most confident mistake first.
-
-    Returns:
-        Their positions, and captions.
-    """
+    """Return positions and captions of at most `count` wrongly predicted images, the most confident mistake first."""
     labels, predicted, confidence = predictions.labels, predictions.predicted, predictions.probabilities.max(axis=1)
     wrong = np.flatnonzero(~predictions.right)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]

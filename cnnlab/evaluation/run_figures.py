@@ -1,7 +1,4 @@
-"""Make the figures, texts and files that are stored with a training run: curves, samples, tables, recipe, summary.
-
-`tracking.run_logging` logs them.
-"""
+"""Make the figures, texts and files that are stored with a training run: curves, samples, tables, recipe, summary."""
 
 from __future__ import annotations
 
@@ -41,8 +38,6 @@ def run_files(
     """Make the figures, texts and files of a training.
 
     Args:
-        model: as it was trained.
-        dataset: that it was trained on.
         result: gives recipe, history and stages.
         predictions: of the finished model by split, "val" and "test". Without "test", what shows test images is left
             out.

@@ -58,13 +58,17 @@ class RunResult:
         return self.recorded_model_uri and self.id_to_show(self.recorded_model_uri)
 
     @property
+    def tested(self) -> Predictions:
+        """Predictions of the test images, of a run that was tested."""
+        assert self.test, "the run was not tested"
+        return self.test
+
+    @property
     def test_accuracy(self) -> float:
         """Accuracy of the finished model on the test images, 0..1."""
-        assert self.test, "the run was not tested"
-        return self.test.accuracy
+        return self.tested.accuracy
 
     @property
     def test_loss(self) -> float:
         """Cross-entropy of the finished model on the test images."""
-        assert self.test, "the run was not tested"
-        return self.test.loss
+        return self.tested.loss

@@ -43,11 +43,8 @@ def in_words(
 ) -> str:
     """Say which of two models is better, or that the difference is within noise.
 
-    Args:
-        first, second: names of the models.
-        difference, low, high: score of the first minus that of the second, and its interval, -1..1.
-        confidence: of the interval.
-        method: by which the interval was computed.
+    `difference`, from `low` to `high`, is the score of the first minus that of the second, -1..1, with its interval,
+    which was computed by `method`.
     """
     if low <= 0 <= high:
         return (
@@ -71,11 +68,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
-    """Compute the interval of the mean score over at least two seeds (Student's t, as the seeds are few; SciPy).
-
-    Returns:
-        `(mean, low, high)`, 0..1.
-    """
+    """Return `(mean, low, high)` of the scores of at least two seeds (Student's t, as the seeds are few; SciPy)."""
     from scipy import stats
 
     mean, error = float(np.mean(scores)), stats.sem(scores)
@@ -88,16 +81,10 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
 def seeds_difference(
     first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
-    """Compute the interval of the difference of two models' mean scores (Welch's t interval, 1947; SciPy).
+    """Return `(difference, low, high)` of the mean scores of two models (Welch's t interval, 1947; SciPy).
 
-    The interval covers the chance of the seeds only, not that the test images are a sample.
-
-    Args:
-        first, second: scores of at least two seeds each, 0..1.
-        confidence: of the interval.
-
-    Returns:
-        `(difference, low, high)`.
+    Each has scores of at least two seeds, 0..1. The interval covers the chance of the seeds only, not that the test
+    images are a sample.
     """
     from scipy import stats
 
@@ -112,16 +99,11 @@ def seeds_difference(
 def paired(
     first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], confidence: float = CONFIDENCE, seed: int = 0
 ) -> Paired:
-    """Compare two models' predictions on the same images.
+    """Compare whether two models get the same images right, `(N,)` each.
 
     The interval is the percentile bootstrap over images of the difference in accuracy (Efron and Tibshirani, 1993;
     `scipy.stats.bootstrap`); the test is McNemar's exact one on the images that one model gets right and the other
     wrong (McNemar, 1947; recommended for one training of each by Dietterich, 1998; statsmodels).
-
-    Args:
-        first, second: `(N,)`, whether each model gets each image right.
-        confidence: of the interval.
-        seed: of the bootstrap.
     """
     from scipy import stats
     from statsmodels.stats.contingency_tables import mcnemar
@@ -154,18 +136,11 @@ def paired_by_class(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Paired:
-    """Compare two models' predictions on the same images by a score that is a mean over classes.
+    """Compare two models' predicted classes for the same images, `(N,)` each, by a score that is a mean over classes.
 
     The interval is the percentile bootstrap over images (Efron and Tibshirani, 1993). The scores depend only on how
     often each label meets each pair of predicted classes. So these counts are drawn instead of the images, which gives
     the same and is faster.
-
-    Args:
-        labels: `(N,)`.
-        first, second: predicted classes, `(N,)`.
-        score: to compare by.
-        confidence: of the interval.
-        seed: of the bootstrap.
     """
     cases, counts = np.unique(np.stack([labels, first, second]), axis=1, return_counts=True)  # (3, K), (K,)
     drawn = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), RESAMPLES)  # (R, K)
@@ -187,11 +162,7 @@ def paired_by_class(
 
 
 def calibration(probabilities: Floats, labels: Integers) -> Calibration:
-    """Compare how sure a model is of its predictions with how often they are right.
-
-    Args:
-        probabilities: `(N, num_classes)`.
-        labels: `(N,)`.
+    """Compare how sure a model is of its predictions, probabilities `(N, num_classes)`, with how often they are right.
 
     Returns:
         `(confidence, accuracy, count, error)`: mean confidence and accuracy of each of 15 equal bins of the highest

@@ -6,7 +6,6 @@ imports this module, so Keras is imported only where layers are made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.errors import ArgumentError, expect_one_of
@@ -43,10 +42,7 @@ PRESETS: dict[str, tuple[str, ...]] = {"none": (), "full": ("flip", "shift", "ro
 
 
 def parse_augment(augment: str) -> dict[str, float | None]:
-    """Parse the names and strengths of augmentations.
-
-    Args:
-        augment: as in a recipe.
+    """Parse the names and strengths of augmentations, as a recipe has them.
 
     Returns:
         The strength of each by its name, in the order in which they are applied; `None` for those without one.
@@ -90,15 +86,7 @@ def crop_side(side: int) -> int:
 
 
 def augment_pixels(x: keras.KerasTensor, augment: str) -> keras.KerasTensor:
-    """Apply the layers among the augmentations to pixels.
-
-    Args:
-        x: Keras tensor `(N, H, W, 3)`, 0 to 255.
-        augment: as in a recipe; what is done to the batches is skipped.
-
-    Returns:
-        A Keras tensor of the same shape.
-    """
+    """Apply the layers among the augmentations to pixels, a Keras tensor `(N, H, W, 3)`, 0 to 255."""
     for name, strength in parse_augment(augment).items():
         if name in LAYERS:
             x = _layer(name, strength)(x)
@@ -114,22 +102,18 @@ def mixing_layers(augment: str, seed: int) -> list[Any]:
 
     layers: Any = keras.layers  # its annotations allow no ranges, which its documentation does
 
-    makers: dict[str, Callable[[Any], Any]] = {
-        "mixup": lambda alpha: layers.MixUp(alpha, seed=seed),
-        "cutmix": lambda alpha: layers.CutMix((alpha, alpha), seed=seed),
-    }
-    return [makers[name](strength) for name, strength in mixing_strengths(augment).items()]
+    return [
+        layers.MixUp(alpha, seed=seed) if name == "mixup" else layers.CutMix((alpha, alpha), seed=seed)
+        for name, alpha in mixing_strengths(augment).items()
+    ]
 
 
 def augment_examples(
     images: npt.NDArray[np.uint8], shares: npt.NDArray[np.float32], augment: str, seed: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Augment some pictures as a training would, to show them.
+    """Augment pictures `(N, H, W, 3) uint8` with one-hot labels `(N, C) float32` as a training would, to show them.
 
     Args:
-        images: `(N, H, W, 3) uint8`.
-        shares: `(N, C) float32`, one-hot labels.
-        augment: as in a recipe.
         seed: of the mixing. Of an alternating flip, every second picture is mirrored with an even seed, the others with
             an odd one.
 
@@ -159,32 +143,19 @@ def _layer(name: str, strength: Any) -> Any:
     # float32 under any policy, as bfloat16 has not the digits for pixels.
     reflected: dict[str, Any] = {"fill_mode": "reflect", "dtype": "float32"}
     half = (strength or 0) / 2
+    nearest = {"interpolation": "nearest", "name": "random_crop"}
+    # Keras's saturation changes nothing at 0.5.
+    color = {"saturation_factor": (0.5 - half, 0.5 + half), "hue_factor": half / 2, "name": "random_color"}
+    erasing = {"factor": (1.0, 1.0), "value_range": (0, 255), "fill_value": 127.5, "name": "random_erasing"}
     makers = {
         "flip": lambda: layers.RandomFlip("horizontal", name="random_flip"),
         "shift": lambda: layers.RandomTranslation(strength, strength, name="random_shift", **reflected),
-        "crop": lambda: layers.RandomTranslation(
-            strength, strength, interpolation="nearest", name="random_crop", **reflected
-        ),
+        "crop": lambda: layers.RandomTranslation(strength, strength, **nearest, **reflected),
         "rotate": lambda: layers.RandomRotation(strength, name="random_rotation", **reflected),
         "zoom": lambda: layers.RandomZoom(strength, name="random_zoom", **reflected),
-        "color": lambda: layers.RandomColorJitter(
-            (0, 255),
-            brightness_factor=strength,
-            contrast_factor=strength,
-            saturation_factor=(0.5 - half, 0.5 + half),  # Keras's saturation changes nothing at 0.5
-            hue_factor=strength / 4,
-            name="random_color",
-            dtype="float32",
-        ),
+        "color": lambda: layers.RandomColorJitter((0, 255), strength, strength, dtype="float32", **color),
         "randaugment": lambda: layers.RandAugment((0, 255), factor=strength, name="random_augment", dtype="float32"),
-        "cutout": lambda: layers.RandomErasing(
-            factor=(1.0, 1.0),
-            scale=(strength**2, strength**2),
-            fill_value=127.5,
-            value_range=(0, 255),
-            name="random_erasing",
-            dtype="float32",
-        ),
+        "cutout": lambda: layers.RandomErasing(scale=(strength**2, strength**2), dtype="float32", **erasing),
     }
     return makers[name]()
 

@@ -3,9 +3,8 @@
 As of Keras 3.15.1. A preprocessing of "inside" means that the network has its own; the others are the modes of
 `keras.applications.imagenet_utils.preprocess_input`. Sizes are pixels a side: the smallest that the network takes, and
 the one that the ImageNet weights were trained at. Parameters are without the top. A network with depthwise convolutions
-(column dw) is no faster in bfloat16 on a CPU. The column
-"stages" names the layer after which each stage starts, from the top of the network down; the lowest stage starts at the
-input and is not in the table.
+(column dw) is no faster in bfloat16 on a CPU. The column "stages" names the layer after which each stage starts, from
+the top of the network down; the lowest stage starts at the input and is not in the table.
 """
 
 from __future__ import annotations
@@ -78,15 +77,8 @@ class Backbone:
 
 def _row(line: str) -> Backbone:
     build, preprocess, smallest, usual, parameters, depthwise, *stages = line.split()
-    return Backbone(
-        build,
-        None if preprocess == "inside" else preprocess,
-        int(smallest),
-        int(usual),
-        int(parameters),
-        depthwise == "yes",
-        (*stages, ""),
-    )
+    mode, is_depthwise = None if preprocess == "inside" else preprocess, depthwise == "yes"
+    return Backbone(build, mode, int(smallest), int(usual), int(parameters), is_depthwise, (*stages, ""))
 
 
 BACKBONES: dict[str, Backbone] = {row.build.lower(): row for row in map(_row, TABLE.strip().splitlines()[1:])}

@@ -7,14 +7,14 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from cnnlab.errors import LabError, first_line
+from cnnlab.errors import LabError, expecting
 from cnnlab.models.inference_graph import inference_model
 from cnnlab.models.safe_loading import DESCRIPTION, LABELS
 from cnnlab.utils.signals import signals_held
@@ -23,8 +23,6 @@ from cnnlab.utils.text import escape_control_characters
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3)
 Predict = Callable[[Images], npt.NDArray[np.float32]]  # to (N, num_classes) probabilities
-Given = TypeVar("Given")
-Result = TypeVar("Result")
 
 ENDINGS: dict[str, str] = {"onnx": ".onnx", "litert": ".tflite", "saved_model": "", "keras": ".keras"}
 # The packages that a format needs, those of the extra of that name.
@@ -60,14 +58,9 @@ def write_model(
         LabError: the format has no operation for a layer of the model.
     """
     path = Path(path)
-    try:
-        with signals_held(), quiet():
-            _WRITERS[file_format](model, path, calibration)
-    except Exception as error:  # of whatever converter
-        raise LabError(
-            f"Expected the model to be convertible to {file_format}. Received {type(error).__name__}: "
-            f"{first_line(error)[:200]}. Use another format: keras and saved_model take every model."
-        ) from error
+    cure = "Use another format: keras and saved_model take every model."
+    with expecting(f"the model to be convertible to {file_format}", cure), signals_held(), quiet():
+        _WRITERS[file_format](model, path, calibration)
     if file_format == "onnx":
         _describe_onnx(path, about)
         return
@@ -96,33 +89,13 @@ def open_model(path: str | Path, file_format: str) -> Predict:
     Raises:
         LabError: the runtime does not take the file.
     """
-    run = _run(file_format, _OPENERS[file_format], str(path))
-    return lambda images: _run(file_format, run, images)
 
-
-def _run(file_format: str, function: Callable[[Given], Result], argument: Given) -> Result:
-    """Call a function of a runtime, and turn its errors into a `LabError`."""
-    try:
-        with quiet():
+    def run(function: Callable[[Any], Any], argument: Any) -> Any:
+        with expecting(f"the {file_format} file to run", "Use another format."), quiet():
             return function(argument)
-    except Exception as error:  # of whatever runtime
-        raise LabError(
-            f"Expected the {file_format} file to run. Received {type(error).__name__}: "
-            f"{first_line(error)[:200]}. Use another format."
-        ) from error
 
-
-def read_about(path: str | Path, file_format: str) -> dict[str, Any]:
-    """Read the values that `write_model` wrote with a model."""
-    if file_format == "onnx":
-        import onnx  # pyright: ignore[reportMissingImports]
-
-        props = onnx.load(path, load_external_data=False).metadata_props
-        return {prop.key: json.loads(prop.value) for prop in props}
-    if Path(path).is_dir():
-        return json.loads(Path(path, "assets.extra", DESCRIPTION).read_text(encoding="utf-8"))
-    with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read(DESCRIPTION))
+    opened = run(_OPENERS[file_format], str(path))
+    return lambda images: run(opened, images)
 
 
 def _write_onnx(model: keras.Model, path: Path, calibration: Images | None) -> None:
@@ -155,14 +128,6 @@ def _write_litert(model: keras.Model, path: Path, calibration: Images | None) ->
     converted.export(path, format="litert", verbose=False, **options)
 
 
-def _write_saved_model(model: keras.Model, path: Path, calibration: Images | None) -> None:
-    inference_model(model).export(path, format="tf_saved_model", verbose=False)
-
-
-def _write_keras(model: keras.Model, path: Path, calibration: Images | None) -> None:
-    inference_model(model).save(path)
-
-
 def _open_onnx(path: str) -> Predict:
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
@@ -193,22 +158,14 @@ def _open_saved_model(path: str) -> Predict:
     return lambda images: loaded.serve(images).numpy()
 
 
-def _open_keras(path: str) -> Predict:
-    loaded: Any = keras.models.load_model(path)
-    return loaded.predict_on_batch
-
-
-_WRITERS: dict[str, Callable[[keras.Model, Path, Images | None], None]] = {
-    "onnx": _write_onnx,
-    "litert": _write_litert,
-    "saved_model": _write_saved_model,
-    "keras": _write_keras,
+_WRITERS: dict[str, Callable[[keras.Model, Path, Images | None], Any]] = {
+    **{"onnx": _write_onnx, "litert": _write_litert},
+    "saved_model": lambda model, path, _: inference_model(model).export(path, format="tf_saved_model", verbose=False),
+    "keras": lambda model, path, _: inference_model(model).save(path),
 }
 _OPENERS: dict[str, Callable[[str], Predict]] = {
-    "onnx": _open_onnx,
-    "litert": _open_litert,
-    "saved_model": _open_saved_model,
-    "keras": _open_keras,
+    **{"onnx": _open_onnx, "litert": _open_litert, "saved_model": _open_saved_model},
+    "keras": lambda path: keras.models.load_model(path).predict_on_batch,  # pyright: ignore
 }
 
 

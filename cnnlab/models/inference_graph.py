@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
+
+from cnnlab.models.layers import operations_of
 
 HALF_PRECISIONS = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 AUGMENTATIONS = ("RandAugment", "AugMix", "MixUp", "CutMix")  # beside the layers whose names start with "Random"
@@ -36,7 +37,7 @@ def inference_model(model: keras.Model, *, portable: bool = False, float_input: 
         _rewrite(config, portable, float_input), custom_objects={"MatrixResizing": MatrixResizing}
     )
     made.set_weights(model.get_weights())
-    for layer in _layers_of(made):
+    for layer in operations_of(made):
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # it computes with copies of its weights
             if portable:
@@ -56,10 +57,7 @@ class MatrixResizing(keras.layers.Layer):
     """Resize pictures of one size as `keras.layers.Resizing` does, by two products with constant matrices.
 
     Each row of a resized picture is a weighted sum of the picture's rows, and so are the columns: resizing one-pixel
-    stripes gives the weights.
-
-    Args:
-        resizing: the configuration of the `Resizing` layer.
+    stripes gives the weights. `resizing` is the configuration of the `Resizing` layer.
     """
 
     def __init__(self, resizing: dict[str, Any], **options: Any) -> None:
@@ -88,13 +86,6 @@ class MatrixResizing(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the configuration."""
         return {**super().get_config(), "resizing": self.resizing}
-
-
-def _layers_of(model: Any) -> Iterator[Any]:
-    for layer in model.layers:
-        yield layer
-        if isinstance(layer, keras.Model):
-            yield from _layers_of(layer)
 
 
 def _rewrite(node: Any, portable: bool, float_input: bool) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from cnnlab.errors import LabError, first_line
+from cnnlab.errors import LabError, expecting, first_line
 from cnnlab.models import safe_loading
 from cnnlab.utils.downloads import download_timeout
 
@@ -39,18 +39,14 @@ def load_preset(preset: str | Path) -> tuple[keras.Model, Any, Any]:
             "Install it with: pip install 'cnnlab[hub]'."
         ) from None
     read = keras_hub.models.Backbone.from_preset
-    try:
+    cure = "Correct the name, connect to a network, or use another preset."
+    with expecting(f"'{preset}' to be a KerasHub preset or a folder of one", cure, ""):
         with download_timeout():
             folder = str(_download(preset))
         stored = _check_files(Path(folder))
         safe_loading.build_checked(lambda: read(folder, load_weights=False), stored, keep=False)
         loaded = read(folder)
         model = keras.Model(loaded.inputs[0], loaded.outputs[0])
-    except Exception as error:  # of KerasHub, its hosts and its files
-        raise LabError(
-            f"Expected '{preset}' to be a KerasHub preset or a folder of one. Received: {first_line(error)}. "
-            "Correct the name, connect to a network, or use another preset."
-        ) from error
     try:
         converter = keras_hub.layers.ImageConverter.from_preset(folder)
         return model, converter.scale, converter.offset
@@ -80,9 +76,12 @@ def _download(preset: str | Path) -> Path:
 
 def _check_files(folder: Path) -> int:
     """Check all files of a folder that are read, and return how many numbers its weights hold at most."""
-    for name in (safe_loading.CONFIG, *SCALINGS):
-        if name == safe_loading.CONFIG or (folder / name).exists():
-            _check_config(folder / name)
+    for path in (folder / name for name in (safe_loading.CONFIG, *SCALINGS)):
+        if path.name == safe_loading.CONFIG or path.exists():
+            safe_loading.expect_file(path)
+            if path.stat().st_size > safe_loading.MOST_CONFIG:
+                raise safe_loading.RefusedFileError(f"its '{path.name}' has {path.stat().st_size:,} bytes")
+            safe_loading.check_config({"": json.loads(path.read_bytes())})
     names = [name for name in WEIGHTS if (folder / name).exists()]
     for name in INDEXES:
         names += _parts(folder / name) if (folder / name).exists() else []
@@ -93,13 +92,6 @@ def _check_files(folder: Path) -> int:
         # safetensors are numbers by their format; of one byte each at least.
         stored += safe_loading.check_hdf5(path, size) if path.suffix == ".h5" else size
     return stored
-
-
-def _check_config(path: Path) -> None:
-    safe_loading.expect_file(path)
-    if path.stat().st_size > safe_loading.MOST_CONFIG:
-        raise safe_loading.RefusedFileError(f"its '{path.name}' has {path.stat().st_size:,} bytes")
-    safe_loading.check_config({"": json.loads(path.read_bytes())})
 
 
 def _parts(path: Path) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -51,8 +51,6 @@ def dense_head(
     """Add pooling, a dense layer and the softmax: `(N, H, W, C)` or `(N, C)` to `(N, num_classes) float32`.
 
     Args:
-        x: features.
-        num_classes: number of classes.
         pooling: "flatten", "average" or "max", for features `(N, H, W, C)`.
         dense_units: width of the dense layer with ReLU, 0 for none.
         dropout: rate before the softmax, 0 for none.
@@ -115,3 +113,11 @@ def member_networks(model: keras.Model) -> list[keras.Model]:
         inside = [layer for layer in model.layers if isinstance(layer, keras.Model)]
         return [network for one in inside for network in member_networks(one)]
     return [model]
+
+
+def operations_of(model: Any) -> Iterator[Any]:
+    """Yield the layers and other operations of a model, and those of the models within it."""
+    for operation in getattr(model, "operations", model.layers):
+        yield operation
+        if isinstance(operation, keras.Model):
+            yield from operations_of(operation)

@@ -85,17 +85,14 @@ def backbone_layer_name(name: str) -> str:
 
 
 def trained_layers(network: PretrainedNetwork, count: int, side: int) -> set[str]:
-    """Return the names of the layers in the topmost `count` stages.
-
-    Raises:
-        ArgumentError: the network has fewer stages.
-    """
+    """Return the names of the layers in the topmost `count` stages; raise `ArgumentError` where there are fewer."""
     if not count:
         return set()
     stages = _stages(network, side)
     if count > len(stages):
         raise ArgumentError(too_many_stages("train_blocks", len(stages), network.name, count))
-    return set(_names_behind(network, stages[count - 1]))
+    names, behind = [layer.name for layer in network.model.layers], stages[count - 1]
+    return set(names[names.index(behind) + 1 :] if behind else names)
 
 
 def layer_groups_from(network: PretrainedNetwork, start: str, side: int) -> list[list[str]]:
@@ -111,30 +108,24 @@ def layer_groups_from(network: PretrainedNetwork, start: str, side: int) -> list
     """
     stages = _stages(network, side)
     names = [layer.name for layer in network.model.layers]
-    if start in ("top", "all"):
-        count = 1 if start == "top" else len(stages)
-    elif start.isdigit():
-        count = int(start)
-    else:
-        count = None
+    begins = [names.index(stage) + 1 if stage else 0 for stage in stages]
+    count = int(start) if start.isdigit() else {"top": 1, "all": len(stages)}.get(start)
     if count is not None and not 1 <= count <= len(stages):
         raise ArgumentError(too_many_stages("fine_tune_from", len(stages), network.name, start))
     if count:
-        behind = stages[count - 1]
-        first = names.index(behind) + 1 if behind else 0
+        first = begins[count - 1]
     else:
         first = next((i for i, name in enumerate(names) if name.startswith(start)), None)
         if first is None:
-            starts = [_names_behind(network, stage)[0] for stage in stages]
             raise ArgumentError(
                 f"Expected fine_tune_from to be top, a number of stages up to {len(stages)}, all, or the beginning of "
                 f"a layer's name. Received: '{start}', which no layer of {network.name} begins with. Its stages start "
-                f"at: {', '.join(starts)}." + did_you_mean(start, [*(name.partition("_")[0] for name in names), *names])
+                f"at: {', '.join(names[i] for i in begins)}."
+                + did_you_mean(start, [*(name.partition("_")[0] for name in names), *names])
             )
     groups, end = [], len(names)
     inputs = {layer.name for layer in network.model.layers if isinstance(layer, keras.layers.InputLayer)}
-    for stage in stages:
-        begin = max(first, names.index(stage) + 1 if stage else 0)
+    for begin in (max(first, one) for one in begins):
         if begin < end:
             groups.append([name for name in names[begin:end] if name not in inputs])
         end = min(end, begin)
@@ -145,22 +136,11 @@ def _stages(network: PretrainedNetwork, side: int) -> tuple[str, ...]:
     return network.stages if network.stages is not None else find_stages(network.model, side)
 
 
-def _names_behind(network: PretrainedNetwork, layer: str) -> list[str]:
-    names = [one.name for one in network.model.layers]
-    return names[names.index(layer) + 1 :] if layer else names
-
-
 def find_stages(model: keras.Model, side: int) -> tuple[str, ...]:
-    """Find the stages of a network: places where its features lose half their size.
+    """Find the stages of a network: return the layers that they start behind, the topmost first, "" for the input.
 
-    A stage can only start where a single tensor holds all that the rest of the network needs.
-
-    Args:
-        model: functional, from images to features.
-        side: pixels a side of the images.
-
-    Returns:
-        The names of the layers that the stages start behind, the topmost first; "" for the input.
+    A stage starts where features lose half their size, and a single tensor holds all that the rest of the network
+    needs.
     """
     sized = keras.models.clone_model(model, input_tensors=keras.Input((side, side, model.inputs[0].shape[-1])))
     places: list[Any] = [layer for layer in sized.layers if len(getattr(layer.output, "shape", ())) == 4]

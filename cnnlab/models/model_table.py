@@ -57,10 +57,7 @@ class Model:
         parameters = [p for p in inspect.signature(self.factory).parameters.values() if p.name not in bound]
         if self.is_custom:
             parameters = parameters[2:]  # of whatever kind, after the shape and the number of classes
-        kinds = (
-            inspect.Parameter.KEYWORD_ONLY,
-            *((inspect.Parameter.POSITIONAL_OR_KEYWORD,) if self.is_custom else ()),
-        )
+        kinds = [inspect.Parameter.KEYWORD_ONLY, *[inspect.Parameter.POSITIONAL_OR_KEYWORD] * self.is_custom]
         return {p.name: p.default for p in parameters if p.kind in kinds}
 
     @property
@@ -70,13 +67,8 @@ class Model:
 
 
 # Defaults of every model, where its row has no others.
-COMMON: dict[str, Any] = {
-    "epochs": 5,
-    "batch_size": 32,
-    "augment": "none",
-    "precision": "float32",
-    "class_weights": "none",
-}
+COMMON: dict[str, Any] = {"epochs": 5, "batch_size": 32, "augment": "none", "precision": "float32"}
+COMMON["class_weights"] = "none"
 # Defaults of every model that we compile: fields of the optimizer and the loss.
 TRAINING: dict[str, Any] = {
     **{"optimizer": "adam", "learning_rate": 1e-3, "momentum": None, "weight_decay": 0.0},
@@ -104,7 +96,7 @@ HEAD_SPACE: dict[str, Any] = {
     "weight_decay": Range(1e-4, 1e-1, log=True),
     "train_blocks": (0, 1),
 }
-
+SEARCHED: Any = (HEAD_SPACE, HEAD_OPTIMIZERS)
 
 MODELS: Mapping[str, Model] = MappingProxyType(
     {
@@ -170,14 +162,10 @@ MODELS: Mapping[str, Model] = MappingProxyType(
             of_optimizers={"sgd": {"learning_rate": 1e-3}},
         ),
         # Any backbone: --backbone says which.
-        "transfer": Model(transfer, check_transfer, {**HEAD, **FROZEN}, HEAD_SPACE, HEAD_OPTIMIZERS),
+        "transfer": Model(transfer, check_transfer, {**HEAD, **FROZEN}, *SEARCHED),
         **{
             name: Model(
-                partial(transfer, backbone=name),
-                partial(check_transfer, backbone=name),
-                {**HEAD, **FROZEN},
-                HEAD_SPACE,
-                HEAD_OPTIMIZERS,
+                partial(transfer, backbone=name), partial(check_transfer, backbone=name), {**HEAD, **FROZEN}, *SEARCHED
             )
             for name in BACKBONES
             if name != "vgg16"
@@ -223,13 +211,8 @@ def find_model(name: str) -> Model:
     if custom_model.is_custom(name):
         # Its optimizer is its own where it compiles itself, so that a default of ours would say what is not so.
         defaults = {**dict.fromkeys(TRAINING), "image_size": 32, "feature_dtype": "auto"}
-        return Model(
-            custom_model.load(name),
-            defaults=defaults,
-            space=RATES,
-            of_optimizers={"sgd": {"learning_rate": 1e-2}},
-            is_custom=True,
-        )
+        more: dict[str, Any] = {"of_optimizers": {"sgd": {"learning_rate": 1e-2}}, "is_custom": True}
+        return Model(custom_model.load(name), defaults=defaults, space=RATES, **more)
     if name.startswith(custom_model.GIVEN):
         return Model(custom_model.refuse_to_build, defaults=dict.fromkeys((*TRAINING, "image_size")))
     if name not in MODELS:

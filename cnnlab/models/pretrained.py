@@ -5,18 +5,19 @@ Each is loaded once a process and copied into the models that are built from it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from cnnlab.errors import ArgumentError, LabError, did_you_mean, first_line
+from cnnlab.errors import ArgumentError, LabError, did_you_mean, expecting
 from cnnlab.models import safe_loading
 from cnnlab.models.backbones import BACKBONES, Backbone
 from cnnlab.models.keras_hub_presets import load_preset
@@ -64,18 +65,13 @@ def load_backbone(backbone: str, weights: str | None, side: int | None) -> Pretr
                 f"Expected weights to be 'imagenet', 'random' or an existing file. Received: '{weights}'."
                 + did_you_mean(weights, ("imagenet", "random"), lambda path: path.suffix in (".h5", ".hdf5"))
             )
-        # The seeds of the layers to come must not depend on whether this process has loaded the weights before.
-        state = random.getstate()
-        try:
+        with _same_random_state():
             network = _load_named(backbone, weights, side, _modified(weights))
-        finally:
-            random.setstate(state)
         if backbone == "vgg16":  # draws as many seeds as with random weights, so that earlier runs repeat bit for bit
             for _ in range(VGG16_SEEDS):
                 keras.initializers.GlorotUniform()
         return network
-    state = random.getstate()
-    try:
+    with _same_random_state():
         if backbone.startswith(HUB):
             return _load_hub(backbone)
         path = _downloaded.get(backbone, backbone)
@@ -89,6 +85,14 @@ def load_backbone(backbone: str, weights: str | None, side: int | None) -> Pretr
                 + did_you_mean(backbone, by_size, lambda path: path.suffix == ".keras")
             )
         return _load_saved(backbone, path, _modified(path))
+
+
+@contextlib.contextmanager
+def _same_random_state() -> Iterator[None]:
+    """Restore `random`: the seeds of later layers must not depend on whether this process loaded weights before."""
+    state = random.getstate()
+    try:
+        yield
     finally:
         random.setstate(state)
 
@@ -143,14 +147,9 @@ def _build_named(backbone: str, weights: str | None, side: int | None) -> Pretra
     row = BACKBONES[backbone]
     build = functools.partial(getattr(keras.applications, row.build), include_top=False, input_shape=(side, side, 3))
     if weights == "imagenet":
-        try:
-            with download_timeout():
-                model = build(weights="imagenet")
-        except Exception as error:  # Keras raises a bare Exception when the host cannot be reached
-            raise LabError(
-                f"Expected to download {row.build}'s ImageNet weights. Received: {error}. Connect to a network, pass a "
-                "weights file, or use weights='random'."
-            ) from error
+        cure = "Connect to a network, pass a weights file, or use weights='random'."
+        with expecting(f"to download {row.build}'s ImageNet weights", cure, ""), download_timeout():
+            model = build(weights="imagenet")
     else:
         model = build(weights=None)
         if weights is not None:
@@ -182,13 +181,9 @@ def _renumber_layers(model: keras.Model) -> None:
 
 
 def _load_weights(model: keras.Model, path: str, row: Backbone) -> None:
-    try:
+    what = f"'{path}' to hold the weights of {row.build} without its top (.weights.h5 or .h5)"
+    with expecting(what, "Use another file, 'imagenet' or 'random'.", "a file that does not load"):
         safe_loading.load_weights(model, path)
-    except Exception as error:  # whatever a file of unknown origin makes Keras raise
-        raise LabError(
-            f"Expected '{path}' to hold the weights of {row.build} without its top (.weights.h5 or .h5). "
-            f"Received a file that does not load: {first_line(error)}. Use another file, 'imagenet' or 'random'."
-        ) from error
 
 
 @functools.lru_cache(maxsize=2)
@@ -198,13 +193,9 @@ def _load_saved(backbone: str, path: str, modified: int | None) -> PretrainedNet
         raise ArgumentError(
             f"Expected a backbone saved as .keras. Received: '{path}'. Save it with model.save('name.keras')."
         )
-    try:
+    cure = "Save the model anew, without code of your own in it."
+    with expecting(f"'{path}' to be a Keras model of built-in layers", cure, "a file that does not load"):
         model: Any = safe_loading.load_model(path)
-    except Exception as error:  # whatever a file of unknown origin makes Keras raise
-        raise LabError(
-            f"Expected '{path}' to be a Keras model of built-in layers. Received a file that does not load: "
-            f"{first_line(error)}. Save the model anew, without code of your own in it."
-        ) from error
     if isinstance(model.layers[-1], keras.Model) and len(model.layers) == 2:
         model = model.layers[-1]  # behind an input, where `cnnlab export` puts the whole model
     networks = member_networks(model)  # without the mean of views or members, which is of probabilities
@@ -221,7 +212,8 @@ def _without_head(model: Any, backbone: str) -> keras.Model:
     start, layers = copy.inputs[0], copy.layers[1:]
     while isinstance(layers[0], keras.layers.Pipeline) or type(layers[0]).__name__.startswith("Random"):
         start = layers.pop(0).output
-    if not _is_classifier(layers[-1]):
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    if not isinstance(layers[-1], keras.layers.Softmax) and getattr(layers[-1], "activation", 0) not in probabilities:
         return keras.Model(start, copy.outputs[0])
     first = next((i for i, layer in enumerate(layers) if layer.weights), len(layers))
     spatial = [layer.output for layer in layers[first:] if len(getattr(layer.output, "shape", ())) == 4]
@@ -252,12 +244,6 @@ def _functional(model: Any, backbone: str) -> keras.Model:
             "Use another."
         )
     return functional
-
-
-def _is_classifier(layer: Any) -> bool:
-    """Return whether a model's last layer computes probabilities."""
-    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
-    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in probabilities
 
 
 @functools.lru_cache(maxsize=2)

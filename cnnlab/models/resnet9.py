@@ -96,14 +96,10 @@ def _network(
 
 
 def adapt(model: keras.Model, images: npt.NDArray[np.uint8]) -> None:
-    """Compute the normalisation and the whitening convolution of a `resnet9` from the training images.
+    """Compute the normalisation and the whitening convolution of a `resnet9` from its first 5,000 training images.
 
     The convolution's filters are the principal components of 2x2 patches, each scaled to a variance of 1, and their
     negatives, as the activation behind it keeps about one half of its input (Page's whitening).
-
-    Args:
-        model: built by `resnet9`.
-        images: `(N, H, W, 3) uint8`, the training images; the first 5,000 are used.
     """
     from cnnlab.models.layers import member_networks
 

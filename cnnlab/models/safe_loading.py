@@ -27,6 +27,7 @@ import keras
 from keras.src.backend.common import global_state
 
 from cnnlab.errors import ArgumentError, did_you_mean, first_line
+from cnnlab.models.layers import operations_of
 from cnnlab.utils.temporary_folders import private_folder
 
 CONFIG, WEIGHTS, ABOUT = "config.json", "model.weights.h5", "metadata.json"
@@ -92,7 +93,7 @@ def uncompiled(model: keras.Model) -> Iterator[None]:
     Inference needs none of them, and they may name classes that a reader does not have. An optimizer's variables make
     a file up to three times as large.
     """
-    parts: list[Any] = [part for part in (model, *_models_in(model)) if part.compiled]
+    parts: list[Any] = [one for one in (model, *operations_of(model)) if isinstance(one, keras.Model) and one.compiled]
     before = [(part, part.optimizer) for part in parts]
     try:
         for part in parts:
@@ -107,13 +108,6 @@ def save_model(model: keras.Model, path: str | Path) -> None:
     """Save a model as a `.keras` file, not compiled."""
     with uncompiled(model):
         model.save(path)
-
-
-def _models_in(model: Any) -> Iterator[keras.Model]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield layer
-            yield from _models_in(layer)
 
 
 def build_checked(build: Callable[[], Any], stored: int, keep: bool = True) -> keras.Model:
@@ -228,11 +222,7 @@ def _remove_compilation(config: dict[str, Any]) -> None:
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Check that every class that a configuration names is one of Keras's that only computes, or is registered.
-
-    Raises:
-        RefusedFileError: another is named.
-    """
+    """Raise `RefusedFileError` unless every class that is named is one of Keras's that only computes, or registered."""
     left: list[tuple[Any, int]] = [(config, 0)]
     objects = layers = 0
     while left:
@@ -240,12 +230,10 @@ def check_config(config: dict[str, Any]) -> None:
         objects += 1
         if depth > MOST_DEPTH or objects > MOST_OBJECTS:
             raise RefusedFileError("its configuration is too deep or too long")
-        if isinstance(node, dict):
-            if "class_name" in node:
-                layers += _check_object(node)
-            left += [(value, depth + 1) for value in node.values() if isinstance(value, dict | list)]
-        else:
-            left += [(value, depth + 1) for value in node if isinstance(value, dict | list)]
+        if isinstance(node, dict) and "class_name" in node:
+            layers += _check_object(node)
+        values = node.values() if isinstance(node, dict) else node
+        left += [(value, depth + 1) for value in values if isinstance(value, dict | list)]
     if layers > MOST_LAYERS:
         raise RefusedFileError(f"it has {layers:,} layers, and at most {MOST_LAYERS:,} are read")
 
@@ -307,25 +295,17 @@ def _check_sizes(model: Any, stored: int) -> None:
     # The states of random layers and the like are not stored.
     if declared > stored + SMALL // 4:
         raise RefusedFileError(f"its layers have {declared:,} weights, and {stored:,} are stored")
-    for operation in _operations(model):
+    for operation in operations_of(model):
         for node in operation._inbound_nodes:
             for tensor in node.output_tensors:
                 if math.prod(side or 1 for side in tensor.shape[1:]) > MOST_VALUES:
                     raise RefusedFileError(f"its layer '{operation.name}' makes {tensor.shape} of a picture")
 
 
-def _operations(model: Any) -> Iterator[Any]:
-    for operation in getattr(model, "operations", model.layers):
-        yield operation
-        if isinstance(operation, keras.Model):
-            yield from _operations(operation)
-
-
 def check_hdf5(path: str | Path, size: int) -> int:
     """Check that an HDF5 file holds nothing but groups and arrays, and return how many numbers are in them.
 
     Args:
-        path: of the file.
         size: bytes that it was stored with, perhaps compressed.
 
     Raises:
@@ -354,7 +334,10 @@ def _check_parts(root: Any) -> tuple[int, int]:
         if address in seen:  # a group may contain itself
             continue
         seen.add(address)
-        _check_attributes(part)
+        for i in range(h5py.h5a.get_num_attrs(part)):
+            attribute = h5py.h5a.open(part, index=i)
+            if math.prod(attribute.shape) * attribute.get_type().get_size() > SMALL:
+                raise RefusedFileError("it has an attribute that is too large")
         if isinstance(part, h5py.h5d.DatasetID):
             total += _check_dataset(part)
             values += math.prod(part.shape)
@@ -384,10 +367,3 @@ def _check_dataset(dataset: Any) -> int:
     ):
         raise RefusedFileError("it has an array that is not of numbers")
     return math.prod(dataset.shape) * kind.get_size()
-
-
-def _check_attributes(item: Any) -> None:
-    for i in range(h5py.h5a.get_num_attrs(item)):
-        attribute = h5py.h5a.open(item, index=i)
-        if math.prod(attribute.shape) * attribute.get_type().get_size() > SMALL:
-            raise RefusedFileError("it has an attribute that is too large")

@@ -82,16 +82,7 @@ def transfer(
 
 
 def fine_tuned_layers(backbone: str, weights: str | None, start: str, side: int) -> list[list[str]]:
-    """Return the names of the layers that fine-tuning from `start` trains, stage by stage, the topmost first.
-
-    Args:
-        backbone, weights: as in `transfer`.
-        start: "top" (the topmost stage), a number of stages, the beginning of a layer's name, or "all".
-        side: pixels a side inside the model.
-
-    Raises:
-        ArgumentError: the backbone has fewer stages, or no such layer.
-    """
+    """Return the names of the layers that fine-tuning from `start` trains, as `layer_groups_from`, for `transfer`."""
     from cnnlab.models.model_surgery import backbone_layer_name, layer_groups_from
     from cnnlab.models.pretrained import load_backbone
 

@@ -15,8 +15,6 @@ from cnnlab.errors import ArgumentError
 
 NAMES = ("inputs", "instances")
 HEAD = re.compile(rb'\{"(?:inputs|instances)": ?')
-
-
 Shape: TypeAlias = tuple[int, ...]  # of an image, (H, W, 3)
 
 
@@ -92,21 +90,14 @@ def _frame(shape: Shape, comma: bytes) -> bytes:
 
 
 def checked(images: npt.NDArray[Any], shape: Shape) -> npt.NDArray[np.uint8]:
-    """Return images `(N, *shape)` of whole numbers from 0 to 255 as uint8.
-
-    Raises:
-        ArgumentError: the shape or the numbers are others.
-    """
+    """Return images as uint8; raise `ArgumentError` unless they are `(N, *shape)` whole numbers from 0 to 255."""
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
-        raise _wrong(f"an array of shape (N, {', '.join(map(str, shape))})", f"shape {images.shape}")
+        wanted = f"(N, {', '.join(map(str, shape))})"
+        raise ArgumentError(f"Expected an array of shape {wanted}. Received: shape {images.shape}.")
     if not np.issubdtype(images.dtype, np.number) or not np.isfinite(images).all():
-        raise _wrong("numbers", "others")
+        raise ArgumentError("Expected numbers. Received: others.")
     low, high = images.min(), images.max()
-    scaled = 0 < high <= 1 or (images != np.round(images)).any()
-    if scaled or low < 0 or high > 255:
-        raise _wrong("pixels as whole numbers from 0 to 255, not scaled", f"values from {low:g} to {high:g}")
+    if 0 < high <= 1 or (images != np.round(images)).any() or low < 0 or high > 255:
+        received = f"values from {low:g} to {high:g}"
+        raise ArgumentError(f"Expected pixels as whole numbers from 0 to 255, not scaled. Received: {received}.")
     return images.astype(np.uint8)
-
-
-def _wrong(expected: str, received: str) -> ArgumentError:
-    return ArgumentError(f"Expected {expected}. Received: {received}.")

@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,19 +25,13 @@ class FullError(Exception):
     """Report that more bytes have arrived than may wait."""
 
 
+@dataclass
 class CountRequests:
-    """ASGI middleware that counts requests by route and status, and measures their seconds.
+    """ASGI middleware that counts requests by route and status, and measures their seconds."""
 
-    Args:
-        app: the ASGI app behind it.
-        metrics: told of every request.
-        paths: are counted by their names; all others together as "other".
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
-        self.app: ASGIApp = app
-        self.metrics: Metrics = metrics
-        self.paths: Collection[str] = paths
+    app: ASGIApp
+    metrics: Metrics  # told of every request
+    paths: Collection[str]  # counted by their names; all others together as "other"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and count it when it is over."""
@@ -58,19 +53,14 @@ class CountRequests:
             self.metrics.answered(route, status, time.perf_counter() - started)
 
 
+@dataclass
 class LimitRequests:
-    """ASGI middleware that refuses requests, ends those that take too long, and answers errors of the app.
+    """ASGI middleware that refuses requests, ends those that take too long, and answers errors of the app."""
 
-    Args:
-        app: the ASGI app behind it.
-        names, token: as in `refusal`.
-    """
-
-    def __init__(self, app: ASGIApp, names: Sequence[str] | None = None, token: str | None = None) -> None:
-        self.app: ASGIApp = app
-        self.names: Sequence[str] | None = names
-        self.token: str | None = token
-        self.waiting: int = 0  # bytes that have arrived of requests that are not answered yet
+    app: ASGIApp
+    names: Sequence[str] | None = None  # and `token`: as in `refusal`
+    token: str | None = None
+    waiting: int = 0  # bytes that have arrived of requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
@@ -125,8 +115,6 @@ def refusal(
     """Return the status and the sentence of a request that is refused; `None` for one that is let in.
 
     Args:
-        method, path: of the request.
-        headers: of the request, names in lower case to values.
         names: values of the header `Host` that are accepted; `None` for any.
         token: a bearer token that the request has to carry, except for the page.
     """

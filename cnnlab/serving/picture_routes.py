@@ -21,16 +21,7 @@ SIDE = 512  # pixels at most of the picture as the model sees it, on the page
 
 
 def picture_routes(classifier: Classifier, batcher: Batcher, top: int) -> tuple[list[Route], bool]:
-    """Make the routes of `/classify` and `/explain`.
-
-    Args:
-        classifier: names the classes.
-        batcher: puts pictures through the model of the classifier.
-        top: number of classes that `/classify` answers with.
-
-    Returns:
-        The routes, and whether the model has heat maps for `/explain`.
-    """
+    """Make the routes of `/classify`, which answers with `top` classes, and `/explain`; say if it has heat maps."""
     heat_maps = gradcam.heat_maker(classifier.model)
     one_at_a_time = asyncio.Semaphore(1)  # a heat map is not batched, and costs as much as a step of a training
 

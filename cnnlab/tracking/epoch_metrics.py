@@ -74,6 +74,5 @@ def _send_missing(run_id: str, history: History) -> int:
             for step, value in enumerate(values)
             if step not in known
         ]
-    for i in range(0, len(missing), 1000):
-        client.log_batch(run_id, metrics=missing[i : i + 1000])
+    client.log_batch(run_id, metrics=missing)
     return len({metric.step for metric in missing})

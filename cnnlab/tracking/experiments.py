@@ -27,14 +27,8 @@ def dataset_experiment(dataset: ImageDataset) -> str:
 def source_experiment(name: str, source: str, tags: dict[str, str], client: mlflow.MlflowClient | None = None) -> str:
     """Return the id of the experiment of a name and a data set; make it, with these tags, where there is none.
 
-    Another data set of the same name (a folder with other files) gets an experiment of its own, with a suffix.
-
-    Args:
-        source: of the data set, as the experiment's tag has it.
-        client: of another store than the open one.
-
-    Raises:
-        LabError: the experiment was deleted, or the store refuses to make it.
+    Another data set of the same name (a folder with other files) gets an experiment of its own, with a suffix. `client`
+    and errors are as for `named_experiment`.
     """
     for candidate in (name, f"{name}-{short_hash(source)}"):
         experiment = named_experiment(candidate, tags, client)
@@ -46,10 +40,7 @@ def source_experiment(name: str, source: str, tags: dict[str, str], client: mlfl
 def named_experiment(
     name: str, tags: dict[str, str] | None = None, client: mlflow.MlflowClient | None = None
 ) -> Experiment:
-    """Return the experiment of a name; make it, with these tags, where there is none.
-
-    Args:
-        client: of another store than the open one.
+    """Return the experiment of a name, in the store of `client` or the open one; make it where there is none.
 
     Raises:
         LabError: the experiment was deleted, or the store refuses to make it.

@@ -127,15 +127,11 @@ def move_places_beside(database: Path) -> None:
 
     A run that is at work meanwhile goes on writing where it did: into the same folder.
     """
-    columns = (
-        ("experiments", "artifact_location"),
-        ("runs", "artifact_uri"),
-        ("logged_models", "artifact_location"),
-        ("model_versions", "storage_location"),
-    )
+    columns = {"experiments": "artifact_location", "runs": "artifact_uri"}
+    columns |= {"logged_models": "artifact_location", "model_versions": "storage_location"}
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
         for place in full_places(connection):
-            for table, column in columns:
+            for table, column in columns.items():
                 # To `BESIDE/` of an experiment, and `BESIDE/<run>/artifacts` of a run.
                 below = f"substr({column}, length(?1) + 1)"
                 connection.execute(
@@ -183,13 +179,9 @@ def hard_delete(uri: str, runs: Sequence[str], models: Sequence[str], experiment
     `mlflow gc` cannot leave out those that a registered version needs, and deletes no model of a deleted run.
     """
     store = tracking_utils._get_store(uri)
-    for delete, ids in (
-        (store._hard_delete_run, runs),
-        (store._hard_delete_logged_model, models),
-        (store._hard_delete_experiment, experiments),
-    ):
+    for kind, ids in (("run", runs), ("logged_model", models), ("experiment", experiments)):
         for one in ids:
-            delete(one)
+            getattr(store, f"_hard_delete_{kind}")(one)
 
 
 # Servers: MLflow's client has no call that asks one of them once, within a few seconds.
@@ -200,20 +192,14 @@ def probe(uri: str, timeout: float) -> None:
 
     Whatever status it answers, something is there: MLflow itself reports a missing permission and the like.
 
-    Args:
-        timeout: seconds.
-
     Raises:
-        MlflowException: it does not answer in time.
+        MlflowException: it does not answer within `timeout` seconds.
     """
     _get(uri, "/health", timeout)
 
 
 def why_unavailable(uri: str, timeout: float) -> str | None:
-    """Return why a tracking server does not take runs now, in words; `None` if it does.
-
-    Args:
-        timeout: seconds that it has to answer.
+    """Return why a tracking server does not take runs now, within `timeout` seconds, in words; `None` if it does.
 
     Raises:
         MlflowException: it answers, and refuses: the password, say, or since it is another kind of server.
@@ -270,22 +256,14 @@ def artifacts_of(
 def show_runs(
     client: mlflow.MlflowClient, experiment_id: str, view: str, columns: Sequence[str], condition: str
 ) -> str:
-    """Set which columns and runs the UI lists of an experiment, in the tag `mlflow.sharedViewState.<view>`.
+    """Set in a tag which columns and runs the UI lists of an experiment; return the part of a link that asks for it.
 
     They are sorted by a score. In the order of their time the UI would fold runs away below those that have no scores.
-
-    Returns:
-        The part of a link that asks for the view.
     """
     state = {
-        "selectedColumns": list(columns),
+        **{"selectedColumns": list(columns), "searchFilter": condition, "datasetsFilter": []},
         "orderByKey": "metrics.`val_accuracy`" if condition else "metrics.`test_accuracy`",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "searchFilter": condition,
+        **{"orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs"},
     }
     try:
         client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{view}", json.dumps(state))
@@ -305,8 +283,6 @@ def scoring_app(
     Args:
         predict: images `(N, *image_shape)` to probabilities `(N, num_classes)`; an `ArgumentError` is answered with
             status 400.
-        image_shape: height, width and channels.
-        num_classes: number of classes.
 
     Returns:
         An ASGI app.

@@ -9,8 +9,9 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from filelock import FileLock
@@ -26,7 +27,7 @@ from cnnlab.tracking.mlflow_internals import (
     upgrade_database,
 )
 from cnnlab.tracking.pagination import running_runs
-from cnnlab.tracking.run_locks import is_gone, lock_file, remove_lock
+from cnnlab.tracking.run_locks import has_ended, lock_file, remove_lock
 from cnnlab.tracking.server_checks import expect_database, expect_reachable, reached_before
 from cnnlab.tracking.store_database import copy_database, replacing, schema_of
 from cnnlab.tracking.store_location import (
@@ -51,21 +52,15 @@ LEAST_BYTES = 10**6  # free on the disk of a local store
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mssql": "pyodbc"}
 
 
+@dataclass
 class ProcessState:
-    """What this process has open: MLflow has one address a process, which all verbs and threads share.
+    """What this process has open: MLflow has one address a process, which all verbs and threads share."""
 
-    Attributes:
-        users: how many blocks are inside the open store; the first opens it, the last restores MLflow's address.
-        lock: held while `users` changes.
-        resources: what is released with the store, such as a temporary copy.
-        recorder: of the verb that records now; verbs that it calls record with it too.
-    """
-
-    def __init__(self) -> None:
-        self.users: int = 0
-        self.lock: threading.RLock = threading.RLock()
-        self.resources: contextlib.ExitStack[bool | None] = contextlib.ExitStack()
-        self.recorder: Recorder | None = None
+    users: int = 0  # how many blocks are inside the open store; the first opens it, the last restores MLflow's address
+    lock: Any = field(default_factory=threading.RLock)  # held while `users` changes
+    # What is released with the store, such as a temporary copy.
+    resources: contextlib.ExitStack[bool | None] = field(default_factory=contextlib.ExitStack)
+    recorder: Recorder | None = None  # of the verb that records now; verbs that it calls record with it too
 
 
 process: ProcessState = ProcessState()
@@ -76,10 +71,8 @@ def opened(writes: bool = True) -> Iterator[bool]:
     """Point MLflow at the store inside the block, and at what it pointed at before afterwards.
 
     The store is that of the user's own active run where there is one, so that ours nests below it. Blocks may be
-    nested; the outermost one counts.
-
-    Args:
-        writes: without, a store that may not be written is read from a copy of its database.
+    nested; the outermost one counts. Without `writes`, a store that may not be written is read from a copy of its
+    database.
 
     Yields:
         Whether this block is the outermost one.
@@ -118,10 +111,7 @@ def opened_at(uri: str) -> Iterator[None]:
 
 
 def expect_usable_store(writes: bool = True) -> None:
-    """Find out, within seconds and without writing anything, whether the store can be used.
-
-    Args:
-        writes: without, a local store that may only be read will do.
+    """Find out, within seconds and without writing anything, whether the store can be used; or read, without `writes`.
 
     Raises:
         LabError: the server does not answer, or the local folder cannot be written.
@@ -140,16 +130,12 @@ def expect_usable_store(writes: bool = True) -> None:
         _expect_space(database.parent)
 
 
-def open_store(writes: bool = True, elsewhere: str | None = None) -> str:
-    """Point MLflow at the store and return its address.
+def open_store(writes: bool = True, elsewhere: str | None = None) -> None:
+    """Point MLflow at the store, or at the one at `elsewhere`; `writes` is as in `opened`.
 
     A new sqlite store is migrated in a temporary file and renamed into place under a file lock, since MLflow migrates
     without a lock of its own and a kill half-way leaves a database that never opens again. Runs that a killed process
     left RUNNING are closed.
-
-    Args:
-        writes: as in `opened`.
-        elsewhere: the address of another store than the user's.
 
     Raises:
         LabError: the folder cannot be written, or the server does not answer.
@@ -162,7 +148,7 @@ def open_store(writes: bool = True, elsewhere: str | None = None) -> str:
             database = None  # the runs of others stay as they are
             mlflow.set_tracking_uri(uri)
             mlflow.MlflowClient()
-            return uri
+            return
         if is_server(uri):
             expect_reachable(uri)
         elif not elsewhere:
@@ -171,14 +157,16 @@ def open_store(writes: bool = True, elsewhere: str | None = None) -> str:
                 expect_database(uri)
         if database:
             _open_local_store(database)
-        _point_at(uri)
+        named = read_variable(TRACKING_VARIABLE) is not None
+        mlflow.set_tracking_uri(uri)
+        if not named:  # MLflow sets it too, and our own default must not pass for the user's choice
+            os.environ.pop(TRACKING_VARIABLE, None)
         client = mlflow.MlflowClient()
         # On a server who may only read closes nothing.
         with contextlib.suppress(mlflow.MlflowException) if is_server(uri) else contextlib.nullcontext():
             _close_stale_runs(client)
     except (ModuleNotFoundError, OSError, sqlite3.Error, SQLAlchemyError, mlflow.MlflowException) as error:
         raise _cannot_open(uri, database, error) from error
-    return uri
 
 
 def _cannot_open(uri: str, database: Path | None, error: Exception) -> LabError:
@@ -210,8 +198,7 @@ def is_read_only() -> bool:
 def address() -> str:
     """Return the address of the store that a verb will open: of the user's active run, or `store_location.store_uri`.
 
-    Raises:
-        LabError: it is in memory.
+    A store in memory raises `LabError`.
     """
     if mlflow.active_run():
         return mlflow.get_tracking_uri()
@@ -227,13 +214,6 @@ def address() -> str:
 def _kind(uri: str) -> str:
     """Return the kind of a database from its address: postgresql, say."""
     return uri.partition("://")[0].partition("+")[0]
-
-
-def _point_at(uri: str) -> None:
-    named = read_variable(TRACKING_VARIABLE) is not None
-    mlflow.set_tracking_uri(uri)
-    if not named:  # MLflow sets it too, and our own default must not pass for the user's choice
-        os.environ.pop(TRACKING_VARIABLE, None)
 
 
 def _may_write(database: Path) -> bool:
@@ -312,7 +292,7 @@ def _close_stale_runs(client: mlflow.MlflowClient) -> None:
     """End as KILLED the runs that an ended process left RUNNING (SIGKILL, power loss)."""
     folder = local_folder(mlflow.get_tracking_uri())
     for run in list(running_runs(client)):
-        if is_gone(run.info.run_id, run.data.tags, folder):
+        if has_ended(run.info.run_id, run.data.tags, folder):
             client.set_tag(run.info.run_id, TAG + "reason", "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
             remove_lock(lock_file(folder, run.info.run_id))

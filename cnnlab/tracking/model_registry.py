@@ -123,11 +123,7 @@ def _new_version(client: mlflow.MlflowClient, name: str, run: Run, result: RunRe
 
 
 def champion_uri(name: str | None = None) -> str:
-    """Return `models:/NAME@champion` of a registered model, or of the only one there is.
-
-    Raises:
-        LabError: there is none, or none with a champion.
-    """
+    """Return `models:/NAME@champion` of a registered model, or of the only one; raise `LabError` where none has one."""
     name = the_name(name)
     if find_champion(name) is None:
         raise LabError(
@@ -159,11 +155,7 @@ def names() -> list[str]:
 
 
 def the_name(name: str | None = None) -> str:
-    """Return a registered model's name: the one given, or the only one there is.
-
-    Raises:
-        LabError: there is none, or several and none was named, or not that one.
-    """
+    """Return a registered model's name, the given or the only one; raise `LabError` where it is not clear which one."""
     known = names()
     if not known:
         raise LabError(

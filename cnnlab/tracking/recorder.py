@@ -1,7 +1,7 @@
 """Record the runs of a job: open and end each run, choose its experiment and parent, and log its results.
 
-`MlflowRecorder` writes into the open MLflow store. `SpoolRecorder` (in `tracking.offline`) records for a server
-that may be unavailable. `tracking.session` chooses between them.
+`Recorder` writes into the open MLflow store. `SpoolRecorder` (in `tracking.offline`) does so for a server that may be
+unavailable. `tracking.session` chooses between them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import functools
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import Run
@@ -38,114 +39,15 @@ if TYPE_CHECKING:  # what only reads the store loads neither Keras nor matplotli
     from cnnlab.evaluation.run_figures import RunFiles
 
 
-class Recorder(Protocol):
-    """Takes the runs of a job.
+@dataclass(eq=False)
+class Recorder:
+    """Records runs in the MLflow store that is open."""
 
-    Attributes:
-        is_incomplete: whether the job may be resumed though it ends without an error.
-    """
-
-    is_incomplete: bool
-
-    def outer_run_id(self) -> str | None:
-        """Return the id of the user's own run, if there is one, below which the job's runs go."""
-        ...
-
-    def experiment_for(self, dataset: ImageDataset | None = None) -> str:
-        """Return the id of the experiment for a run on a data set, which is made on first use.
-
-        It is, in this order: the one that the recorder was made for; that of the user's own run around the job; the
-        one that `MLFLOW_EXPERIMENT_NAME` or `MLFLOW_EXPERIMENT_ID` names; the data set's own.
-
-        Args:
-            dataset: may be left out where the recorder was made for an experiment.
-
-        Raises:
-            LabError: the experiment was deleted.
-        """
-        ...
-
-    def start(
-        self,
-        experiment_id: str,
-        run_name: str,
-        *,
-        params: Mapping[str, Any],
-        tags: Mapping[str, Any],
-        description: str | None = None,
-        parent_run_id: str | None = None,
-        resumed_run_id: str | None = None,
-        dataset: ImageDataset | None = None,
-    ) -> AbstractContextManager[str]:
-        """Open a run; at the end of the block, end it as FINISHED, FAILED or KILLED (Ctrl-C, SIGTERM).
-
-        The reason of FAILED and KILLED becomes a tag. The user's own run, if there is one, becomes the parent.
-
-        Args:
-            experiment_id, run_name, params, tags, description: the run's; tags without our prefix, those that are
-                `None` are left out. What MLflow cannot keep of names and values is escaped.
-            parent_run_id: makes the run a child of that run instead.
-            resumed_run_id: an ended run to open again instead of a new one.
-            dataset: becomes the run's input, if the run is new.
-
-        Yields:
-            The id under which the run is recorded.
-
-        Raises:
-            LabError: another process works on the run that is to be opened again.
-            ServerUnavailable: the server stopped answering.
-        """
-        ...
-
-    def log_results(
-        self,
-        result: RunResult,
-        metrics: Mapping[str, float],
-        run_files: RunFiles,
-        tested: tuple[keras.Model, ImageDataset] | None,
-        started: float,
-    ) -> RunResult:
-        """Log what a training gave on the active run.
-
-        Args:
-            result: of the training; `history` is checked against what the store has of it.
-            metrics, run_files: to be logged.
-            tested: the model and its data set where the model is to be logged too.
-            started: `time.perf_counter()` of the run's beginning.
-
-        Returns:
-            The result with the address of the logged model and with the run's `total_seconds`.
-
-        Raises:
-            LabError: the store does not take the results. They are in a folder that the error names.
-        """
-        ...
-
-    def id_to_show(self, recorded_id: str) -> str:
-        """Return the id or `models:/` address by which the user finds a recorded run or model at this moment."""
-        ...
-
-    def recorded_id(self, shown_id: str) -> str:
-        """Return the id under which this recorder has a run that the user names."""
-        ...
-
-
-class MlflowRecorder:
-    """Records runs in the MLflow store that is open; see `Recorder`.
-
-    Args:
-        experiment_id: for all runs, whatever else names an experiment.
-        remote_parent_id: the user's own run that the job's runs go below, where the open store does not have it.
-        experiment: name of the experiment for runs that are below no run of the user's own.
-    """
-
-    def __init__(
-        self, experiment_id: str | None = None, remote_parent_id: str | None = None, experiment: str | None = None
-    ) -> None:
-        self.experiment_id: str | None = experiment_id
-        self.remote_parent_id: str | None = remote_parent_id
-        self.experiment: str | None = experiment
-        self.is_incomplete: bool = False
+    experiment_id: str | None = None  # for all runs, whatever else names an experiment
+    # The user's own run that the job's runs go below, where the open store does not have it.
+    remote_parent_id: str | None = None
+    experiment: str | None = None  # name of the experiment for runs that are below no run of the user's own
+    is_incomplete: bool = False  # whether the job may be resumed though it ends without an error
 
     def outer_run(self) -> Run | None:
         """Return the run around the job: the active one, or the running one that `mlflow run` names."""
@@ -160,10 +62,19 @@ class MlflowRecorder:
         return None
 
     def outer_run_id(self) -> str | None:
+        """Return the id of the user's own run, if there is one, below which the job's runs go."""
         run = self.outer_run()
         return run.info.run_id if run else self.remote_parent_id
 
     def experiment_for(self, dataset: ImageDataset | None = None) -> str:
+        """Return the id of the experiment for a run on a data set, which is made on first use.
+
+        It is, in this order: the one that the recorder was made for, without need of a data set; that of the user's own
+        run around the job; the one that `MLFLOW_EXPERIMENT_NAME` or `MLFLOW_EXPERIMENT_ID` names; the data set's own.
+
+        Raises:
+            LabError: the experiment was deleted.
+        """
         if self.experiment_id:
             return self.experiment_id
         if outer := self.outer_run():
@@ -188,6 +99,24 @@ class MlflowRecorder:
         resumed_run_id: str | None = None,
         dataset: ImageDataset | None = None,
     ) -> Iterator[str]:
+        """Open a run; at the end of the block, end it as FINISHED, FAILED or KILLED (Ctrl-C, SIGTERM).
+
+        The reason of FAILED and KILLED becomes a tag. The user's own run, if there is one, becomes the parent.
+
+        Args:
+            experiment_id, run_name, params, tags, description: the run's; tags without our prefix, those that are
+                `None` are left out. What MLflow cannot keep of names and values is escaped.
+            parent_run_id: makes the run a child of that run instead.
+            resumed_run_id: an ended run to open again instead of a new one.
+            dataset: becomes the run's input, if the run is new.
+
+        Yields:
+            The id under which the run is recorded.
+
+        Raises:
+            LabError: another process works on the run that is to be opened again.
+            ServerUnavailable: the server stopped answering.
+        """
         is_running = False
         with contextlib.ExitStack() as locks:
             if resumed_run_id:
@@ -243,6 +172,20 @@ class MlflowRecorder:
         tested: tuple[keras.Model, ImageDataset] | None,
         started: float,
     ) -> RunResult:
+        """Log what a training gave on the active run.
+
+        Args:
+            result: of the training; `history` is checked against what the store has of it.
+            metrics, run_files: to be logged.
+            tested: the model and its data set where the model is to be logged too.
+            started: `time.perf_counter()` of the run's beginning.
+
+        Returns:
+            The result with the address of the logged model and with the run's `total_seconds`.
+
+        Raises:
+            LabError: the store does not take the results. They are in a folder that the error names.
+        """
         model_uri = None
         with contextlib.ExitStack() as kept:
             if tested:
@@ -259,9 +202,11 @@ class MlflowRecorder:
         return dataclasses.replace(result, recorded_model_uri=model_uri, total_seconds=total_seconds)
 
     def id_to_show(self, recorded_id: str) -> str:
+        """Return the id or `models:/` address by which the user finds a recorded run or model at this moment."""
         return recorded_id
 
     def recorded_id(self, shown_id: str) -> str:
+        """Return the id under which this recorder has a run that the user names."""
         return shown_id
 
 

@@ -39,12 +39,10 @@ def _is_alive(process: str) -> bool:
     return False
 
 
-def is_gone(run_id: str, tags: Mapping[str, str], folder: Path) -> bool:
+def has_ended(run_id: str, tags: Mapping[str, str], folder: Path) -> bool:
     """Return whether the process of a run has ended; where this machine cannot know that, it has not.
 
-    Args:
-        tags: the run's.
-        folder: the store's, as `local_folder` has it.
+    `tags` are the run's, and `folder` is the store's, as `local_folder` has it.
     """
     lock = lock_file(folder, run_id)
     if lock.exists():

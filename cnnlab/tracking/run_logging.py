@@ -73,7 +73,10 @@ def write_results(
         target = Path(folder, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         save(figure, target)
-    _write_texts(folder, {**texts, **{f"{name}.json": json.dumps(fact, indent=2) for name, fact in facts.items()}})
+    for path, text in {**texts, **{f"{name}.json": json.dumps(fact, indent=2) for name, fact in facts.items()}}.items():
+        target = Path(folder, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
     for path, write in files.items():
         write(Path(folder, path))
 
@@ -127,9 +130,8 @@ def log_model_texts(model_uri: str, texts: Mapping[str, str], files: Writers = N
 def log_model(model: keras.Model, dataset: ImageDataset) -> str:
     """Log the whole model on the active run, raw images in and probabilities out; return its `models:/m-...` URI.
 
-    It is logged without its optimizer, loss and metrics.
-
-    With it go the names of its classes, and how a picture became the images that it was trained on.
+    It is logged without its optimizer, loss and metrics. With it go the names of its classes, and how a picture became
+    the images that it was trained on.
 
     Requirements are given, not inferred: inferring imports TensorFlow in a subprocess, for 7 to 9 seconds.
     """
@@ -157,10 +159,3 @@ def log_model(model: keras.Model, dataset: ImageDataset) -> str:
             },
         )
     return logged.model_uri
-
-
-def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    for path, text in texts.items():
-        target = Path(folder, path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")

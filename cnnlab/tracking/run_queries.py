@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.entities import Run as Run  # noqa: PLC0414  for annotations of modules that do not import mlflow
 
 from cnnlab.data.dataset import load_dataset
-from cnnlab.errors import ArgumentError, LabError, did_you_mean, first_line, reading
+from cnnlab.errors import ArgumentError, LabError, did_you_mean, expecting, first_line, reading
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import ResolvedRecipe
@@ -25,6 +25,7 @@ from cnnlab.tracking.tag_names import FAILED, KNOWN_AS, RECORDED_AS, TAG, UNDELI
 from cnnlab.utils.log import log
 from cnnlab.utils.temporary_folders import private_folder
 
+RESTORE = "Restore the store's artifacts, or train again."
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
@@ -110,11 +111,7 @@ def _state_of(run: Run) -> str:
 
 
 def best_run(experiment: str | None = None, by: str = "accuracy") -> Run:
-    """Return the finished run with the best validation score of an experiment.
-
-    Args:
-        experiment: its name; by default the one that was used last.
-        by: one of `SCORES`.
+    """Return the finished run with the best validation score of an experiment, by default the one that was used last.
 
     Raises:
         ArgumentError: no such experiment.
@@ -143,11 +140,7 @@ def best_run(experiment: str | None = None, by: str = "accuracy") -> Run:
 
 
 def read_result(run: Run, id_to_show: Callable[[str], str] = str) -> RunResult:
-    """Read what `fit_and_evaluate` returned for a run that is finished.
-
-    Args:
-        run: of the open store.
-        id_to_show: as in `RunResult`.
+    """Read what `fit_and_evaluate` returned for a run of the open store that is finished.
 
     Raises:
         LabError: the run has no test predictions (a trial of a search), or they are missing.
@@ -232,7 +225,7 @@ def read_text(run: Run, name: str) -> str:
 
 def text_of(path: str | Path) -> str:
     """Read a file of a run as text."""
-    with reading(f"'{Path(path).name}' to be a text", "Restore the store's artifacts, or train again."):
+    with reading(f"'{Path(path).name}' to be a text", RESTORE):
         return Path(path).read_text(encoding="utf-8")
 
 
@@ -255,14 +248,9 @@ def read_artifact(run: Run, name: str, read: Callable[[Path], Any]) -> Any:
     Raises:
         LabError: it is missing or damaged.
     """
-    with private_folder("files") as folder:
-        try:
-            return read(Path(download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=str(folder))))
-        except (OSError, mlflow.MlflowException) as error:
-            raise LabError(
-                f"Expected run {run.info.run_id[:8]} to have its {name}. Received: {first_line(error)}. "
-                "Restore the store's artifacts, or train again."
-            ) from error
+    what, kinds = f"run {run.info.run_id[:8]} to have its {name}", (OSError, mlflow.MlflowException)
+    with private_folder("files") as folder, expecting(what, RESTORE, "", kinds):
+        return read(Path(download_artifacts(run_id=run.info.run_id, artifact_path=name, dst_path=str(folder))))
 
 
 def tags_of(run_id: str) -> dict[str, str]:
@@ -297,21 +285,18 @@ def children_of(parent_run_id: str, experiment_id: str) -> list[dict[str, Any]]:
 
 
 def newest_run(experiment_id: str, running: bool = False, interrupted: bool = False, **tags: str) -> str | None:
-    """Return the id of the newest run that carries these tags of ours, or `None`.
+    """Return the id of the newest run of an experiment that carries these tags of ours, or `None`.
 
     Args:
-        experiment_id: that it is in.
         running: leaves ended runs out.
         interrupted: `None` too where the newest still runs, or is finished and nothing of it failed.
     """
     conditions = [matches(f"tags.`{TAG}{key}`", value) for key, value in tags.items()]
     conditions += ["attributes.status = 'RUNNING'"] * running
-    runs = mlflow.MlflowClient().search_runs(
-        [experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"], max_results=1
-    )
-    if not runs:
+    run = _first(mlflow.MlflowClient(), [experiment_id], " and ".join(conditions), "attributes.start_time DESC")
+    if run is None:
         return None
-    status, is_complete = runs[0].info.status, FAILED not in runs[0].data.tags
+    status, is_complete = run.info.status, FAILED not in run.data.tags
     if interrupted and (status == "RUNNING" or (status == "FINISHED" and is_complete)):
         return None
-    return runs[0].info.run_id
+    return run.info.run_id

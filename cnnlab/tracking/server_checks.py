@@ -32,7 +32,10 @@ def expect_reachable(uri: str) -> None:
     """
     try:
         probe(uri, HEALTH_TIMEOUT)
-        _remember_reached(uri)
+        with contextlib.suppress(OSError):  # the cache is somebody else's
+            file = _reached_file(uri)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
     except (OSError, ValueError, mlflow.MlflowException) as error:
         advice = "Start the server, correct the address, or unset the variable to use ./mlruns."
         raise LabError(
@@ -42,12 +45,7 @@ def expect_reachable(uri: str) -> None:
 
 
 def expect_database(uri: str) -> None:
-    """Ask a database whether it is up, and refuse within seconds; MLflow would try for minutes.
-
-    Raises:
-        ModuleNotFoundError: its driver is missing.
-        SQLAlchemyError: it does not answer, or refuses.
-    """
+    """Ask a database whether it is up, and refuse within seconds; MLflow would try for minutes."""
     # Which other databases' drivers call otherwise.
     seconds = {"connect_timeout": HEALTH_TIMEOUT} if uri.startswith(("postgresql", "mysql")) else {}
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=seconds)
@@ -67,13 +65,6 @@ def without_password(uri: str) -> str:
 def server_key(uri: str) -> str:
     """Return a short text that stands for a server in names of files."""
     return short_hash(without_password(uri).rstrip("/"))
-
-
-def _remember_reached(uri: str) -> None:
-    with contextlib.suppress(OSError):  # the cache is somebody else's
-        file = _reached_file(uri)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
 
 
 def _reached_file(uri: str) -> Path:

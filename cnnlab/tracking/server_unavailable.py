@@ -82,17 +82,14 @@ def results_kept(run_id: str, save: Callable[[Path], None]) -> Iterator[None]:
 
 def _saved(run_id: str, save: Callable[[Path], None]) -> Path:
     """Save results beside the store, or where that disk is full too, among temporary files; return the folder."""
-    try:
-        return _saved_in(Path(STORE_FOLDER, "undelivered").resolve() / run_id, save)
-    except OSError:
-        return _saved_in(Path(tempfile.gettempdir(), "cnnlab-undelivered", run_id), save)
-
-
-def _saved_in(folder: Path, save: Callable[[Path], None]) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save(folder)
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    last = Path(tempfile.gettempdir(), "cnnlab-undelivered", run_id)
+    for folder in (Path(STORE_FOLDER, "undelivered").resolve() / run_id, last):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save(folder)
+            break
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder == last:
+                raise
     return folder

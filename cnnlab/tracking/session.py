@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import mlflow
@@ -20,28 +19,24 @@ from cnnlab.tracking import mlflow_store
 from cnnlab.tracking.mlflow_store import process
 from cnnlab.tracking.offline import spool
 from cnnlab.tracking.offline.spool_recorder import recording_to_spool
-from cnnlab.tracking.recorder import MlflowRecorder, Recorder
+from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.store_location import is_server, local_database
 from cnnlab.utils.log import log
 
 
 @contextlib.contextmanager
 def opened_store(writes: bool = True) -> Iterator[None]:
-    """Open the store inside the block or the decorated function; warn of runs that wait to be delivered.
-
-    Args:
-        writes: without, a store that may not be written is read from a copy of its database.
-
-    Raises:
-        LabError: the store cannot be opened.
-    """
+    """Open the store as `mlflow_store.opened` inside the block or the decorated function; warn of undelivered runs."""
     with mlflow_store.opened(writes) as is_outermost:
-        if is_outermost:
-            _warn_of_waiting_runs()
+        # Not in a worker, whose store is in the spool.
+        database = local_database(mlflow.get_tracking_uri()) if is_outermost else None
+        is_spooled = database and spool.spool_folder() in database.parents
+        if is_outermost and not is_spooled and (sentence := spool.undelivered()):
+            log.warning(sentence)
         yield
 
 
-class Session:
+class Session(contextlib.ExitStack):
     """Around a verb that records runs: fixes the functions of the user's own models, and opens the store when needed.
 
     with Session([recipe.model]) as session:
@@ -65,20 +60,15 @@ class Session:
         writes: bool = True,
         options: RunOptions | None = None,
     ) -> None:
+        super().__init__()
         self._models, self._source, self._writes = list(models), source, writes
         self._experiment = options.experiment if options else None
-        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         if process.recorder is None:
             mlflow_store.expect_usable_store(self._writes)
-        self._stack.enter_context(custom_model.pinned_sources(self._models, self._source))
+        self.enter_context(custom_model.pinned_sources(self._models, self._source))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        return self._stack.__exit__(kind, error, traceback)
 
     def recorder(
         self,
@@ -90,6 +80,8 @@ class Session:
     ) -> Recorder:
         """Open what the runs of the verb are recorded in, until the session ends; within another verb, that one's.
 
+        It is the spool's recorder for a server, and else one for MLflow's store.
+
         Args:
             resume_key: names the job; when it is resumed after an interruption, it finds what it has recorded.
             resumed_run_id: the id, or its first characters, of a run to be resumed.
@@ -99,51 +91,24 @@ class Session:
         Raises:
             LabError: the store cannot be opened, or nobody ever reached the server.
         """
-        chosen = _recorder_for(self._writes, resume_key, resumed_run_id, experiment_id, direct, self._experiment)
-        return self._stack.enter_context(chosen)
-
-
-@contextlib.contextmanager
-def _recorder_for(
-    writes: bool,
-    resume_key: str | None,
-    resumed_run_id: str | None,
-    experiment_id: str | None,
-    direct: bool,
-    experiment: str | None,
-) -> Iterator[Recorder]:
-    """Choose the recorder: that of the verb around, the spool's for a server, else one for MLflow's store."""
-    if process.recorder:
-        with mlflow_store.opened(writes):
-            yield process.recorder
-        return
-    uri = mlflow_store.address()
-    entry = _entry_of(resumed_run_id) if resumed_run_id and is_server(uri) else None
-    with contextlib.ExitStack() as stack:
+        if process.recorder:
+            self.enter_context(mlflow_store.opened(self._writes))
+            return process.recorder
+        uri, entry = mlflow_store.address(), None
+        if resumed_run_id and is_server(uri):
+            entry = next((entry for entry in spool.entries() if spool.recorded_id(entry, resumed_run_id)), None)
         if is_server(uri) and not direct and not (resumed_run_id and entry is None):
-            spooled = recording_to_spool(uri, experiment_id, resume_key, entry, experiment)
-            process.recorder = stack.enter_context(spooled)
+            spooled = recording_to_spool(uri, experiment_id, resume_key, entry, self._experiment)
+            recorder = self.enter_context(spooled)
         else:
-            stack.enter_context(opened_store(writes))
-            process.recorder = MlflowRecorder(experiment_id, experiment=experiment)
-        try:
-            yield process.recorder
-        finally:
-            process.recorder = None
+            self.enter_context(opened_store(self._writes))
+            recorder = Recorder(experiment_id, experiment=self._experiment)
+        process.recorder = recorder
+        self.callback(setattr, process, "recorder", None)
+        return recorder
 
 
 def folder_of_waiting_run(run_id: str) -> Path | None:
     """Return the folder in which a run waits to be delivered to a server, given by the first characters of its id."""
-    return spool.spool_folder() if spool.entry_with(run_id) else None
-
-
-def _entry_of(run_id: str) -> spool.Entry | None:
-    return next((entry for entry in spool.entries() if spool.recorded_id(entry, run_id)), None)
-
-
-def _warn_of_waiting_runs() -> None:
-    """Remind of what an earlier job left in the spool; not in a worker, whose store is in the spool."""
-    database = local_database(mlflow.get_tracking_uri())
-    is_spooled = database and spool.spool_folder() in database.parents
-    if not is_spooled and (sentence := spool.undelivered()):
-        log.warning(sentence)
+    runs = (run for entry in spool.entries() for run in spool.runs_of(entry))
+    return spool.spool_folder() if any(run["run_id"].startswith(run_id) for run in runs) else None

@@ -16,11 +16,7 @@ FRESH = "fresh-"  # what the names of folders begin with in which a database is 
 
 @contextlib.contextmanager
 def readable(database: Path) -> Iterator[sqlite3.Connection]:
-    """Connect to a database that is there, to read it.
-
-    Raises:
-        sqlite3.Error: it cannot be read.
-    """
+    """Connect to a database that is there, to read it."""
     address = f"{database.as_uri()}?mode=rw"  # so that an interrupted transaction is rolled back; it makes no file
     with contextlib.closing(sqlite3.connect(address, uri=True, timeout=20)) as connection:
         yield connection
@@ -40,11 +36,7 @@ def revision_of(connection: sqlite3.Connection) -> str:
 
 
 def schema_of(database: Path) -> str:
-    """Return `revision_of` a database file.
-
-    Raises:
-        sqlite3.Error: it cannot be read.
-    """
+    """Return `revision_of` a database file."""
     with readable(database) as connection:
         return revision_of(connection)
 

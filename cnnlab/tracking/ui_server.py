@@ -25,25 +25,14 @@ START_TIMEOUT = 90  # seconds
 DEFAULT_PORT = 5000
 UI_VIEW = "cnnlab"
 UI_COLUMNS = (
-    "attributes.`Created`",
-    "attributes.`Duration`",
-    "metrics.`test_accuracy`",
-    "metrics.`test_loss`",
-    "metrics.`val_accuracy`",
-    "metrics.`accuracy`",
-    "metrics.`train_seconds`",
-    "params.`model`",
-    "params.`learning_rate`",
-    "params.`epochs`",
+    *(f"attributes.`{name}`" for name in ("Created", "Duration")),
+    *(f"metrics.`{name}`" for name in ("test_accuracy", "test_loss", "val_accuracy", "accuracy", "train_seconds")),
+    *(f"params.`{name}`" for name in ("model", "learning_rate", "epochs")),
 )
 
 
 def serve_ui(host: str = "127.0.0.1", port: int | None = None) -> None:
     """Start MLflow's server on the store and block until it ends. Of a store on a server only print the link.
-
-    Args:
-        host: name or address to listen on.
-        port: by default 5000, or a free one where that is taken.
 
     Raises:
         ArgumentError: the port is taken.
@@ -80,8 +69,7 @@ def _start(uri: str, host: str, port: int) -> subprocess.Popen[bytes]:
     else:
         arguments += ["--backend-store-uri", uri]
     if host not in LOOPBACK:
-        given = read_variable("MLFLOW_SERVER_ALLOWED_HOSTS")
-        allowed = given or ",".join(names_of(host, port))
+        allowed = read_variable("MLFLOW_SERVER_ALLOWED_HOSTS") or ",".join(names_of(host, port))
         arguments += ["--allowed-hosts", allowed]
         log.info(
             f"Whoever reaches {host} can read and change the store. It answers to these names only: {allowed} "
@@ -100,10 +88,8 @@ def _start(uri: str, host: str, port: int) -> subprocess.Popen[bytes]:
 def ui_links(server_url: str) -> dict[str, str]:
     """Return links into the MLflow UI at `server_url` that show the newest comparison, with columns of its metrics.
 
-    What the UI lists, and how, is a tag of the experiment, which is set here.
-
-    Returns:
-        "runs" to a link to the runs, and for a comparison or a search "figures" to the figures on its parent run.
+    "runs" is one to the runs, and of a comparison or a search "figures" one to the figures on its parent run. What the
+    UI lists, and how, is a tag of the experiment, which is set here.
     """
     client = mlflow.MlflowClient()
     newest = client.search_runs(all_experiments(client), OURS, order_by=["attributes.start_time DESC"], max_results=1)
@@ -133,9 +119,7 @@ def _links(url: str) -> str:
 
 def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
+    while time.monotonic() < deadline and server.poll() is None:
         try:
             # Past any proxy: it is this machine.
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url + "/health", timeout=2).close()

@@ -1,7 +1,4 @@
-"""Build the compiled model of a recipe with seeded weights.
-
-`build_model` is the way in; `build_cnn` and `build_vgg16` build these two from keyword arguments, without a recipe.
-"""
+"""Build the compiled model of a recipe with seeded weights."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 import keras
 
 from cnnlab.data.image_dataset import ImageDataset
-from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.errors import ArgumentError, LabError, expecting
 from cnnlab.models import custom_model
 from cnnlab.models.augmentation import parse_augment
 from cnnlab.models.cnn import cnn
@@ -151,15 +148,9 @@ def _build_custom_model(
 ) -> keras.Model:
     """Call a custom model function, check the model that it returns, and add the recipe's augmentation."""
     function = custom_model.function_name(recipe.model)
-    try:
+    cure = f"Correct it in '{recipe.model.rpartition(':')[0]}'."
+    with expecting(f"{function} to build a model for {dataset.image_shape}", cure, kinds=(Exception, SystemExit)):
         model = factory(dataset.image_shape, len(dataset.class_names), **arguments)
-    except LabError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise LabError(
-            f"Expected {function} to build a model for {dataset.image_shape}. Received {type(error).__name__}: "
-            f"{first_line(error)}. Correct it in '{recipe.model.rpartition(':')[0]}'."
-        ) from error
     if not isinstance(model, keras.Model):
         raise LabError(f"Expected {function} to return a keras.Model. Received: {type(model).__name__}.")
     what = f"the model of {function}"

@@ -31,8 +31,7 @@ class Lookahead(keras.callbacks.Callback):
 
     def __init__(self, decay: float, steps: int) -> None:
         super().__init__()
-        self.decay: float = decay
-        self.steps: int = steps
+        self.decay, self.steps = decay, steps
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         # The statistics of BatchNormalization belong to these weights; integers are counters.

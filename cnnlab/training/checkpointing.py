@@ -127,11 +127,7 @@ class Checkpoint:
         return time.monotonic() - self.last_written >= self.every
 
     def write(self, progress: dict[str, Any], arrays: Mapping[str, Arrays]) -> None:
-        """Replace the file; where the disk refuses, leave the one before and warn once.
-
-        Args:
-            progress, arrays: as in `StoredCheckpoint`.
-        """
+        """Replace the file; where the disk refuses, leave the one before and warn once. See `StoredCheckpoint`."""
         try:
             _write(self.file, {"format": FORMAT, "about": self.about, "progress": progress}, arrays)
         except OSError as error:
@@ -146,21 +142,16 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove the file, so that no training resumes from it."""
         with contextlib.suppress(OSError):
-            self.file.unlink(missing_ok=True)
+            self.file.unlink()
 
 
 def _write(file: Path, facts: dict[str, Any], arrays: Mapping[str, Arrays]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    flat: dict[str, Any] = {
-        f"{name}.{i}": _without_bfloat16(array) for name, some in arrays.items() for i, array in enumerate(some)
-    }
+    flat: dict[str, Any] = {f"{name}.{i}": array for name, some in arrays.items() for i, array in enumerate(some)}
+    # bfloat16 as integers with the same bits: NumPy has no such type, and would pickle the array.
+    flat = {name: a.view(f"u{a.dtype.itemsize}") if a.dtype.kind == "V" else a for name, a in flat.items()}
     with atomic_write(file) as opened:
         np.savez(opened, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **flat)
-
-
-def _without_bfloat16(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return bfloat16 as integers with the same bits: NumPy has no such type, and would pickle the array."""
-    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
 def read(file: Path) -> StoredCheckpoint:
@@ -243,9 +234,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         self, checkpoint: Checkpoint, progress: Progress, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> None:
         super().__init__()
-        self.checkpoint: Checkpoint = checkpoint
-        self.progress: Progress = progress
-        self.callbacks: Sequence[keras.callbacks.Callback] = callbacks
+        self.checkpoint, self.progress, self.callbacks = checkpoint, progress, callbacks
         self.history: dict[str, list[float]] = {name: list(values) for name, values in progress.history.items()}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

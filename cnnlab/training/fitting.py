@@ -1,7 +1,4 @@
-"""One call of `model.fit`, and one of `model.predict`: the batches, the validation data, and the callbacks.
-
-`fit` trains one stage of a recipe; `predict` gives `Predictions` of one split.
-"""
+"""One call of `model.fit`, and one of `model.predict`: the batches, the validation data, and the callbacks."""
 
 from __future__ import annotations
 
@@ -51,12 +48,6 @@ def fit(
     """Train a part of a model for the epochs that are left of a stage.
 
     Args:
-        part: the model to fit, and its inputs.
-        dataset: gives labels and class names.
-        recipe: gives batch size, seed, augmentation, class weights and callbacks.
-        stage: the stage to be trained.
-        progress: how far the training is.
-        checkpoint: where checkpoints are written; `None` for none.
         callbacks: further callbacks, which see an epoch's metrics as Keras gives them.
         last_callbacks: further callbacks, which see the metrics with all additions.
         quiet: print nothing.
@@ -152,13 +143,7 @@ def _fit_data(
 
 
 def predict(part: TrainedPart, name: str, split: Split) -> Predictions:
-    """Predict the images of one split.
-
-    Args:
-        part: the trained part of a model.
-        name: the split's name among the part's inputs.
-        split: gives the labels, and says which images they are.
-    """
+    """Predict the images of one split, whose inputs the part has by its name."""
     x = part.inputs[name]
     batch_size = _prediction_batch_size(x)
     if isinstance(x, np.ndarray):

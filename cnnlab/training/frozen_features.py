@@ -1,10 +1,8 @@
-"""The cache of features that frozen layers give: load them, or run the layers over the images and store them.
-
-`load_or_compute` is the way in; the pass is spread over workers, where there are any.
-"""
+"""The cache of features that frozen layers give: load them, or run the layers over the images and store them."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -12,14 +10,13 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import psutil
-from filelock import FileLock
 
 from cnnlab.data.disk_rows import MappedRows
 from cnnlab.utils import user_cache
@@ -65,15 +62,13 @@ def load_or_compute(
     """
     path = user_cache.cache_folder("features") / f"{_cache_key(frozen, digests, mirrored, dtype)}.npy"
     shape = (len(positions), *frozen.output_shape[1:])
+
+    def fill(stored: Features) -> Features:
+        return _fill(stored, frozen, images, positions, mirrored)
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Of two processes that need the same features, one computes them and the other waits.
-        with FileLock(path.with_suffix(".lock")):
-            stored = _load(path, shape)
-            if stored is None:
-                stored = _compute(frozen, images, positions, mirrored, dtype, path)
-                user_cache.remove_oldest(keep=path)
-            return stored
+        compute = functools.partial(_compute, fill, shape, dtype, path, f"up to layer {frozen.layers[-1].name}")
+        return user_cache.load_or_make(path, lambda: _load(path, shape), compute)
     except OSError as error:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         fits = size < psutil.virtual_memory().available / 2
@@ -83,8 +78,8 @@ def load_or_compute(
         )
         if not fits:
             return None
-        filled = _fill(np.empty(shape, dtype), frozen, images, positions, mirrored)
-        return filled if len(filled) else _fill(np.empty(shape, filled.dtype), frozen, images, positions, mirrored)
+        filled = fill(np.empty(shape, dtype))
+        return filled if len(filled) else fill(np.empty(shape, filled.dtype))
 
 
 def _cache_key(frozen: keras.Model, digests: npt.NDArray[np.bytes_], mirrored: bool, dtype: FeatureType) -> str:
@@ -137,25 +132,19 @@ def _load(path: Path, shape: tuple[int, ...]) -> Features | None:
 
 
 def _compute(
-    frozen: keras.Model,
-    images: Sequence[Images],
-    positions: npt.NDArray[np.integer[Any]],
-    mirrored: bool,
-    dtype: str,
-    path: Path,
+    fill: Callable[[Features], Features], shape: tuple[int, ...], dtype: str, path: Path, what: str
 ) -> Features:
     """Compute features and write them to `path` atomically; return them memory-mapped."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=user_cache.UNFINISHED) as folder:
         unfinished = Path(folder, path.name)
-        stored = np.lib.format.open_memmap(unfinished, "w+", dtype, (len(positions), *frozen.output_shape[1:]))
+        stored = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
         user_cache.reserve(unfinished)
-        filled = _fill(stored, frozen, images, positions, mirrored)
-        if filled.dtype != dtype:
-            return _compute(frozen, images, positions, mirrored, str(filled.dtype), path)
+        if (filled := fill(stored)).dtype != dtype:
+            return _compute(fill, shape, str(filled.dtype), path, what)
         stored.flush()
         with unfinished.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        about = {"sha256": sha256, "shape": list(stored.shape), "what": f"up to layer {frozen.layers[-1].name}"}
+        about = {"sha256": sha256, "shape": list(shape), "what": what}
         Path(folder, "about.json").write_text(json.dumps(about))
         os.replace(Path(folder, "about.json"), path.with_suffix(".json"))
         os.replace(unfinished, path)
@@ -169,12 +158,10 @@ def _fill(
     positions: npt.NDArray[np.integer[Any]],
     mirrored: bool,
 ) -> Features:
-    """Run the frozen layers over the images at these positions, and put the features into `stored`.
+    """Run the frozen layers over the images at these positions, and put the features into `stored`, which is returned.
 
-    The pass is spread over the workers of `worker_pool.current_workers`; each job is some batches of images.
-
-    Returns:
-        `stored`; an empty float32 array where its type is too small for the features.
+    The pass is spread over the workers of `worker_pool.current_workers`; each job is some batches of images. An empty
+    float32 array is returned where the type of `stored` is too small for the features.
     """
     workers = current_workers()
     batch_size = _batch_size(frozen)
@@ -229,18 +216,10 @@ def _features_of_job(
     dtype: str,
     start: int,
 ) -> tuple[int, Features | None]:
-    """Compute the features of one job's images.
+    """Return `start`, the row of the first of one job's images `(n, H, W, 3)`, and their features `(n, ...)`.
 
-    Args:
-        frozen: the frozen layers; pickled as bytes, for a worker in another process.
-        pass_id: identifies the pass, so that a worker unpickles the layers once.
-        images: `(n, H, W, 3)`.
-        batch_size: images of a forward pass.
-        dtype: the type of the features.
-        start: the row of the first image.
-
-    Returns:
-        `start`, and features `(n, ...)`, or `None` where the type is too small for them.
+    These are `None` where the type is too small for them. For a worker in another process the frozen layers are pickled
+    as bytes, which it unpickles once a pass.
     """
     if isinstance(frozen, np.ndarray):
         if pass_id not in _unpickled:

@@ -8,7 +8,6 @@ the head trains the model.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +16,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from cnnlab.data.disk_rows import MappedRows
+from cnnlab.data.disk_rows import MappedRows, row_digests
 from cnnlab.training import frozen_features
 from cnnlab.training.frozen_features import FeatureType
 from cnnlab.training.optimizers import compile_like
@@ -51,7 +50,9 @@ def separate_frozen_layers(model: keras.Model) -> ModelParts | None:
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     flips = isinstance(layers[0], keras.layers.RandomFlip) and layers[0].mode == "horizontal"
     start = layers[0].output if flips else model.inputs[0]
-    first = next((layer for layer in layers[flips:] if layer.trainable_weights or _is_random(layer)), None)
+    # A layer that draws random numbers has the state of its generator, a variable, but no weight.
+    ends = (one for one in layers[flips:] if one.trainable_weights or len(one.variables) > len(one.weights))
+    first = next(ends, None)
     if first is None or len(model.inputs) > 1 or isinstance(first.input, list):
         return None
     try:
@@ -134,14 +135,6 @@ def _work(model: keras.Model) -> int:
     return work
 
 
-def _is_random(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer draws random numbers: the state of its generator is a variable, but no weight."""
-    return len(layer.variables) > len(layer.weights)
-
-
 def _image_digests(images: Rows) -> npt.NDArray[np.bytes_]:
-    """Return `(N,)` sha256 digests of 32 bytes, one for each image."""
     known = images.digests if isinstance(images, MappedRows) else None  # computed when the images were decoded
-    if known is not None:
-        return known
-    return np.array([hashlib.sha256(image.tobytes()).digest() for image in images], dtype="S32")
+    return row_digests(images) if known is None else known

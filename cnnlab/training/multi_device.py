@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from cnnlab.data.batching import Batches
 from cnnlab.errors import ArgumentError, LabError
-from cnnlab.models.layers import member_networks
+from cnnlab.models.layers import member_networks, operations_of
 from cnnlab.training.optimizers import compile_like
 from cnnlab.training.runtime import to_numpy
 
@@ -118,12 +118,7 @@ def scope(model: keras.Model) -> AbstractContextManager[Any]:
 
 
 def replicate(part: keras.Model, model: keras.Model) -> ReplicatedModel:
-    """Make a compiled model of a part's layers that is fitted on several devices.
-
-    Args:
-        part: a compiled part of the model, or the model.
-        model: a model that was built for several devices.
-    """
+    """Make a compiled model of a part's layers that is fitted on the devices that the model was built for."""
     with scope(model):
         replicated = ReplicatedModel(part.inputs, part.outputs, name=part.name)
         # Several steps are a loop of the graph, in which TensorFlow 2.21 gives the sums over devices no numbers: "You
@@ -147,7 +142,8 @@ def single_device_semantics(model: keras.Model) -> Iterator[None]:
     devices = device_count(model)
     settings: list[tuple[Any, str, Any]] = []
     if devices > 1:
-        settings += [(layer, "synchronized", True) for layer in _batch_normalizations(model)]
+        normalizations = (one for one in operations_of(model) if isinstance(one, keras.layers.BatchNormalization))
+        settings += [(layer, "synchronized", True) for layer in normalizations]
         for optimizer in _optimizers(model):
             # Keras clips a device's gradients before they are summed; `ReplicatedModel` gives each a share of the sum.
             clips = {name: getattr(optimizer, name) for name in CLIP_ARGUMENTS}
@@ -164,14 +160,6 @@ def single_device_semantics(model: keras.Model) -> Iterator[None]:
 
 def _optimizers(model: keras.Model) -> Sequence[keras.optimizers.Optimizer]:
     return getattr(model.optimizer, "optimizers", [model.optimizer])
-
-
-def _batch_normalizations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            yield layer
-        elif isinstance(layer, keras.Model):
-            yield from _batch_normalizations(layer)
 
 
 class ReplicatedModel(keras.Model):
@@ -232,16 +220,11 @@ class ReplicaBatches(keras.utils.PyDataset):
     A batch that does not divide is repeated for each device: each sees all of it, so that its mean and the statistics
     of BatchNormalization are the batch's. `weights` are `(N,) float32`, those of the loss; copies have them with a
     negative sign, as they do not count in the metrics: Keras passes nothing else on with a row.
-
-    Args:
-        batches: the batches of the training.
-        devices: the number of devices.
     """
 
     def __init__(self, batches: Batches, devices: int) -> None:
         super().__init__()
-        self.batches: Batches = batches
-        self.devices: int = devices
+        self.batches, self.devices = batches, devices
 
     def __len__(self) -> int:
         return len(self.batches)

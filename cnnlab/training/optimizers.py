@@ -34,8 +34,6 @@ def compile_for(
     """Compile a model as its recipe says.
 
     Args:
-        model: the model to compile.
-        recipe: names the optimizer, its hyperparameters, and the augmentation.
         num_images: number of training images.
         epochs: how many epochs the learning rate schedule is spread over.
         learning_rate: replaces the recipe's.
@@ -72,13 +70,11 @@ def compile_model(
     """Compile a model with an optimizer and its learning rate schedule, crossentropy, and accuracy.
 
     Args:
-        model: the model to compile.
         learning_rate: the highest learning rate.
         weight_decay: decoupled (AdamW, arXiv:1711.05101); only adam applies it to biases and normalizations too.
         schedule: "constant" and "plateau" (which a callback lowers), "cosine" for a fall to 0 (arXiv:1608.03983,
             without restarts), "one-cycle" for a rise from a 25th, then a fall (arXiv:1708.07120, the rate alone).
         steps: number of optimizer steps of the whole training, for schedules and warmup.
-        optimizer: the optimizer's name.
         momentum: Nesterov momentum of sgd and muon.
         warmup: share of the steps in which the learning rate rises.
         label_smoothing: share of each label that is spread over all classes; it is part of `loss` and `val_loss`.
@@ -175,13 +171,7 @@ def _learning_rate(peak: float, schedule: Schedule, warmup: float, steps: int, e
 
 
 def compile_like(part: keras.Model, model: keras.Model, **changed: Any) -> None:
-    """Compile a part of a model as the model is compiled, with the model's own optimizer object.
-
-    Args:
-        part: a model of some of the model's layers.
-        model: a compiled model.
-        changed: arguments of `compile` that are to differ.
-    """
+    """Compile a part of a model as the model is compiled, with its own optimizer object, but for what is `changed`."""
     config = cast("dict[str, Any]", model.get_compile_config())
     arguments = {
         **{"optimizer": model.optimizer, "loss": model.loss, "metrics": config["metrics"]},

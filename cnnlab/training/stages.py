@@ -73,11 +73,7 @@ def kept_epoch(history: Mapping[str, Sequence[float]], patience: int | None, res
 
 
 def clone_for_crops(model: keras.Model) -> keras.Model:
-    """Rebuild a model from its own layers for images of any size, without the random crop of its augmentation.
-
-    Returns:
-        A model that is not compiled: `(N, H, W, 3) uint8` to what `model` gives.
-    """
+    """Rebuild a model from its own layers for images of any size, without its random crop; it is not compiled."""
     images = keras.Input((None, None, model.input_shape[-1]), dtype="uint8", name="images")
 
     def reuse(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -87,16 +83,10 @@ def clone_for_crops(model: keras.Model) -> keras.Model:
 
 
 def begin_fine_tuning(model: keras.Model, stage: Stage, recipe: ResolvedRecipe, num_images: int) -> None:
-    """Unfreeze the layers of the backbone that a stage trains, and compile the model for that stage.
+    """Unfreeze the layers of the backbone that the second stage trains, and compile the model for that stage.
 
     BatchNormalization keeps its stored statistics and stays frozen, as Keras's guide to fine-tuning advises
     (https://keras.io/guides/transfer_learning): statistics of a few batches would spoil the pre-trained weights.
-
-    Args:
-        model: a model that was built from the recipe.
-        stage: the second one of `plan_stages`.
-        recipe: the model's recipe.
-        num_images: number of training images.
     """
     groups = fine_tuned_layers(
         recipe.backbone or recipe.model,

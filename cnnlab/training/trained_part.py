@@ -35,13 +35,9 @@ class TrainedPart:
 def select_trained_part(
     model: keras.Model, images: Mapping[str, Rows], recipe: ResolvedRecipe, stage: Stage
 ) -> TrainedPart:
-    """Choose the part of a model that a stage trains.
+    """Choose the part of a compiled model that a stage trains.
 
-    Args:
-        model: the compiled model.
-        images: by split, `(N, H, W, 3) uint8`, the training images first.
-        recipe: gives the augmentation and the type of stored features.
-        stage: the stage to be trained.
+    `images` are by split, `(N, H, W, 3) uint8`, the training images first.
     """
     networks = member_networks(model)  # without TTA views, which are for predictions: training on one costs less
     if stage.on_crops:
@@ -66,10 +62,7 @@ def features_by_split(
 ) -> tuple[keras.Model, dict[str, Rows]] | None:
     """Compute, or read from the cache, the features that a model's frozen layers give for its images.
 
-    Args:
-        model: the compiled model.
-        images: by split, `(N, H, W, 3) uint8`, the training images first.
-        recipe: gives the augmentation and the type of stored features.
+    `images` are by split, `(N, H, W, 3) uint8`, the training images first.
 
     Returns:
         The compiled head, from features to probabilities, and the features by split, `(N, ...)`. `None` where the model

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cnnlab.errors import LabError, first_line
+from cnnlab.errors import LabError, expecting
 
 TIMEOUT = 15  # seconds of silence from a host
 URLS = ("http://", "https://")
@@ -26,18 +26,11 @@ def download_timeout() -> Iterator[None]:
 
 
 def fetch(url: str, most_bytes: int) -> bytes:
-    """Download the content of a URL.
-
-    Raises:
-        LabError: it cannot be had, or is larger than `most_bytes`.
-    """
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            content = answer.read(most_bytes + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise LabError(
-            f"Expected '{url}' to be a picture. Received: {first_line(error)}. See whether a browser opens it."
-        ) from error
+    """Download the content of a URL; raise `LabError` where it cannot be had, or is larger than `most_bytes`."""
+    kinds = (OSError, ValueError, http.client.HTTPException)
+    expected = expecting(f"'{url}' to be a picture", "See whether a browser opens it.", "", kinds)
+    with expected, urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        content = answer.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise LabError(
             f"Expected at most {most_bytes:,} bytes at '{url}'. Received more. Download it, and name the file."

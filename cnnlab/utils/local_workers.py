@@ -24,34 +24,27 @@ import psutil
 
 from cnnlab.utils.screen import set_up_streams
 from cnnlab.utils.startup import job as command
-from cnnlab.utils.worker_pool import Job, JobResult, run_pickled
+from cnnlab.utils.worker_pool import Job, JobResult, Workers, run_pickled
 
 PATIENCE = 10  # seconds that a worker has to end when it is asked to
 WORKER = "import sys; sys.path[:] = sys.argv[3:]; from cnnlab.utils.local_workers import work; work(*sys.argv[1:3])"
 
 
-class ProcessWorkers:
+class ProcessWorkers(Workers):
     """Workers that are processes, each with its share of the cores; they keep what their jobs load.
 
-    A process that dies is replaced when there is a job for it.
-
-    Args:
-        count: number of processes.
-        loads_tensorflow: whether they load it before their first job, and print what libraries write to stderr.
+    A process that dies is replaced when there is a job for it. Those that load TensorFlow do so before their first job,
+    and print what libraries write to stderr.
     """
 
     def __init__(self, count: int, loads_tensorflow: bool = True) -> None:
-        self.count: int = count
-        self.loads_tensorflow: bool = loads_tensorflow
+        self.count, self.loads_tensorflow = count, loads_tensorflow
         self.processes: dict[Connection, subprocess.Popen[bytes]] = {}
         self.jobs: dict[Connection, deque[Job]] = {}  # of each process, the one that it is at first
         self.lost: list[JobResult] = []
 
     def room(self) -> int:
         return self.count
-
-    def share(self, value: Any) -> Any:
-        return value
 
     def start(self, job: Job) -> None:
         connection = min(self.jobs, key=lambda connection: len(self.jobs[connection]), default=None)
@@ -86,7 +79,8 @@ class ProcessWorkers:
             value, error = connection.recv()
         except (EOFError, OSError):
             connection.close()
-            reason = _how_it_ended(self.processes.pop(connection).wait())
+            status = self.processes.pop(connection).wait()
+            reason = f"ended by {signal.Signals(-status).name}" if status < 0 else f"it ended with status {status}"
             self.lost = [JobResult(job, lost=reason) for job in self.jobs.pop(connection)]
             return self.lost.pop()
         return JobResult(self.jobs[connection].popleft(), value, error)
@@ -101,10 +95,6 @@ class ProcessWorkers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _how_it_ended(status: int) -> str:
-    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"it ended with status {status}"
 
 
 def work(descriptor: str, loads_tensorflow: str) -> None:

@@ -17,11 +17,6 @@ READING = ("GET", "HEAD", "OPTIONS")
 def choose_port(host: str, port: int | None, usual: int) -> int:
     """Find a free port to listen on: the given one, or without one the usual one where it is free, else any.
 
-    Args:
-        host: a name or an address, of IPv4 or IPv6.
-        port: that has to be free; `None` for any.
-        usual: port to try first.
-
     Raises:
         ArgumentError: the given port is taken, or the host is none of this machine.
     """
@@ -64,9 +59,7 @@ def names_of(host: str, port: int) -> list[str]:
 def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
     """Return whether a request would change something and comes from a page of another server, as browsers say.
 
-    Args:
-        method: of the request.
-        headers: of the request, names in lower case to values.
+    The names of the headers are in lower case.
     """
     if method in READING:
         return False

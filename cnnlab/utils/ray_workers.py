@@ -25,13 +25,13 @@ from typing import Any
 
 import psutil
 
-from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.errors import ArgumentError, expecting, first_line
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 from cnnlab.utils.screen import is_live
 from cnnlab.utils.signals import signals_held
 from cnnlab.utils.user_cache import FOLDER_VARIABLE, cache_folder
-from cnnlab.utils.worker_pool import Job, JobResult, SharedArgument, run_pickled, use_workers
+from cnnlab.utils.worker_pool import Job, JobResult, SharedArgument, Workers, run_pickled, use_workers
 
 LOCAL = "ray"
 OBJECT_STORE = 256 * 2**20  # bytes of a local cluster's: pictures and features on their way
@@ -86,11 +86,7 @@ def ray_workers(
 
 @contextmanager
 def passes_on_cluster(on: str | None, cpus: float | None = None, gpus: float | None = None) -> Iterator[None]:
-    """Let a cluster compute the features of frozen layers inside of this context, where one is given.
-
-    Args:
-        on, cpus, gpus: as in `ray_workers`; nothing is done where `on` is `None`.
-    """
+    """Let a cluster, where one is given, compute the features of frozen layers inside; see `ray_workers`."""
     if on is None:
         yield
         return
@@ -111,34 +107,25 @@ def _connected(on: str) -> Iterator[Any]:
         # Makes Ray listen on the loopback address only (seen in 2.60); without it, it listens on all addresses.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     else:
-        _expect_answer(on)
+        host, _, port = on.removeprefix("ray://").rpartition(":")
+        cure = "Run 'ray start --head' there, or use the cluster ray."
+        with expecting(f"a Ray cluster at '{on}'", cure, "", (OSError, OverflowError)):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     import ray  # pyright: ignore[reportMissingImports]
 
     quiet = {"logging_level": "ERROR", "log_to_driver": True}
     # Short, as sockets are in it, and of this user alone.
     folder = tempfile.mkdtemp(prefix="cnnlab-ray-") if on == LOCAL else None
-    try:
-        with _sigterm_kept():
-            if on == LOCAL:
-                ray.init(
-                    address="local",
-                    num_cpus=psutil.cpu_count(),
-                    object_store_memory=OBJECT_STORE,
-                    include_dashboard=False,
-                    _temp_dir=folder,
-                    **quiet,
-                )
-            else:
-                ray.init(address=on, **quiet)
-    except Exception as error:
-        raise LabError(
-            f"Expected a Ray cluster at '{on}'. Received {type(error).__name__}: {first_line(error)}. "
-            + (
-                "Try without the cluster."
-                if on == LOCAL
-                else "See 'ray status' there; HOST:PORT needs a node on this machine."
-            )
-        ) from error
+    elsewhere = "See 'ray status' there; HOST:PORT needs a node on this machine."
+    with (
+        expecting(f"a Ray cluster at '{on}'", "Try without the cluster." if on == LOCAL else elsewhere),
+        _sigterm_kept(),
+    ):
+        if on == LOCAL:
+            size = {"num_cpus": psutil.cpu_count(), "object_store_memory": OBJECT_STORE}
+            ray.init(address="local", include_dashboard=False, _temp_dir=folder, **size, **quiet)
+        else:
+            ray.init(address=on, **quiet)
     try:
         yield ray
     finally:
@@ -158,37 +145,16 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _expect_answer(on: str) -> None:
-    host, _, port = on.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
-    except (OSError, OverflowError) as error:
-        raise LabError(
-            f"Expected a Ray cluster at '{on}'. Received: {first_line(error)}. Run 'ray start --head' there, "
-            "or use the cluster ray."
-        ) from error
-
-
-class RayWorkers:
+class RayWorkers(Workers):
     """Workers that run jobs as Ray's tasks, each with the CPUs and GPUs that it asks for, wherever there is room.
 
-    Args:
-        ray: the module, connected to a cluster.
-        on, cpus, gpus, limit, variables: as for `ray_workers`.
+    `ray` is the module, connected to a cluster; the other arguments are as for `ray_workers`.
     """
 
     def __init__(
-        self,
-        ray: Any,
-        on: str,
-        cpus: float | None,
-        gpus: float | None,
-        limit: int | None,
-        variables: Mapping[str, str],
+        self, ray: Any, on: str, cpus: float | None, gpus: float | None, limit: int | None, variables: Mapping[str, str]
     ) -> None:
-        self.ray: Any = ray
-        self.on: str = on
-        self.limit: int | None = limit
+        self.ray, self.on, self.limit = ray, on, limit
         nodes = self._nodes()
         with_gpus = [node for node in nodes if node.get("GPU")]
         if gpus is None:
@@ -204,10 +170,8 @@ class RayWorkers:
                 f"Expected a node with {_text(self.needed)} for each job in the cluster at '{on}'. Received: "
                 f"{len(nodes)} nodes, the largest with {_text(largest)}. Ask for fewer cpus and gpus."
             )
-        self.variables: dict[str, str] = {
-            **{name: value for name, value in os.environ.items() if name.startswith(SENT)},
-            **variables,
-        }
+        sent = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
+        self.variables: dict[str, str] = {**sent, **variables}
         if read_variable(FOLDER_VARIABLE):
             self.variables[FOLDER_VARIABLE] = str(cache_folder().resolve())
         self.call: Any = ray.remote(max_retries=0, num_cpus=cpus, num_gpus=gpus)(_run_task)
@@ -246,7 +210,9 @@ class RayWorkers:
 
     @signals_held()  # raised in Ray's midst, SystemExit loses its status
     def next_result(self) -> JobResult | None:
-        with _cluster_errors(self.ray, self.on):
+        kinds = (self.ray.exceptions.RayError, ConnectionError)
+        cure = "Start it again, and then this job."
+        with expecting(f"the Ray cluster at '{self.on}' to go on answering", cure, kinds=kinds):
             ready, _ = self.ray.wait(list(self.jobs), timeout=1)
             if not ready:
                 self._warn_without_room()
@@ -277,18 +243,6 @@ class RayWorkers:
             for call in calls:
                 self.ray.cancel(call)
             self.ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
-
-
-@contextmanager
-def _cluster_errors(ray: Any, on: str) -> Iterator[None]:
-    """Turn errors of a cluster that does not answer any more into a `LabError`."""
-    try:
-        yield
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        raise LabError(
-            f"Expected the Ray cluster at '{on}' to go on answering. Received {type(error).__name__}: "
-            f"{first_line(error)}. Start it again, and then this job."
-        ) from error
 
 
 def _fits(node: Mapping[str, float], needed: Mapping[str, float]) -> int:

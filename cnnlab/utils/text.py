@@ -67,12 +67,10 @@ def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = escape_control_characters(value)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
+    if not text.lstrip().startswith(("=", "+", "-", "@")):
+        return text
     try:
         float(text)
     except ValueError:
-        return False
-    return True
+        return f"'{text}"
+    return text

@@ -1,6 +1,5 @@
 """Manage the folder of cached pictures and frozen features: find it, list entries, clear it, keep it below a size.
 
-`data.decoded_cache` and `training.frozen_features` write the entries.
 The folder is `$CNNLAB_CACHE` or `~/.cache/cnnlab`. Above `$CNNLAB_CACHE_GB` gigabytes, the entries that were unused for
 longest are removed.
 """
@@ -14,13 +13,18 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from filelock import FileLock
 
 from cnnlab.errors import ArgumentError
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.files import is_locked
+from cnnlab.utils.temporary_folders import remove, size_of
 
+T = TypeVar("T")
 FOLDER_VARIABLE = "CNNLAB_CACHE"
 LIMIT_VARIABLE = "CNNLAB_CACHE_GB"
 DEFAULT_LIMIT_GB = 20
@@ -41,11 +45,7 @@ def cache_folder(kind: str = "") -> Path:
 
 
 def entries() -> list[dict[str, Any]]:
-    """List the entries of the cache, the last used first.
-
-    Returns:
-        Of each the `key`, `kind`, `path`, `shape`, `bytes`, `used` (seconds since the epoch) and `what` it is.
-    """
+    """List the entries of the cache, the last used first: `key`, `kind`, `path`, `shape`, `bytes`, `used`, `what`."""
     found: list[dict[str, Any]] = []
     for kind in KINDS:
         for path in cache_folder(kind).glob("*.npy"):
@@ -54,12 +54,8 @@ def entries() -> list[dict[str, Any]]:
                 about = json.loads(path.with_suffix(".json").read_text())
                 size = sum(part.stat().st_size for part in _parts(path))
                 what = about.get("what") or f"up to layer {about['front']}"
-                found.append(
-                    {
-                        **{"key": path.stem, "kind": kind, "path": path, "shape": about["shape"]},
-                        **{"bytes": size, "used": path.stat().st_mtime, "what": what},
-                    }
-                )
+                entry = {"key": path.stem, "kind": kind, "path": path, "shape": about["shape"]}
+                found.append({**entry, "bytes": size, "used": path.stat().st_mtime, "what": what})
     return sorted(found, key=lambda entry: -entry["used"])
 
 
@@ -73,7 +69,8 @@ def leftovers() -> list[Path]:
     for kind in KINDS:
         folder = cache_folder(kind)
         unfinished = [path for path in folder.glob(f"{UNFINISHED}*") if kind == "features" or _is_old(path)]
-        parts = [path for end in ("npy", "npz", "json") for path in folder.glob(f"*.{end}") if not _is_whole(path)]
+        parts = [path for end in ("npy", "npz", "json") for path in folder.glob(f"*.{end}")]
+        parts = [one for one in parts if not (one.with_suffix(".npy").exists() and one.with_suffix(".json").exists())]
         if (unfinished or parts) and not any(map(is_locked, folder.glob("*.lock"))):
             found += [*unfinished, *parts]
     return sorted(found)
@@ -84,30 +81,31 @@ def _is_old(path: Path) -> bool:
     return time.time() - max(file.stat().st_mtime for file in files) > 86400
 
 
-def _is_whole(path: Path) -> bool:
-    return path.with_suffix(".npy").exists() and path.with_suffix(".json").exists()
-
-
 def clear() -> int:
     """Remove every stored file, and return the bytes that were freed."""
     freed = 0
     for folder in map(cache_folder, KINDS):
-        for unfinished in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
-            freed += sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
-            shutil.rmtree(unfinished, ignore_errors=True)
-        for ending in ("npy", "npz", "json", "lock"):
-            for path in folder.glob(f"*.{ending}"):
-                freed += path.stat().st_size
-                path.unlink(missing_ok=True)
+        # Those that are unfinished are of a process that was killed.
+        for pattern in (f"{UNFINISHED}*", "*.npy", "*.npz", "*.json", "*.lock"):
+            paths = list(folder.glob(pattern))
+            freed += sum(map(size_of, paths))
+            remove(paths)
     return freed
 
 
-def limit_bytes() -> float:
-    """Return how many bytes may be stored.
+def load_or_make(path: Path, load: Callable[[], T | None], make: Callable[[], T]) -> T:
+    """Load an entry, or make and store it where there is none; while one process makes it, others wait for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        stored = load()
+        if stored is None:
+            stored = make()
+            remove_oldest(keep=path)
+        return stored
 
-    Raises:
-        ArgumentError: `$CNNLAB_CACHE_GB` is no number.
-    """
+
+def limit_bytes() -> float:
+    """Return how many bytes may be stored; raise `ArgumentError` where `$CNNLAB_CACHE_GB` is no number."""
     given = read_variable(LIMIT_VARIABLE) or DEFAULT_LIMIT_GB
     try:
         return float(given) * 1e9
@@ -129,11 +127,7 @@ def remove_oldest(keep: Path) -> None:
 
 
 def reserve(file: str | Path) -> None:
-    """Allocate a file's space on the disk, as writing to the mapping of a file on a full disk would kill the process.
-
-    Raises:
-        OSError: the disk is full.
-    """
+    """Allocate a file's space, or raise `OSError`, as writing to a mapped file on a full disk kills the process."""
     size = Path(file).stat().st_size
     if hasattr(os, "posix_fallocate"):
         with open(file, "r+b") as opened:

@@ -12,7 +12,7 @@ import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from cnnlab.errors import LabError
 from cnnlab.utils.log import log
@@ -40,12 +40,7 @@ class JobResult:
     cause: Exception | None = None  # the exception itself, if it was raised in this process
 
     def result(self) -> Any:
-        """Return the value.
-
-        Raises:
-            Exception: that the job raised, in this process.
-            LabError: the job failed elsewhere.
-        """
+        """Return the value, or raise the job's exception, as a `LabError` where it ran elsewhere."""
         if self.cause:
             raise self.cause
         if self.error:
@@ -56,28 +51,27 @@ class JobResult:
         return self.value
 
 
-class Workers(Protocol):
+class Workers:
     """What runs jobs."""
 
     def room(self) -> int:
         """Return how many jobs run at a time, at least one."""
-        ...
+        return 1
 
     def share(self, value: Any) -> Any:
         """Return what stands for a large value in the arguments of many jobs."""
-        ...
+        return value
 
     def start(self, job: Job) -> None:
         """Start a job."""
-        ...
+        raise NotImplementedError
 
     def next_result(self) -> JobResult | None:
         """Wait for a job that was started; return `None` after a while, so that the caller can ask for `room` again."""
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """End the workers, whatever they are at."""
-        ...
 
 
 def last_line(error: str) -> str:
@@ -129,11 +123,9 @@ class SharedArgument(int):
 
 
 def run_pickled(pickled: bytes, shared: Sequence[Any] = ()) -> tuple[Any, str | None]:
-    """Run a job in a worker, and return the `value` and the `error` of its result.
+    """Run a job in a worker, and return the `value` and the `error` of its result; `shared` are its shared arguments.
 
-    Args:
-        pickled: the job. The modules of its function are imported here, when the worker is ready for it.
-        shared: values that the job's `SharedArgument`s stand for.
+    It is unpickled here, when the worker is ready to import the modules of its function.
     """
     try:
         job = pickle.loads(pickled)
@@ -142,17 +134,11 @@ def run_pickled(pickled: bytes, shared: Sequence[Any] = ()) -> tuple[Any, str | 
         return None, traceback.format_exc()
 
 
-class ThisProcess:
+class ThisProcess(Workers):
     """Workers that run one job at a time in this process."""
 
     def __init__(self) -> None:
         self.waiting: collections.deque[Job] = collections.deque()
-
-    def room(self) -> int:
-        return 1
-
-    def share(self, value: Any) -> Any:
-        return value
 
     def start(self, job: Job) -> None:
         self.waiting.append(job)
@@ -163,9 +149,6 @@ class ThisProcess:
             return JobResult(job, job.function(*job.arguments))
         except Exception as error:
             return JobResult(job, error=traceback.format_exc(), cause=error)
-
-    def close(self) -> None:
-        self.waiting.clear()
 
 
 _current: contextvars.ContextVar[Workers] = contextvars.ContextVar("workers")

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from cnnlab.cli import main
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 
-recorder = MlflowRecorder()
+recorder = Recorder()
 
 SMALL = ["--dataset", "digits", "--limit", "100", "--epochs", "1"]
 

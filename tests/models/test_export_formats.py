@@ -12,6 +12,7 @@ from cnnlab.models.inference_graph import MatrixResizing, inference_model, is_ro
 from cnnlab.models.layers import member_networks
 from cnnlab.models.resnet9 import adapt, resnet9
 from cnnlab.training.runtime import dtype_policy
+from tests.helpers.exports import read_about
 
 ABOUT = {"class_names": ["a", "b", "ç"], "fit": "crop", "grey_range": [0.0, 65535.0]}
 NEEDS = {"onnx": "onnxruntime", "litert": "ai_edge_litert.interpreter"}
@@ -48,7 +49,7 @@ def test_a_file_answers_as_keras_does_and_says_what_it_is(model, images, tmp_pat
     run = export_formats.open_model(path, file_format)
     assert np.abs(run(images) - expected).max() < 1e-5
     assert np.abs(run(images[:2]) - expected[:2]).max() < 1e-5  # of any number
-    assert export_formats.read_about(path, file_format) == ABOUT
+    assert read_about(path, file_format) == ABOUT
     if path.suffix in (".tflite", ".keras"):
         assert zipfile.ZipFile(path).read("labels.txt").decode() == "a\nb\nç\n"
 

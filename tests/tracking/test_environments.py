@@ -38,14 +38,14 @@ from cnnlab.tracking import (
     ui_server,
 )
 from cnnlab.tracking import mlflow_store as stores
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.tag_names import TAG, matches
 from cnnlab.training import frozen_features
 from cnnlab.tuning import trials
 from cnnlab.tuning.trials import Place
 from cnnlab.utils import ports, startup, user_cache
 
-recorder = MlflowRecorder()
+recorder = Recorder()
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -106,11 +106,11 @@ import os, subprocess, sys
 from pathlib import Path
 import cnnlab
 from cnnlab.tracking import mlflow_store, run_logging
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 here, there = map(Path, sys.argv[1:])
 os.chdir(here)
 digits = cnnlab.load_dataset("digits", limit=20)
-recorder = MlflowRecorder()
+recorder = Recorder()
 with mlflow_store.opened(), recorder.start(recorder.experiment_for(digits), "live", params={}, tags={}) as run_id:
     subprocess.run([sys.executable, "-m", "cnnlab", "models"], cwd=there, check=True)
     run_logging.log_results({}, {}, {"note.txt": "a text"})

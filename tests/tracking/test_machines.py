@@ -22,11 +22,11 @@ import pytest
 
 from cnnlab.tracking import mlflow_store as stores
 from cnnlab.tracking import run_logging
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.tag_names import TAG
 from tests.helpers.pictures import fill
 
-recorder = MlflowRecorder()
+recorder = Recorder()
 
 pytestmark = [
     pytest.mark.machines,
@@ -39,9 +39,9 @@ USERS, GROUP = (12345, 12346), 12347  # without an entry in the system's list of
 LOGS = """
 import sys, cnnlab
 from cnnlab.tracking import mlflow_store, run_logging
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 mlflow_store.open_store()
-recorder = MlflowRecorder()
+recorder = Recorder()
 digits = cnnlab.load_dataset("digits", limit=20)
 with recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}) as run_id:
     run_logging.log_results({}, {}, {"note.txt": "a text"})

@@ -18,10 +18,10 @@ import pytest
 import cnnlab
 from cnnlab.tracking import run_logging
 from cnnlab.tracking.mlflow_store import expect_usable_store, open_store
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.ui_server import ui_links
 
-recorder = MlflowRecorder()
+recorder = Recorder()
 
 
 def _start(folder, barrier, failures):
@@ -67,9 +67,9 @@ def test_moved_store_finds_its_artifacts_and_models(store, small_cnn, digits, wo
 KILLED = """
 import os, signal, cnnlab
 from cnnlab.tracking.mlflow_store import open_store
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 open_store()
-recorder = MlflowRecorder()
+recorder = Recorder()
 dataset = cnnlab.load_dataset("digits", limit=20)
 with recorder.start(recorder.experiment_for(dataset), "doomed", params={}, tags={}):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -20,10 +20,10 @@ from cnnlab.cli import main
 from cnnlab.errors import masked
 from cnnlab.tracking import mlflow_store as stores
 from cnnlab.tracking import pagination, run_queries, ui_server
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 from tests.helpers.faulty_proxy import served
 
-recorder = MlflowRecorder()
+recorder = Recorder()
 
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 

@@ -143,9 +143,9 @@ def test_a_server_of_another_program_keeps_artifacts_in_its_own_folder(workplace
 
 def test_artifacts_of_our_stores_are_found_without_cnnlab_s_import(store, digits):
     from cnnlab.tracking import run_logging
-    from cnnlab.tracking.recorder import MlflowRecorder
+    from cnnlab.tracking.recorder import Recorder
 
-    recorder = MlflowRecorder()
+    recorder = Recorder()
     with mlflow_store.opened(), recorder.start(recorder.experiment_for(digits), "a run", params={}, tags={}) as run_id:
         run_logging.log_results({}, {}, {"note.txt": "a text"})
     code = f"""

@@ -10,10 +10,10 @@ import pytest
 import cnnlab
 from cnnlab import classify
 from cnnlab.tracking import model_registry, promotion, run_logging, run_queries
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.tag_names import matches
 
-recorder = MlflowRecorder()
+recorder = Recorder()
 
 CLASSES = ("=1+1", "@a", r"$x$ \y_z", '<b>"a", *c*', "-1", "yes", "1e5", "猫|", "e\u0301", "w" * 240)
 NAME = """=$x$ [bold]it's "a|b" #1?<b>%20@1:2 {x} \\n 猫"""

@@ -55,7 +55,7 @@ def _why_kept(run: Run, database: Path, rows: StoredRows) -> str:
     """Return why a deleted run is not freed, "" where it is."""
     if folder_of(run.place, database) is None:
         return f"its artifacts are at {run.place}: use 'mlflow gc'"
-    if run.status == "RUNNING" and not run_locks.is_gone(run.run_id, run.tags, database.parent):
+    if run.status == "RUNNING" and not run_locks.has_ended(run.run_id, run.tags, database.parent):
         return "it is at work"
     models = [model.model_id for model in rows.models.values() if model.run_id == run.run_id]
     versions = [*rows.needed_by(run_id=run.run_id), *(v for key in models for v in rows.needed_by(model_id=key))]
@@ -77,11 +77,7 @@ def deleted_findings(database: Path, rows: StoredRows) -> list[Finding]:
 
 
 def collect(free: bool = False) -> Garbage:
-    """Find what deleted runs hold in the local store, and with `free` delete it.
-
-    Raises:
-        LabError: the store is not a local one.
-    """
+    """Find what deleted runs hold in the local store, and with `free` delete it; raise `LabError` on another store."""
     uri = mlflow_store.address()
     database = local_database(uri)
     if database is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 
@@ -27,14 +28,7 @@ class Finding:
     in_database: bool = False  # whether `fix` changes rows of the database, which is backed up before
 
     def repair(self, backed_up: Callable[[], str]) -> tuple[bool, str]:
-        """Call `fix`.
-
-        Args:
-            backed_up: copies the database, and returns where the copy is, in words.
-
-        Returns:
-            Whether it succeeds, and what was done or why it does not.
-        """
+        """Call `fix`, after `backed_up` where needed; return whether it succeeds, and what was done or why not."""
         try:
             copy = backed_up() if self.in_database else ""
             return True, ((self.fix and self.fix()) or self.remedy) + copy
@@ -42,12 +36,17 @@ class Finding:
             return False, first_line(error)
 
 
+def findings_of(
+    things: Any, what: str, remedy: str, fix: Callable[[Any], Any] | None = None, items: Any = None, **more: bool
+) -> list[Finding]:
+    """Return the finding of some things, each of them an item, which `fix(things)` repairs; none without things."""
+    repair = fix and functools.partial(fix, things)
+    return [Finding(what, remedy, tuple(map(str, items or things)), repair, **more)] if things else []
+
+
 def leftovers(paths: Sequence[Path], what: str) -> list[Finding]:
     """Return the finding of files and folders that are of no use, which its repair removes; none without paths."""
-    if not paths:
-        return []
-    remedy = f"remove, which frees {in_mb(sum(map(size_of, paths)))}"
-    return [Finding(what, remedy, lines(paths), functools.partial(remove, paths))]
+    return findings_of(paths, what, f"remove, which frees {in_mb(sum(map(size_of, paths)))}", remove)
 
 
 def counted(number: int, what: str, plural: str | None = None) -> str:
@@ -58,8 +57,3 @@ def counted(number: int, what: str, plural: str | None = None) -> str:
 def in_mb(size: int) -> str:
     """Write a number of bytes as `1.2 MB`."""
     return f"{size / 1e6:,.1f} MB"
-
-
-def lines(things: Iterable[object]) -> tuple[str, ...]:
-    """Write each thing as a line."""
-    return tuple(map(str, things))

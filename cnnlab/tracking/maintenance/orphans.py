@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 
 from cnnlab.evaluation.predictions import PREDICTIONS_FILE
-from cnnlab.tracking.maintenance.findings import Finding, counted, in_mb, leftovers, lines
+from cnnlab.tracking.maintenance.findings import Finding, counted, findings_of, in_mb, leftovers
 from cnnlab.tracking.maintenance.sqlite_files import state_of
 from cnnlab.tracking.maintenance.store_checks import database_findings
 from cnnlab.tracking.maintenance.stored_rows import MODEL_ID, RUN_ID, LoggedModel, Run, StoredRows, folder_of
@@ -38,29 +38,21 @@ def artifact_folders(database: Path) -> list[Path]:
 
 
 def unknown_files(database: Path, rows: StoredRows, folders: list[Path]) -> list[Finding]:
-    """Check for artifacts of runs and models that the database does not know, and for those that were set aside as
-    such and that it knows now, since it was put back from a copy.
-
-    Args:
-        folders: as `artifact_folders` lists them.
+    """Check for artifacts of runs and models that the database does not know, among `artifact_folders`, and for those
+    that were set aside as such and that it knows now, since it was put back from a copy.
     """
     home, found = database.parent, []
-    for what, pattern, known in (("run", RUN_ID, rows.runs), ("model", MODEL_ID, rows.models)):
+    for kind, pattern, known in (("run", RUN_ID, rows.runs), ("model", MODEL_ID, rows.models)):
         unknown = [path for path in folders if pattern.fullmatch(path.name) and path.name not in known]
-        if unknown:
-            size, number = in_mb(sum(map(size_of, unknown))), counted(len(unknown), what)
-            named = f"artifacts of {number} that the database does not know ({size})"
-            remedy = f"move them to '{home / LOST}', since they cannot be made again"
-            repair = functools.partial(set_aside, home, unknown)
-            found.append(Finding(named, remedy, lines(path.name for path in unknown), repair))
+        size, number = in_mb(sum(map(size_of, unknown))), counted(len(unknown), kind)
+        what = f"artifacts of {number} that the database does not know ({size})"
+        remedy = f"move them to '{home / LOST}', since they cannot be made again"
+        found += findings_of(unknown, what, remedy, functools.partial(set_aside, home), [one.name for one in unknown])
     aside = [path for folder in ("artifacts", "artifacts/models") for path in listed(home / LOST / folder)]
-    places = {path: home / path.relative_to(home / LOST) for path in aside}
-    known = [path for path in aside if path.name in {*rows.runs, *rows.models} and not places[path].exists()]
-    if known:
-        named = f"{counted(len(known), 'folder')} in '{home / LOST}' that the database knows"
-        repair = functools.partial(_move, {path: places[path] for path in known})
-        found.append(Finding(named, "put back", lines(path.name for path in known), repair))
-    return found
+    places = {path: home / path.relative_to(home / LOST) for path in aside if path.name in {*rows.runs, *rows.models}}
+    places = {path: place for path, place in places.items() if not place.exists()}
+    what = f"{counted(len(places), 'folder')} in '{home / LOST}' that the database knows"
+    return [*found, *findings_of(places, what, "put back", _move, [path.name for path in places])]
 
 
 def set_aside(home: Path, paths: Iterable[Path]) -> None:
@@ -83,24 +75,18 @@ def missing_files(database: Path, rows: StoredRows) -> list[Finding]:
             missing, tagged = ", ".join(_missing(run, rows, database)), run.tags.get(MISSING, "")
             if missing != tagged:
                 (lost if missing else again)[run] = missing
-    found = []
-    if lost:
-        what = f"{counted(len(lost), 'finished run')} without artifacts that it had"
-        remedy = f"say so in the run's tag {MISSING}; if you have a copy of the files, put it back"
-        items = []
-        for run, missing in lost.items():
-            versions = ", ".join(map(str, rows.needed_by(run_id=run.run_id)))
-            items.append(f"{run}: {missing}" + f" ({versions})" * bool(versions))
-        found.append(Finding(what, remedy, lines(items), functools.partial(_tag_missing, lost), in_database=True))
-    if again:
-        what = f"{counted(len(again), 'run')} said to be without artifacts, which are there"
-        remedy = f"take the tag {MISSING} away"
-        found.append(Finding(what, remedy, lines(again), functools.partial(_tag_missing, again), in_database=True))
-    if versions := [v for v in rows.versions if v.model_id and not _has_files(v.model_id, rows, database)]:
-        what = f"{counted(len(versions), 'registered version')} without its model"
-        remedy = "put the files back from a copy, or delete the version in 'cnnlab ui' and register another run"
-        found.append(Finding(what, remedy, lines(versions)))
-    return found
+    named = []
+    for run, missing in lost.items():
+        versions = ", ".join(map(str, rows.needed_by(run_id=run.run_id)))
+        named.append(f"{run}: {missing}" + f" ({versions})" * bool(versions))
+    what = f"{counted(len(lost), 'finished run')} without artifacts that it had"
+    remedy = f"say so in the run's tag {MISSING}; if you have a copy of the files, put it back"
+    found = findings_of(lost, what, remedy, _tag_missing, named, in_database=True)
+    what = f"{counted(len(again), 'run')} said to be without artifacts, which are there"
+    found += findings_of(again, what, f"take the tag {MISSING} away", _tag_missing, in_database=True)
+    versions = [v for v in rows.versions if v.model_id and not _has_files(v.model_id, rows, database)]
+    remedy = "put the files back from a copy, or delete the version in 'cnnlab ui' and register another run"
+    return found + findings_of(versions, f"{counted(len(versions), 'registered version')} without its model", remedy)
 
 
 def _missing(run: Run, rows: StoredRows, database: Path) -> Iterator[str]:
@@ -146,10 +132,9 @@ def useless_models(rows: StoredRows) -> list[Finding]:
     partial = [m for m in models if m.run_id in ended and not m.is_whole]
     found, remedy = [], "mark as deleted, for 'cnnlab gc' to free"
     for some, why in ((without_run, "of runs that are gone"), (partial, "half-written when their runs were stopped")):
-        if some:
-            what = f"{counted(len(some), 'model')} {why}, which no registered version needs"
-            items = (f"{model.model_id} of run {str(model.run_id)[:8]}" for model in some)
-            found.append(Finding(what, remedy, lines(items), functools.partial(_delete, some), in_database=True))
+        what = f"{counted(len(some), 'model')} {why}, which no registered version needs"
+        items = [f"{model.model_id} of run {str(model.run_id)[:8]}" for model in some]
+        found += findings_of(some, what, remedy, _delete, items, in_database=True)
     return found
 
 
@@ -169,13 +154,12 @@ def undelivered() -> list[Finding]:
             found += database_findings(entry.database)
         elif entry.database.exists():
             runs += [f"{run['run_id'][:8]} {run['name']}, for {entry.server}" for run in spool.runs_of(entry)]
-    if runs:
-        what = f"{counted(len(runs), 'run')} in '{spool.spool_folder()}', not yet delivered"
-        found.append(Finding(what, "deliver with 'cnnlab sync'", lines(runs)))
+    what = f"{counted(len(runs), 'run')} in '{spool.spool_folder()}', not yet delivered"
+    found += findings_of(runs, what, "deliver with 'cnnlab sync'")
     for place in (Path(STORE_FOLDER, "undelivered").resolve(), Path(tempfile.gettempdir(), "cnnlab-undelivered")):
-        if kept := [path.name for path in listed(place) if path.is_dir()]:
-            what = f"results of {counted(len(kept), 'run')} in '{place}', which no store would take"
-            found.append(Finding(what, "take model and results from there, then remove it", lines(kept)))
+        kept = [path.name for path in listed(place) if path.is_dir()]
+        what = f"results of {counted(len(kept), 'run')} in '{place}', which no store would take"
+        found += findings_of(kept, what, "take model and results from there, then remove it")
     return found
 
 

@@ -34,11 +34,9 @@ MOVED = "_alembic_tmp_"  # what a migration calls its copy of a table until it r
 
 
 def state_of(database: Path) -> tuple[State, str]:
-    """Examine a database without changing it.
+    """Examine a database without changing it, and return its state and the reason for it.
 
-    Returns:
-        The state and the reason for it. A "foreign" one is not MLflow's, a "newer" one is of a newer MLflow, and a
-        "half" one was left half-migrated.
+    A "foreign" one is not MLflow's, a "newer" one is of a newer MLflow, and a "half" one was left half-migrated.
     """
     try:
         with readable(database) as connection:
@@ -73,11 +71,11 @@ def backup(database: Path) -> Path:
     return copy
 
 
-def migrate(database: Path) -> Path:
+def migrate(database: Path) -> str:
     """Bring an older or half-migrated database up to date, on a copy that then takes its place.
 
     Returns:
-        A backup of the database as it was.
+        What was done, and where a backup of the database as it was is, in words.
 
     Raises:
         LabError: the migration does not end well. The database is as it was.
@@ -99,7 +97,7 @@ def migrate(database: Path) -> Path:
                 f"'{kept.parent}' in its place."
             )
         copy_database(fresh, database)  # into the same file, which a UI may have open
-    return kept
+    return f"brought it up to date; the database as it was is '{kept}'"
 
 
 def _rename_moved_tables(database: Path) -> None:
@@ -114,10 +112,7 @@ def _rename_moved_tables(database: Path) -> None:
 
 def recover(database: Path) -> str:
     """Replace a broken database by what the program sqlite3 reads of it, or by the newest backup where sqlite3 is not
-    installed or reads too little, or by a new, empty database where there is no backup.
-
-    Returns:
-        What is in its place, and where the broken database is now, in words.
+    installed or reads too little, or by a new, empty database where there is no backup; return what was done, in words.
     """
     with FileLock(f"{database}.lock"), replacing(database) as fresh:
         copies = sorted(database.parent.glob(f"{BACKUPS}/{database.stem}-*.db"), reverse=True)

@@ -10,7 +10,7 @@ import mlflow
 
 from cnnlab.errors import LabError, masked
 from cnnlab.tracking import run_locks
-from cnnlab.tracking.maintenance.findings import Finding, counted, lines
+from cnnlab.tracking.maintenance.findings import Finding, counted, findings_of
 from cnnlab.tracking.maintenance.sqlite_files import BACKUPS, migrate, recover, state_of
 from cnnlab.tracking.maintenance.stored_rows import RUN_ID, StoredRows
 from cnnlab.tracking.pagination import running_runs
@@ -30,7 +30,7 @@ def database_findings(database: Path) -> list[Finding]:
         remedy = f"put the database back ('{database.parent / BACKUPS}' is where cnnlab doctor keeps copies)"
         return [Finding(f"no database at '{database}', but artifacts of {counted(runs, 'run')}", remedy)]
     state, reason = state_of(database)
-    repair = functools.partial(_repaired, database, recover if state == "broken" else _migrated)
+    repair = functools.partial(_repaired, database, recover if state == "broken" else migrate)
     findings = {
         "newer": Finding(
             f"the database is one of a newer MLflow than {mlflow.__version__} (schema {reason})",
@@ -61,42 +61,29 @@ def _repaired(database: Path, repair: Callable[[Path], str]) -> str:
     return repair(database)
 
 
-def _migrated(database: Path) -> str:
-    return f"brought it up to date; the database as it was is '{migrate(database)}'"
-
-
 def run_findings(database: Path, rows: StoredRows) -> list[Finding]:
     """Check a local store for runs that processes which have ended left RUNNING."""
-    running = {run.run_id: run for run in rows.runs.values() if run.status == "RUNNING" and run.stage == "active"}
-    stale = [
-        run for run in running.values() if run.is_ours and run_locks.is_gone(run.run_id, run.tags, database.parent)
-    ]
+    running = [run for run in rows.runs.values() if run.is_ours and (run.status, run.stage) == ("RUNNING", "active")]
+    stale = [run for run in running if run_locks.has_ended(run.run_id, run.tags, database.parent)]
     return _stale_findings(stale, in_database=True)
 
 
 def _stale_findings(runs: list, in_database: bool = False) -> list[Finding]:
-    if not runs:
-        return []
     what = f"{counted(len(runs), 'run')} left RUNNING by a process that is gone"
-    return [Finding(what, "mark as KILLED", lines(runs), _open_store, in_database=in_database)]
+    return findings_of(runs, what, "mark as KILLED", _end_stale_runs, in_database=in_database)
 
 
-def _open_store() -> None:
-    """Open the store, which ends such runs."""
-    with opened_store():
-        pass
+@opened_store()  # which ends such runs
+def _end_stale_runs(runs: list) -> None:
+    pass
 
 
 def server_findings(uri: str) -> list[Finding]:
-    """Check a store that is not a file on this machine for runs that processes of this machine left RUNNING.
-
-    Raises:
-        LabError: the server does not answer.
-    """
+    """Check a store that is not a file on this machine for runs that processes of this machine left RUNNING."""
     if is_server(uri):
         expect_reachable(uri)
     running = running_runs(mlflow.MlflowClient(uri))
-    stale = [run for run in running if run_locks.is_gone(run.info.run_id, run.data.tags, local_folder(uri))]
+    stale = [run for run in running if run_locks.has_ended(run.info.run_id, run.data.tags, local_folder(uri))]
     unseen = "its database, artifacts and models, and runs of other machines, were not looked at"
     note = Finding(f"the store is {masked(uri)}: {unseen}", "look there", is_fault=False)
     return [note, *_stale_findings([f"{run.info.run_id[:8]} {run.info.run_name}" for run in stale])]

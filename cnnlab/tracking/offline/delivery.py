@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlflow
 
@@ -22,27 +22,23 @@ PATIENCE = 20  # seconds that a command waits at its end for what is still on it
 LONGEST_PAUSE = 30  # seconds between two attempts
 
 
+@dataclass
 class Sender:
     """Copies an entry to its server in a thread, again and again, until it is finished.
 
     The entry is removed then, unless it stays for a job that is resumed another day.
-
-    Args:
-        entry: of the spool.
-        uri: the server's address, with the password.
-        reason: why the server does not take runs now; `None` if it does.
-        stays: whether the entry stays.
     """
 
-    def __init__(self, entry: spool.Entry, uri: str, reason: str | None, stays: bool) -> None:
-        self.entry: spool.Entry = entry
-        self.uri: str = uri
-        self.reason: str | None = reason
-        self.stays: bool = stays
-        self.is_over: threading.Event = threading.Event()
-        self.unwanted: threading.Event = threading.Event()
-        self.server_ids: dict[str, str] | None = None
-        self.thread: threading.Thread = threading.Thread(target=self._run, daemon=True)
+    entry: spool.Entry
+    uri: str  # the server's address, with the password
+    reason: str | None  # why the server does not take runs now; `None` if it does
+    stays: bool  # whether the entry stays
+    server_ids: dict[str, str] | None = None  # once the server has all of the entry
+    is_over: threading.Event = field(default_factory=threading.Event)
+    unwanted: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -51,11 +47,9 @@ class Sender:
         self.thread.start()
 
     def finish(self) -> dict[str, str]:
-        """Wait a little for what is on its way.
+        """Wait a little for what is on its way, and return the server's ids by the recorded ones.
 
-        Returns:
-            The server's ids of runs and addresses of models by the recorded ones. If the server does not have all of
-            them, nothing, with a warning.
+        If the server does not have all of them, nothing is returned, with a warning.
         """
         self.is_over.set()
         try:
@@ -63,7 +57,11 @@ class Sender:
         finally:
             self.unwanted.set()
             if self.server_ids is None:
-                _warn_undelivered(self.entry, self.reason or "no answer")
+                names = ", ".join(f"{run['name']} ({run['run_id'][:8]})" for run in spool.runs_of(self.entry))
+                log.warning(
+                    f"not yet all delivered to {self.entry.server}: {names}. Received: {self.reason or 'no answer'}. "
+                    f"It is on the disk, in '{self.entry.folder}'; 'cnnlab sync' delivers it."
+                )
         return self.server_ids or {}
 
     def _run(self) -> None:
@@ -123,14 +121,6 @@ def _remove_or_keep(entry: spool.Entry, uri: str, stays: bool) -> None:
         spool.remove(entry)
 
 
-def _warn_undelivered(entry: spool.Entry, reason: str) -> None:
-    names = ", ".join(f"{run['name']} ({run['run_id'][:8]})" for run in spool.runs_of(entry))
-    log.warning(
-        f"not yet all delivered to {entry.server}: {names}. Received: {reason}. It is on the disk, in "
-        f"'{entry.folder}'; 'cnnlab sync' delivers it."
-    )
-
-
 @dataclass(frozen=True)
 class Delivered:
     """What became of an entry."""
@@ -142,18 +132,16 @@ class Delivered:
 
 
 def sync(to: str | None = None) -> Iterator[Delivered]:
-    """Deliver all that waits in the spool, one entry after another.
-
-    Args:
-        to: the address of another server than the one that it was recorded for.
-    """
+    """Deliver all that waits in the spool, one entry after another, to its server or the one at the address `to`."""
     for entry in spool.entries():
         if to is None and spool.is_whole(entry):
             continue
         with spool.held(entry.folder, timeout=1) as is_free:
             if not entry.folder.exists():  # delivered meanwhile
                 continue
-            runs, uri = spool.runs_of(entry), to or _address(entry)
+            given = mlflow_store.address()  # with the user and password, where it names the entry's server
+            own = given if without_password(given).rstrip("/") == entry.server.rstrip("/") else entry.server
+            runs, uri = spool.runs_of(entry), to or own
             ids, error = {}, None
             try:
                 if not is_free:
@@ -172,9 +160,3 @@ def _deliver(entry: spool.Entry, uri: str) -> dict[str, str]:
             raise LabError("a run in it that has not ended")
     _remove_or_keep(entry, uri, entry.goes_on)
     return transfer.ids
-
-
-def _address(entry: spool.Entry) -> str:
-    """Return the address of an entry's server, with the user and password of the variable where that names it."""
-    given = mlflow_store.address()
-    return given if without_password(given).rstrip("/") == entry.server.rstrip("/") else entry.server

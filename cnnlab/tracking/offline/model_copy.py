@@ -6,9 +6,8 @@ A version keeps its number unless that is taken. A tag holds the name and number
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -29,22 +28,14 @@ class Origin(NamedTuple):
     model_id: str | None
 
 
-def copy_registered(
-    transfer: Transfer, wanted_runs: set[str] | None, moves_aliases: bool, copied: Counter[str], present: Counter[str]
-) -> Iterator[str]:
-    """Copy the versions whose runs are in the target, as a generator of sentences.
+def copy_registered(transfer: Transfer, wanted_runs: set[str] | None, moves_aliases: bool) -> Iterator[str]:
+    """Copy the versions whose runs are in the target, or are wanted too, as a generator of sentences.
 
-    Args:
-        transfer: has copied the runs.
-        wanted_runs: ids of the runs whose versions are copied; `None` for all.
-        moves_aliases: whether to move aliases that another version holds in the target.
-        copied, present: counters of versions and aliases that are copied, and that the target has already.
+    With `moves_aliases`, aliases that another version holds in the target are moved.
     """
     for registered in paginate(transfer.source.search_registered_models):
-        versions = paginate(transfer.source.search_model_versions, matches("name", registered.name))
-        versions = [
-            v for v in versions if v.name == registered.name and (wanted_runs is None or v.run_id in wanted_runs)
-        ]
+        versions = _versions_of(transfer.source, registered.name)
+        versions = [v for v in versions if wanted_runs is None or v.run_id in wanted_runs]
         numbers: dict[int, int] = {}  # in the source, to those in the target
         for version in sorted(versions, key=_number):
             called, number = f"{version.name} version {version.version}", _number(version)
@@ -54,7 +45,7 @@ def copy_registered(
                 continue
             found = _find(transfer, version, made_from.source, set(numbers.values()))
             numbers[number] = found or _make(transfer, registered, version, made_from)
-            (present if found else copied)["version"] += 1
+            (transfer.present if found else transfer.copied)["version"] += 1
             if found:
                 continue
             yield f"copied: {called}" + f", as version {numbers[number]}" * (numbers[number] != number)
@@ -63,7 +54,12 @@ def copy_registered(
         for version in versions:
             if _number(version) in numbers:
                 _complete(transfer, version, numbers)
-        yield from _copy_aliases(transfer, registered.name, numbers, moves_aliases, copied)
+        yield from _copy_aliases(transfer, registered.name, numbers, moves_aliases)
+
+
+def _versions_of(client: Any, name: str) -> list[ModelVersion]:
+    # The condition may let similar names through.
+    return [v for v in paginate(client.search_model_versions, matches("name", name)) if v.name == name]
 
 
 def _number(version: ModelVersion) -> int:
@@ -102,8 +98,7 @@ def _target_model(transfer: Transfer, model_id: str, target_run_id: str) -> str 
 
 def _find(transfer: Transfer, version: ModelVersion, source: str, taken: set[int]) -> int | None:
     """Return the number of the version in the target that is this one, or that registers the same model already."""
-    others = paginate(transfer.target.search_model_versions, matches("name", version.name))
-    others = [v for v in others if v.name == version.name and _number(v) not in taken]
+    others = [v for v in _versions_of(transfer.target, version.name) if _number(v) not in taken]
     same = [v for v in others if identity(v) == identity(version)]
     same += [v for v in others if RECORDED_AS not in v.tags and v.source == source]
     return _number(same[0]) if same else None
@@ -116,8 +111,7 @@ def _make(transfer: Transfer, registered: RegisteredModel, version: ModelVersion
     with contextlib.suppress(mlflow.MlflowException):  # the target has it
         target.create_registered_model(name, registered.tags, registered.description)
     # MLflow numbers versions one by one. Numbers that were deleted in the source are used up, so that ours is kept.
-    others = paginate(target.search_model_versions, matches("name", name))
-    last = max((_number(other) for other in others if other.name == name), default=0)
+    last = max(map(_number, _versions_of(target, name)), default=0)
     while last < _number(version) - 1:
         unused = target.create_model_version(name, target.get_run(made_from.run_id).info.artifact_uri, made_from.run_id)
         target.delete_model_version(name, unused.version)
@@ -136,9 +130,7 @@ def _complete(transfer: Transfer, version: ModelVersion, numbers: dict[int, int]
         target.delete_model_version_tag(version.name, number, UNDELIVERED)
 
 
-def _copy_aliases(
-    transfer: Transfer, name: str, numbers: dict[int, int], moves: bool, copied: Counter[str]
-) -> Iterator[str]:
+def _copy_aliases(transfer: Transfer, name: str, numbers: dict[int, int], moves: bool) -> Iterator[str]:
     """Give the copies the aliases of the originals. `previous` moves with the champion, so that it can be undone."""
     if not numbers:
         return
@@ -159,5 +151,5 @@ def _copy_aliases(
         if alias == CHAMPION and previous:
             target.set_registered_model_alias(name, PREVIOUS, str(previous))
         target.set_registered_model_alias(name, alias, str(number))
-        copied["alias"] += 1
+        transfer.copied["alias"] += 1
         yield f"{alias} of {name} is version {number}" + f", no longer version {held}" * bool(held)

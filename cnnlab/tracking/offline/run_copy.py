@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from cnnlab.utils.temporary_folders import private_folder
 PARENT = "mlflow.parentRunId"
 VERSIONS = "mlflow.modelVersions"  # on a logged model: a server's note of what it is registered as
 RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
-MAX_METRICS, MAX_OTHERS = 1000, 100  # that MLflow takes in one call
 OLDEST_FIRST = ["attributes.start_time ASC"]
 
 
@@ -36,12 +36,12 @@ class Unwanted(Exception):
     """Nobody waits for the copy any more."""
 
 
+@dataclass
 class Interruptible:
     """An object each of whose methods raises `Unwanted` once the copy is not wanted any more."""
 
-    def __init__(self, wrapped: Any, wanted: Callable[[], bool]) -> None:
-        self.wrapped: Any = wrapped
-        self.wanted: Callable[[], bool] = wanted
+    wrapped: Any
+    wanted: Callable[[], bool]
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -52,44 +52,28 @@ class Interruptible:
         return call
 
 
+@dataclass
 class Transfer:
-    """The runs of a store on their way to another store.
+    """The runs of a store on their way to another store."""
 
-    Attributes:
-        run_ids, model_ids: ids in the source to ids in the target, of runs and of logged models.
-        lost: sentences about what could not be copied.
+    source_uri: str  # of the store that has the runs
+    target_uri: str
+    # Facts that an interrupted transfer noted: `{"run": id, "there": id}`, `{"model": ..., "there": ...}`, `{"file":
+    # [name, bytes, changed]}`, `{"deleted": id}`, with the target's ids as "there".
+    known: InitVar[Iterable[Mapping[str, Any]]]
+    note: Callable[..., None]  # takes such facts as keywords, once they are true
+    _: KW_ONLY
+    parent: str | None = None  # in the target, for runs that have no parent in the source
+    experiment_id: str | None = None  # in the target, for these
+    wanted: InitVar[Callable[[], bool]] = lambda: True  # once it returns `False`, the next step raises `Unwanted`
+    source_location: str = "copying"  # text of the tag that a copy has as long as a part of it is missing
 
-    Args:
-        source: address of the store that has the runs.
-        target: address of the other store.
-        known: facts that an interrupted transfer noted: `{"run": id, "there": id}`, `{"model": ..., "there": ...}`,
-            `{"file": [name, bytes, changed]}`, `{"deleted": id}`, with the target's ids as "there".
-        note: takes such facts as keywords, once they are true.
-        parent, experiment_id: in the target, for runs that have no parent in the source.
-        wanted: once it returns `False`, the next step raises `Unwanted`.
-        source_location: text of the tag that a copy has as long as a part of it is missing.
-    """
-
-    def __init__(
-        self,
-        source: str,
-        target: str,
-        known: Iterable[Mapping[str, Any]],
-        note: Callable[..., None],
-        *,
-        parent: str | None = None,
-        experiment_id: str | None = None,
-        wanted: Callable[[], bool] = lambda: True,
-        source_location: str = "copying",
-    ) -> None:
-        self.source: mlflow.MlflowClient = mlflow.MlflowClient(source)
-        self.target: Interruptible = Interruptible(mlflow.MlflowClient(target), wanted)
-        self.source_database: Path | None = local_database(source)
-        self.parent: str | None = parent
-        self.experiment_id: str | None = experiment_id
-        self.source_location: str = source_location
-        self.note: Callable[..., None] = note
+    def __post_init__(self, known: Iterable[Mapping[str, Any]], wanted: Callable[[], bool]) -> None:
+        self.source = mlflow.MlflowClient(self.source_uri)
+        self.target = Interruptible(mlflow.MlflowClient(self.target_uri), wanted)
+        self.source_database = local_database(self.source_uri)
         facts = list(known)
+        # Ids in the source to ids in the target.
         self.run_ids: dict[str, str] = {fact["run"]: fact["there"] for fact in facts if "run" in fact}
         self.model_ids: dict[str, str] = {fact["model"]: fact["there"] for fact in facts if "model" in fact}
         self.files: set[tuple[Any, ...]] = {tuple(fact["file"]) for fact in facts if "file" in fact}
@@ -97,7 +81,9 @@ class Transfer:
         self.experiment_ids: dict[str, str] = {}
         self.sent: dict[str, Any] = {}  # by the source's ids: what a run looked like when it was sent last
         self.seen: dict[str, dict[str, Any]] = {}  # and what its copy has
-        self.lost: list[str] = []
+        self.lost: list[str] = []  # sentences about what could not be copied
+        # Runs, versions and aliases that are copied, and that the target has already.
+        self.copied, self.present = Counter(), Counter()
 
     @property
     def ids(self) -> dict[str, str]:
@@ -105,10 +91,7 @@ class Transfer:
         return {**self.run_ids, **{f"models:/{a}": f"models:/{b}" for a, b in self.model_ids.items()}}
 
     def copy(self, whole: bool) -> bool:
-        """Send what is new of all runs.
-
-        Args:
-            whole: look at every part of every run; otherwise only at runs that have changed.
+        """Send what is new of all runs; unless `whole`, look only at runs that have changed.
 
         Returns:
             Whether all runs have ended, and the target has all of them.
@@ -142,10 +125,8 @@ class Transfer:
         run_tags = self._tags(run)
         params = {name: value for name, value in run.data.params.items() if seen["params"].get(name) != value}
         tags = {name: value for name, value in run_tags.items() if seen["tags"].get(name) != value}
-        for some in _chunks([entities.Param(*pair) for pair in params.items()], MAX_OTHERS):
-            self.target.log_batch(target_id, params=some)
-        for some in _chunks([entities.RunTag(*pair) for pair in tags.items()], MAX_OTHERS):
-            self.target.log_batch(target_id, tags=some)
+        new_params = [entities.Param(*pair) for pair in params.items()]
+        self.target.log_batch(target_id, params=new_params, tags=[entities.RunTag(*pair) for pair in tags.items()])
         for name in [name for name in seen["tags"] if name.startswith(TAG) and name not in run_tags]:
             if name != UNDELIVERED:
                 self.target.delete_tag(target_id, name)
@@ -163,10 +144,9 @@ class Transfer:
                 seen[name] = set(map(_point, self.target.get_metric_history(target_id, name)))
             history = self.source.get_metric_history(run.info.run_id, name)
             new += [metric for metric in history if _point(metric) not in seen[name]]
-        for some in _chunks(new, MAX_METRICS):
-            self.target.log_batch(target_id, metrics=some)
-            for metric in some:
-                seen[metric.key].add(_point(metric))
+        self.target.log_batch(target_id, metrics=new)
+        for metric in new:
+            seen[metric.key].add(_point(metric))
 
     def _complete(self, run: entities.Run, target_id: str) -> None:
         """Send what a run has when it has ended, and last its status, which says that the target has all of it."""
@@ -198,16 +178,15 @@ class Transfer:
         """Return the id of a run's copy, which is made if there is none."""
         source_id = run.info.run_id
         if source_id not in self.run_ids:
-            copies = self._copies(run)
-            target_id = copies[0] if copies else self._make_run(run)
+            if copies := self._copies(run):
+                target_id = copies[0]
+            else:
+                about = {"start_time": run.info.start_time, "run_name": run.info.run_name}
+                about["tags"] = {**self._tags(run), UNDELIVERED: self.source_location}
+                target_id = self.target.create_run(self._target_experiment(run), **about).info.run_id
             self.note(run=source_id, there=target_id)
             self.run_ids[source_id] = target_id
         return self.run_ids[source_id]
-
-    def _make_run(self, run: entities.Run) -> str:
-        tags = {**self._tags(run), UNDELIVERED: self.source_location}
-        about = {"start_time": run.info.start_time, "run_name": run.info.run_name}
-        return self.target.create_run(self._target_experiment(run), tags=tags, **about).info.run_id
 
     def _copies(self, run: entities.Run) -> list[str]:
         condition = matches(f"tags.`{RECORDED_AS}`", origin(run.data.tags, run.info.run_id))
@@ -233,23 +212,20 @@ class Transfer:
             self.deleted.add(source_id)
 
     def _target_experiment(self, run: entities.Run) -> str:
-        source_id = run.info.experiment_id
-        if source_id not in self.experiment_ids:
-            if self.experiment_id:
-                found = self.experiment_id
-            elif self.parent:
-                found = self.target.get_run(self.parent).info.experiment_id
-            else:
-                found = self._equal_experiment(self.source.get_experiment(source_id))
-            self.experiment_ids[source_id] = found
-        return self.experiment_ids[source_id]
-
-    def _equal_experiment(self, experiment: entities.Experiment) -> str:
         """Return the id of the target's experiment with the same name and data set, which is made if there is none."""
-        tags, client = experiment.tags, self.target.wrapped
-        if source := tags.get(TAG + "source"):
-            return source_experiment(experiment.name, source, tags, client)
-        return named_experiment(experiment.name, tags, client).experiment_id
+        source_id = run.info.experiment_id
+        if self.parent and not self.experiment_id:
+            self.experiment_id = self.target.get_run(self.parent).info.experiment_id
+        if self.experiment_id:
+            return self.experiment_id
+        if source_id not in self.experiment_ids:
+            experiment, client = self.source.get_experiment(source_id), self.target.wrapped
+            name, tags = experiment.name, experiment.tags
+            if source := tags.get(TAG + "source"):
+                self.experiment_ids[source_id] = source_experiment(name, source, tags, client)
+            else:
+                self.experiment_ids[source_id] = named_experiment(name, tags, client).experiment_id
+        return self.experiment_ids[source_id]
 
     def copies_of_model(self, model: entities.LoggedModel, target_run_id: str) -> list[str]:
         """Return the ids of a logged model's copies: at most one, but after a request whose answer was lost."""
@@ -311,10 +287,7 @@ class Transfer:
     ) -> None:
         """Send the files of a folder one by one: a file that was half sent is sent again, whole.
 
-        Args:
-            place: of the files in the source.
-            owner: the `run_id` or `model_id` in the target that they belong to.
-            model_run_id: of a model, the run in the target.
+        `place` is theirs in the source, `owner` the `run_id` or `model_id` in the target that they belong to.
         """
         repository = Interruptible(artifacts_of(self.target.wrapped, **owner), self.target.wanted)
         prefix = (place or "").removeprefix(BESIDE).strip("/")
@@ -326,20 +299,16 @@ class Transfer:
             with private_folder("files") as private:
                 sent = file
                 if model_run_id and below.as_posix() == "MLmodel":
-                    sent = Path(shutil.copy(file, private))
-                    self._rewrite_description(sent, owner["model_id"], model_run_id)
+                    # With the model's ids and place in the target.
+                    sent, described = private / "MLmodel", Model.load(str(file))
+                    described.model_id = described.model_uuid = owner["model_id"]
+                    described.run_id = model_run_id
+                    described.artifact_path = self.target.get_logged_model(owner["model_id"]).artifact_location
+                    described.save(str(sent))
                 subfolder = below.parent.as_posix()
                 repository.log_artifact(str(sent), None if subfolder == "." else subfolder)
             self.note(file=list(fact))
             self.files.add(fact)
-
-    def _rewrite_description(self, file: Path, target_id: str, target_run_id: str) -> None:
-        """Write a model's ids and place in the target into its file MLmodel."""
-        described = Model.load(str(file))
-        described.model_id = described.model_uuid = target_id
-        described.run_id = target_run_id
-        described.artifact_path = self.target.get_logged_model(target_id).artifact_location
-        described.save(str(file))
 
 
 def origin(tags: Mapping[str, str], own_id: str) -> str:
@@ -349,7 +318,3 @@ def origin(tags: Mapping[str, str], own_id: str) -> str:
 
 def _point(metric: entities.Metric) -> tuple[int, int, str]:
     return metric.step, metric.timestamp, repr(float(metric.value))
-
-
-def _chunks(items: list, size: int) -> list[list]:
-    return [items[i : i + size] for i in range(0, len(items), size)]

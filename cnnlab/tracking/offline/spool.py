@@ -64,12 +64,9 @@ def new_entry(
     name: str | None = None,
     again: Entry | None = None,
 ) -> Iterator[Entry]:
-    """Make an entry, without a database yet, and hold its lock inside the block.
+    """Make an entry, without a database yet, and hold its lock inside the block; `again` is one to open again.
 
-    Args:
-        server, parent, experiment_id: as `Entry` has them.
-        name: of the entry. One of that name for the same server is opened again, unless another process holds it.
-        again: an entry to open again.
+    One of this name for the same server is opened again too, unless another process holds it.
 
     Raises:
         LabError: another process holds the one to open again.
@@ -144,11 +141,6 @@ def undelivered() -> str | None:
         f"{runs} {'runs are' if several else 'run is'} not yet delivered to {servers}: 'cnnlab sync' delivers "
         f"{'them' if several else 'it'} from '{spool_folder()}'."
     )
-
-
-def entry_with(run_id: str) -> Entry | None:
-    """Return the entry that records a run, given by the first characters of the id that it is recorded under."""
-    return next((e for e in entries() if any(run["run_id"].startswith(run_id) for run in runs_of(e))), None)
 
 
 def recorded_id(entry: Entry, run_id: str) -> str | None:

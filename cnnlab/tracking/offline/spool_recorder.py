@@ -16,14 +16,14 @@ from cnnlab.tracking.experiments import named_experiment
 from cnnlab.tracking.mlflow_internals import restored_globals, why_unavailable
 from cnnlab.tracking.offline import spool
 from cnnlab.tracking.offline.delivery import Sender
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 from cnnlab.utils.environment import read_variable
 from cnnlab.utils.log import log
 
 FIRST_ANSWER = 1  # seconds that a server has for its first answer, where it has answered some day before
 
 
-class SpoolRecorder(MlflowRecorder):
+class SpoolRecorder(Recorder):
     """Records runs into an entry of the spool, whose store is open; see `Recorder`.
 
     Attributes:
@@ -104,6 +104,6 @@ def _parent_and_experiment(
         named = read_variable("MLFLOW_EXPERIMENT_ID")
     if mlflow.active_run() is None and reason:  # the delivery will ask for the run that a variable names
         return os.environ.pop("MLFLOW_RUN_ID", None), named
-    run = MlflowRecorder().outer_run()
+    run = Recorder().outer_run()
     os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow would look for it in the entry's store
     return (run.info.run_id, experiment_id or run.info.experiment_id) if run else (None, named)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -102,15 +102,7 @@ def import_runs(place: str, run_ids: Sequence[str] = (), *, moves_aliases: bool 
 def _copy(
     source: str, target: str, chosen: list[Run], source_name: str, is_part: bool, moves_aliases: bool
 ) -> Iterator[str]:
-    """Copy the chosen runs and their versions.
-
-    Args:
-        source, target: the stores' addresses.
-        chosen: the runs, each after the run above it.
-        source_name: what sentences call the source.
-        is_part: whether runs are chosen, not all.
-        moves_aliases: also move aliases that another version holds in the target.
-    """
+    """Copy the chosen runs, each after the run above it, and their versions; `is_part` where they are not all."""
     place = masked(source_name)
     folder = local_folder(target)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,25 +111,22 @@ def _copy(
         known = [{"run": key, "there": copy.info.run_id} for key, copy in copies.items() if not _is_deleted(copy)]
         location = f"{socket.gethostname()}: {place}"
         transfer = Transfer(source, target, known, lambda **fact: None, source_location=location)
-        copied, present = Counter(), Counter()
-        failures = yield from _copy_runs(transfer, chosen, copies, copied, present)
+        failures = yield from _copy_runs(transfer, chosen, copies)
         if failures < MAX_FAILURES:
             wanted = {run.info.run_id for run in chosen} if is_part else None
             try:
-                yield from copy_registered(transfer, wanted, moves_aliases, copied, present)
+                yield from copy_registered(transfer, wanted, moves_aliases)
             except (mlflow.MlflowException, OSError) as error:
                 failures += 1
                 yield f"not copied: the registered models. Received: {masked(short_reason(error))}."
         yield from (f"not carried: {sentence}" for sentence in transfer.lost)
         if not is_part and (kinds := _other_kinds(source)):
             yield f"not carried: {', '.join(kinds)}, which are in '{place}' only"
-        yield from _summary(copied, present, failures)
+        yield from _summary(transfer, failures)
 
 
-def _copy_runs(
-    transfer: Transfer, chosen: list[Run], copies: dict[str, Run], copied: Counter[str], present: Counter[str]
-) -> Generator[str, None, int]:
-    """Copy runs, and return how many could not be copied; see `_copy` and `copy_registered` for the arguments."""
+def _copy_runs(transfer: Transfer, chosen: list[Run], copies: dict[str, Run]) -> Generator[str, None, int]:
+    """Copy runs, and return how many could not be copied."""
     failures, left_out = 0, set()
     for run in chosen:
         run_id, copy = run.info.run_id, copies.get(run.info.run_id)
@@ -147,11 +136,11 @@ def _copy_runs(
             yield f"left out: {named}, {why}"
             continue
         if copy and _is_whole(run, copy):
-            present["run"] += 1
+            transfer.present["run"] += 1
             continue
         try:
             transfer.copy_run(run)
-            copied["run"] += 1
+            transfer.copied["run"] += 1
             yield f"copied: {named}, run {transfer.run_ids[run_id]}"
         except (mlflow.MlflowException, OSError, LabError) as error:
             left_out.add(run_id)
@@ -162,12 +151,12 @@ def _copy_runs(
     return failures
 
 
-def _summary(copied: Counter[str], present: Counter[str], failures: int) -> Iterator[str]:
-    for what, counts in (("already there", present), ("copied", copied)):
+def _summary(transfer: Transfer, failures: int) -> Iterator[str]:
+    for what, counts in (("already there", transfer.present), ("copied", transfer.copied)):
         if counts:
             numbers = (counted(number, kind, "aliases" if kind == "alias" else None) for kind, number in counts.items())
             yield f"{what}: {', '.join(numbers)}"
-    if not copied:
+    if not transfer.copied:
         yield "Nothing was copied."
     if failures:
         raise LabError(

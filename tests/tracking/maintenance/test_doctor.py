@@ -20,11 +20,11 @@ from cnnlab.tracking import run_locks, run_logging
 from cnnlab.tracking.maintenance import deleted_runs as garbage_of
 from cnnlab.tracking.maintenance import sqlite_files, store_checks
 from cnnlab.tracking.offline import spool
-from cnnlab.tracking.recorder import MlflowRecorder
+from cnnlab.tracking.recorder import Recorder
 from cnnlab.tuning import search_states
 from cnnlab.utils import temporary_folders, user_cache
 
-recorder = MlflowRecorder()
+recorder = Recorder()
 
 HOME = Path("mlruns")
 
