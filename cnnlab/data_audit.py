@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.data.pictures import Pictures
-from cnnlab.errors import ArgumentError, LabError, expecting
+from cnnlab.errors import ArgumentError, LabError
 from cnnlab.evaluation import audit_report
 from cnnlab.evaluation.audit_page import audit_page
 from cnnlab.evaluation.label_issues import check_labels, compact, strangeness
@@ -150,14 +150,17 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
     """Write the whole report or nothing: into a folder beside, which is renamed."""
     fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     try:
-        with expecting(f"to write the report to '{folder}'", "Name another folder as out.", "", OSError):
-            fresh.mkdir(parents=True)
-            run_logging.write_results(fresh, {}, texts)
-            _expect_ours(folder)  # again: the pass may have taken long
-            with signals_held():
-                if folder.exists():
-                    folder.rename(old)
-                fresh.rename(folder)
+        fresh.mkdir(parents=True)
+        run_logging.write_results(fresh, {}, texts)
+        _expect_ours(folder)  # again: the pass may have taken long
+        with signals_held():
+            if folder.exists():
+                folder.rename(old)
+            fresh.rename(folder)
+    except OSError as error:
+        raise LabError(
+            f"Expected to write the report to '{folder}'. Received: {error.strerror}. Name another folder as out."
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -154,7 +154,8 @@ def test_how_a_model_was_compiled_is_neither_looked_at_nor_opened(good, workplac
         loaded = safe_loading.load_model(name)
         assert loaded.predict_on_batch(pixels) == pytest.approx(outer.predict_on_batch(pixels), abs=1e-6)
         models = [part for part in (loaded, *operations_of(loaded)) if isinstance(part, keras.Model)]
-        assert [part.compiled for part in models] == [False, False]
+        assert len(models) > 1
+        assert not any(part.compiled for part in models)
     with zipfile.ZipFile("compiled.keras") as archive:
         assert archive.read(safe_loading.CONFIG).decode().count("OptimizerMap") == 2
 
