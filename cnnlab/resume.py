@@ -19,6 +19,7 @@ from cnnlab.tracking.run_queries import Run
 from cnnlab.tracking.tag_names import STATE, TRAINING, our_tags
 from cnnlab.training import checkpointing, multi_device
 from cnnlab.training.checkpointing import Checkpoint, StoredCheckpoint
+from cnnlab.training.model_contract import remember_recipe
 from cnnlab.training.optimizers import compile_for
 from cnnlab.utils.log import log
 
@@ -147,6 +148,7 @@ def earlier_training(
     if recipe.schedule:  # else it was compiled by a function of the user's
         with multi_device.scope(model):
             compile_for(model, recipe, num_images, recipe.epochs - trained)
+        remember_recipe(model, recipe)
     progress = {"history": result.history, "stages": [], "stopped": False, "callbacks": []}
     progress |= {"seconds": result.train_seconds, "stage_seconds": result.train_seconds}
     return StoredCheckpoint({}, progress, {}), {**tags, "optimizer_state": "begins anew"}

@@ -75,7 +75,7 @@ def test_tables_print_no_markup(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in [*names[:3], r"\x1b[31mred"])
     assert "\x1b" not in out
-    assert out.count("w") == 240
+    assert out.partition("Left out")[0].count("w") == 240
     assert out.count("champion") == len(names)
 
 
