@@ -20,6 +20,7 @@ from cnnlab.tracking.recorder import Recorder
 from cnnlab.tracking.session import Session, opened_store
 from cnnlab.tracking.tag_names import TRAINING, our_tags
 from cnnlab.train import train_model
+from cnnlab.training.runtime import free_models
 from cnnlab.utils.log import log
 from cnnlab.utils.text import escape_control_characters, markdown
 
@@ -93,6 +94,7 @@ def compare_models(
             for loaded in prepared:  # built one at a time: several models in memory are not needed
                 recipe = loaded[1].recipe
                 if (result := finished.get(_training_key(loaded))) is None:
+                    free_models()  # that of the training before
                     how = {"options": options, "loaded": loaded, "parent_run_id": parent_run_id}
                     try:
                         result = train_model(recipe, restart, **how)

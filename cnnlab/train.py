@@ -57,7 +57,7 @@ def train_model(
 
     Raises:
         ArgumentError: a model cannot be built for these images.
-        LabError: data or weights cannot be had, the store cannot be used, or the loss is not a finite number.
+        LabError: data or weights cannot be had, the store cannot be used, or the training diverged (NaN or infinity).
 
     Example:
         result = cnnlab.train_model(cnnlab.Recipe(dataset="digits", limit=150, filters=(8, 8), epochs=1))
@@ -173,7 +173,7 @@ def fit_and_evaluate(
     Raises:
         ArgumentError: the run to be resumed has another recipe or other data.
         LabError: the model does not give probabilities of the classes for these images, the store cannot be opened, the
-            loss is not finite, or the run to be resumed has no whole checkpoint.
+            training diverged, or the run to be resumed has no whole checkpoint.
 
     Example:
         dataset = cnnlab.load_dataset("digits", limit=150)

@@ -21,7 +21,7 @@ from cnnlab.tracking import run_logging, run_queries, server_unavailable
 from cnnlab.tracking.session import Session
 from cnnlab.train import fit_and_evaluate
 from cnnlab.training.build import compiles_itself
-from cnnlab.training.runtime import freed_models
+from cnnlab.training.runtime import free_models
 from cnnlab.tuning.search_settings import Search
 from cnnlab.tuning.spaces import check_space
 from cnnlab.utils.log import log
@@ -57,7 +57,6 @@ class Place:
                 run_logging.delete_run(run["run_id"])
         return resumed
 
-    @freed_models()
     def scored_run(self, search: Search, recipe: ResolvedRecipe, kind: str, label: str, run_name: str) -> float:
         """Train a recipe without the test set as a child run; return its score.
 
@@ -67,6 +66,7 @@ class Place:
         for run in self.children(kind=kind, label=label):
             if run["status"] == "FINISHED" and SCORE in run["metrics"]:
                 return run["metrics"][SCORE]
+        free_models()  # that of the trial before
         resumed = self.interrupted_run(recipe, kind, label)
         with Session([recipe.model], options=self.options) as session:
             try:
@@ -170,12 +170,11 @@ def load(search: Search, options: RunOptions, quiet: bool = False) -> tuple[Sear
     if (
         space.get("learning_rate") == RATES["learning_rate"]
         and "learning_rate" not in find_model(recipe.model).arguments
+        and compiles_itself(recipe.with_defaults(), dataset)
     ):
-        with freed_models():
-            if compiles_itself(recipe.with_defaults(), dataset):
-                log.info(f"learning_rate is not varied, as {recipe.label} compiles its model.")
-                del space["learning_rate"]
-                check_space(space, recipe)
+        log.info(f"learning_rate is not varied, as {recipe.label} compiles its model.")
+        del space["learning_rate"]
+        check_space(space, recipe)
     return dataclasses.replace(search, recipe=recipe, space=space), dataset, prepared.tags
 
 

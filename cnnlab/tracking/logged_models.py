@@ -139,7 +139,9 @@ def load(uri: str) -> tuple[keras.Model, dict[str, Any]]:
 
 def _expect_finite(uri: str, model: keras.Model) -> None:
     """Raise `LabError` where weights, or the probabilities of a picture of noise, are NaN or infinite."""
-    noise = np.random.default_rng(0).integers(256, size=(1, *model.input_shape[1:]), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(
+        256, size=(1, *(side or 32 for side in model.input_shape[1:])), dtype=np.uint8
+    )
     with signals_held():
         arrays = [*model.get_weights(), np.asarray(model(noise, training=False))]
     if not all(np.isfinite(array).all() for array in arrays):

@@ -65,6 +65,7 @@ def fit(
         signals_between_batches() as between_batches,
         multi_device.single_device_semantics(part.model),
         runtime.untuned_datasets(),
+        runtime.freed_graphs(),
     ):
         return part.model.fit(
             batches,

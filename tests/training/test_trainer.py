@@ -1,5 +1,6 @@
-"""Test what ends a training whose numbers are not finite: pytest tests/training/test_trainer.py"""
+"""Test what ends a training whose numbers are not finite, and what one leaves: pytest tests/training/test_trainer.py"""
 
+import gc
 from unittest import mock
 
 import keras
@@ -22,6 +23,15 @@ class SetWeights(keras.callbacks.Callback):
         self.model.set_weights([np.full_like(w, number) for w in self.model.get_weights()])
 
 
+def linear_model(dataset):
+    """A compiled model that trains in half a second: a softmax of the pixels."""
+    images = keras.Input(dataset.image_shape, dtype="uint8")
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(flat))
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
 @pytest.mark.parametrize(
     ("numbers", "received"),
     [
@@ -37,12 +47,22 @@ class SetWeights(keras.callbacks.Callback):
     ids=["loss", "last step", "validation", "weights", "predictions"],
 )
 def test_a_training_fails_wherever_numbers_stop_being_finite(digits, numbers, received):
-    images = keras.Input(digits.image_shape, dtype="uint8")
-    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
-    model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(flat))
-    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
     recipe = cnnlab.Recipe(dataset="digits", limit=150, epochs=3, batch_size=150)
     checkpoint = mock.Mock(stored=None)
     with pytest.raises(cnnlab.LabError, match=f"Expected {received}. Lower the learning rate"):
-        trainer.train(model, digits, recipe, callbacks=[SetWeights(**numbers)], quiet=True, checkpoint=checkpoint)
+        trainer.train(
+            linear_model(digits), digits, recipe, callbacks=[SetWeights(**numbers)], quiet=True, checkpoint=checkpoint
+        )
     checkpoint.remove.assert_called_once_with()
+
+
+def test_a_training_leaves_no_graphs_behind(digits):
+    def graphs():
+        gc.collect()
+        return sum(type(o).__name__ == "FuncGraph" for o in gc.get_objects())
+
+    before, model = graphs(), linear_model(digits)
+    trainer.train(model, digits, cnnlab.Recipe(dataset="digits", limit=150, epochs=1), quiet=True)
+    assert graphs() > before
+    del model
+    assert graphs() == before

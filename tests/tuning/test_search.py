@@ -1,7 +1,6 @@
 """Test searches for hyperparameters: pytest tests/tuning/test_search.py"""
 
 import csv
-import gc
 import json
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import pytest
 
 import cnnlab
 from cnnlab.models.model_table import Range
-from cnnlab.training.runtime import freed_models
 from cnnlab.tuning.search import run_search
 from tests.helpers.small_searches import SPACE, runs_by_kind, small_search
 
@@ -187,20 +185,6 @@ def test_damaged_state_is_reported_with_what_to_do(store, monkeypatch):
         run_search(small_search(trials=2))
     result = run_search(small_search(trials=1), restart=True)
     assert len(result.rows) == 1
-
-
-def test_trials_leave_no_graphs_behind(digits):
-    def graphs():
-        gc.collect()
-        return sum(type(o).__name__ == "FuncGraph" for o in gc.get_objects())
-
-    before = graphs()
-    with freed_models():
-        model = cnnlab.build_model(small_search().recipe, digits)
-        model.fit(digits.train.images, digits.train.labels, verbose=0)
-        assert graphs() > before
-        del model
-    assert graphs() == before
 
 
 def test_search_never_validates_on_the_test_set():

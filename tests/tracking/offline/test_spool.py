@@ -1,6 +1,7 @@
 """Test recording on the disk while the server is away, and delivering it later."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
@@ -20,6 +21,7 @@ from cnnlab.tracking import run_locks, run_logging, run_queries, server_checks
 from cnnlab.tracking.offline import delivery, spool
 from cnnlab.tracking.session import Session, opened_store
 from cnnlab.tracking.tag_names import RECORDED_AS, UNDELIVERED
+from cnnlab.training import fitting
 from tests.helpers.faulty_proxy import served
 
 MLFLOW = "/api/2.0/mlflow"
@@ -107,6 +109,26 @@ def test_a_comparison_is_on_the_server_when_it_ends(server, small_cnn, capsys):
     assert whole(server, run)[-3:] == ([(result.model_uri[8:], "READY")], [result.model_uri[8:]], False)
     assert spool.entries() == []
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_comparison_stays_in_the_spool_until_no_model_fails(server, small_cnn, monkeypatch):
+    trained, original = [], fitting.fit
+
+    def fail_once(part, dataset, recipe, *args, **kwargs):
+        trained.append(recipe.seed)
+        if len(trained) == 1:
+            raise RuntimeError("no memory")
+        return original(part, dataset, recipe, *args, **kwargs)
+
+    monkeypatch.setattr(fitting, "fit", fail_once)
+    recipes = [dataclasses.replace(small_cnn, epochs=1, seed=seed) for seed in (0, 1)]
+    first = compare.compare_models(recipes)
+    assert [entry.goes_on for entry in spool.entries()] == [True]
+    second = compare.compare_models(recipes)
+    assert (trained, second.run_id, spool.entries()) == ([0, 1, 0], first.run_id, [])
+    with stores.opened():
+        assert "cnnlab.failed" not in mlflow.get_run(first.run_id).data.tags
 
 
 def test_a_server_that_stops_in_an_epoch_costs_nothing(server, digits, impatient, capsys):
