@@ -26,9 +26,9 @@ with open("kept.txt", "w") as kept:
         print(f"line {i}", "x" * 100_000)
         log.info("said")
         log.warning("warned")
-        os.write(1, b"1")
-        os.write(2, b"2")
         kept.write(f"{i}\\n")
+    os.write(1, b"1")  # by now what is not read any more is discarded
+    os.write(2, b"2")
     kept.write(repr(output_failure()))
 """
 
