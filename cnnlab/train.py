@@ -205,8 +205,8 @@ def fit_and_evaluate(
             checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, stored, seconds)
             logged = epoch_metrics.logged_history(run_id, begins_with.progress["history"]) if begins_with else None
             how = {"callbacks": callbacks, "splits": splits, "quiet": "test" not in splits, "checkpoint": checkpoint}
-            loggers = [epoch_metrics.epoch_logger(logged)]
-            trained = train(model, dataset, recipe, last_callbacks=loggers, earlier=earlier, **how)
+            around_fit = epoch_metrics.fits_of_a_run(logged)
+            trained = train(model, dataset, recipe, around_fit=around_fit, earlier=earlier, **how)
             if stored and logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
                 run_logging.tag_run(resumed=f"{run['tags']['resumed']}{resume.difference_told(difference)}")
             result = _result(model, dataset, recipe, run_id, run["run_name"], trained, recorder)

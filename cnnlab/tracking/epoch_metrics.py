@@ -1,15 +1,18 @@
-"""Log metrics by epoch while a model is fitted, then log again the epochs the store lacks."""
+"""Log metrics by epoch with MLflow's autologging around each fit, then log again the epochs the store lacks."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow.entities import Metric
 
+from cnnlab.tracking.mlflow_internals import keras_autologging_alone, nothing_logged_twice
 from cnnlab.utils.log import log
 
 if TYPE_CHECKING:
@@ -19,22 +22,36 @@ History = Mapping[str, list[float]]  # metrics by epoch, as Keras gives them
 Logged = dict[str, dict[int, float]]  # what the store has of them: values by name and step
 
 
-def epoch_logger(logged: Logged | None = None) -> keras.callbacks.Callback:
-    """Make a callback that logs the metrics of each epoch on the active run.
+@contextmanager
+def autologging() -> Iterator[list[keras.callbacks.Callback]]:
+    """Turn on MLflow's Keras autologging for the `fit` inside; we log models and data sets, once and whole."""
+    with keras_autologging_alone(), nothing_logged_twice():
+        yield []
 
-    MLflow's own (`MlflowCallback`) logs the validation metrics a second time, all at step 0, and knows no `logged`.
+
+def fits_of_a_run(logged: Logged | None = None) -> Callable[[], AbstractContextManager[list[keras.callbacks.Callback]]]:
+    """Return a function that makes a context for each `fit` of the active run; it gives further callbacks for the fit.
+
+    MLflow autologs one `fit` a run: a second one would change params. Of later ones, and of a resumed run, the metrics
+    alone are logged, at the epochs that they continue with.
 
     Args:
         logged: of a resumed run, what `logged_history` gave: nothing is logged at a step twice.
     """
+    contexts = iter([autologging] if logged is None else ())
+    return lambda: next(contexts, functools.partial(_metrics_alone, logged or {}))()  # noqa: PLW0108  another one each
+
+
+@contextmanager
+def _metrics_alone(logged: Logged) -> Iterator[list[keras.callbacks.Callback]]:
     import keras
 
     def log_epoch(epoch: int, logs: dict[str, float]) -> None:
-        new = {name: value for name, value in logs.items() if epoch not in (logged or {}).get(name, ())}
+        new = {name: value for name, value in logs.items() if epoch not in logged.get(name, ())}
         with contextlib.suppress(mlflow.MlflowException):  # no reason to lose the training
             mlflow.log_metrics(new, step=epoch, synchronous=False)
 
-    return keras.callbacks.LambdaCallback(on_epoch_end=log_epoch)
+    yield [keras.callbacks.LambdaCallback(on_epoch_end=log_epoch)]
 
 
 def complete_history(run_id: str, history: History) -> None:

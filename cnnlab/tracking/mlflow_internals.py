@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils as tracking_utils
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils import autologging_utils
+from mlflow.utils.autologging_utils import safety
 
 from cnnlab.errors import ArgumentError, first_line
 from cnnlab.tracking.store_location import BESIDE, artifact_repository, local_database, sqlite_uri
@@ -70,7 +71,8 @@ def restored_globals() -> Iterator[None]:
 
     Whoever imports cnnlab, or works with MLflow around it, finds MLflow as it is without cnnlab. Inside the block there
     is no active experiment, since MLflow does not open a run of another experiment again then, and the user's
-    autologging logs nothing: MLflow's `disable_autologging` does the same, but cannot be nested.
+    autologging logs nothing: MLflow's `disable_autologging` does the same, but cannot be nested. That of a training
+    is turned on around its `fit`, by `keras_autologging_alone`.
     """
     saved = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "LOGNAME")
     variables = {name: os.environ.get(name) for name in saved}
@@ -248,6 +250,63 @@ def artifacts_of(
     """
     resource = "run" if run_id else "logged_model"
     return client._tracking_client._get_artifact_repo(run_id or model_id or "", resource=resource)
+
+
+# Autologging of Keras: it has no option for one training only, nor against metrics that are logged twice.
+
+
+@contextmanager
+def keras_autologging_alone() -> Iterator[None]:
+    """Autolog Keras inside the block, whatever the user turned on; after it that is as it was.
+
+    MLflow cannot be asked to restore it: its `autolog` does not take all settings that it stores. Therefore the
+    settings and the replaced `fit` are kept, and put back.
+    """
+    import keras
+    from mlflow.keras import autolog
+
+    def replace_fit(attributes: Mapping[str, Any]) -> dict[str, Any]:
+        before = {name: value for name, value in vars(keras.Model).items() if name == "fit" or "_gorilla_" in name}
+        for name in before:
+            delattr(keras.Model, name)
+        for name, value in attributes.items():
+            setattr(keras.Model, name, value)
+        return before
+
+    with (
+        mock.patch.object(autologging_utils, "_AUTOLOGGING_GLOBALLY_DISABLED", False),
+        mock.patch.dict(autologging_utils.AUTOLOGGING_INTEGRATIONS, clear=True),  # without settings all are off
+        mock.patch.dict(safety._AUTOLOGGING_PATCHES, clear=True),
+    ):
+        before = replace_fit({})
+        try:
+            autolog(log_models=False, log_datasets=False, silent=True)
+            yield
+        finally:
+            replace_fit(before)
+
+
+@contextmanager
+def nothing_logged_twice() -> Iterator[None]:
+    """Keep autologging from logging again what the run has from us, under a name of its own or with another value.
+
+    It logs `val_*` a second time as `validation_*`, all at step 0, after every validation. And it logs the `epochs` of
+    the fit: the first of several fits has fewer than the recipe, MLflow refuses the second value of the parameter, and
+    with it everything else that autologging would have logged.
+    """
+    import keras
+    from mlflow.keras import MlflowCallback, autologging
+
+    log_arguments = autologging.log_fn_args_as_params  # pyright: ignore[reportPrivateImportUsage]
+
+    def log_other_arguments(fn: Callable, args: Sequence, kwargs: Mapping, unlogged: Sequence[str]) -> None:
+        log_arguments(fn, args, kwargs, [*unlogged, "epochs"])
+
+    with (
+        mock.patch.object(MlflowCallback, "on_test_end", keras.callbacks.Callback.on_test_end),
+        mock.patch.object(autologging, "log_fn_args_as_params", log_other_arguments),
+    ):
+        yield
 
 
 # The UI and the scoring server: formats that MLflow does not document.

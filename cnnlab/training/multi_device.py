@@ -225,6 +225,7 @@ class ReplicaBatches(keras.utils.PyDataset):
     def __init__(self, batches: Batches, devices: int) -> None:
         super().__init__()
         self.batches, self.devices = batches, devices
+        self.batch_size: int = batches.batch_size  # MLflow's autologging asks for it, and logs no epoch without it
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -188,13 +188,13 @@ def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> float | None:
 
 
 def compile_params(model: keras.Model) -> dict[str, Any]:
-    """Return a compiled model's loss, and its optimizer's configuration as MLflow's autologging of Keras names it."""
+    """Return a compiled model's loss, and its optimizer's name where MLflow's autologging cannot log the optimizer."""
+    params = {"loss": getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)}
     try:
-        config = model.optimizer.get_config()
+        model.optimizer.get_config()
     except Exception:  # a user's own optimizer, or one chosen by a function of the weight, may have none
-        config = {"name": model.optimizer.name}
-    loss = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
-    return {"loss": loss, **{f"optimizer_{name}": value for name, value in config.items()}}
+        params["optimizer_name"] = model.optimizer.name
+    return params
 
 
 def takes_one_hot_labels(model: keras.Model) -> bool:

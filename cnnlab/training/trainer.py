@@ -1,13 +1,16 @@
 """Train a compiled model stage by stage, then predict with it: `train`, and the `TrainingResult` that it returns.
 
-Nothing here knows where a run is recorded: the caller hands in callbacks, and where checkpoints are written.
+Nothing here knows where a run is recorded: the caller hands in callbacks, a context around each `fit`, and where
+checkpoints are written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +56,7 @@ def train(
     callbacks: Callbacks = (),
     splits: Sequence[str] = ("val", "test"),
     quiet: bool = False,
-    last_callbacks: Callbacks = (),
+    around_fit: Callable[[], AbstractContextManager[Callbacks]] = lambda: contextlib.nullcontext(()),
     checkpoint: Checkpoint | None = None,
     earlier: StoredCheckpoint | None = None,
 ) -> TrainingResult:
@@ -66,7 +69,7 @@ def train(
         callbacks: further Keras callbacks, which see the metrics as Keras gives them.
         splits: which splits to predict with the finished model; images of others are not read.
         quiet: print nothing, for the many runs of a search.
-        last_callbacks: further Keras callbacks, which see the metrics with all additions.
+        around_fit: makes a context for each `fit`, which gives further callbacks for it.
         checkpoint: where checkpoints are written, and the one to resume from, if any.
         earlier: a finished training of one stage whose epochs are the first of this one. Without variables the
             optimizer begins anew, with the weights that the model has.
@@ -86,8 +89,9 @@ def train(
         part = _begin_stage(model, images, recipe, stage, progress)
         if earlier and earlier.arrays and not stored:
             restore_variables(part.model, earlier, "the state of the run to be continued")
-        how = {"callbacks": callbacks, "last_callbacks": last_callbacks, "quiet": quiet}
-        progress.add_history(fitting.fit(part, dataset, recipe, stage, progress, checkpoint, **how))
+        with around_fit() as last:
+            how = {"callbacks": callbacks, "last_callbacks": last, "quiet": quiet}
+            progress.add_history(fitting.fit(part, dataset, recipe, stage, progress, checkpoint, **how))
         _expect_finite(
             {
                 "a finite loss": [progress.history["loss"]],

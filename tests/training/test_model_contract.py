@@ -112,10 +112,9 @@ def test_arithmetic_that_recipes_do_not_know_is_not_recorded_as_another(digits):
         (optimizers.MultiOptimizer(lambda weight: optimizers.Adam()), None),
     ],
 )
-def test_any_optimizer_of_keras_has_a_rate_and_params(optimizer, rate):
+def test_any_optimizer_of_keras_has_a_rate_and_a_loss(optimizer, rate):
     assert learning_rate_of(optimizer) == pytest.approx(rate)
-    params = compile_params(net(optimizer=optimizer))
-    assert (params["loss"], params["optimizer_name"]) == (SPARSE, optimizer.name)
+    assert compile_params(net(optimizer=optimizer)) == {"loss": SPARSE}  # autologging logs the optimizer
 
 
 OWN = """
@@ -153,6 +152,7 @@ def test_a_trained_model_of_the_users_own_says_what_it_is_and_what_can_be_repeat
     run = store.get_run(result.run_id)
     assert run.info.run_name == "mine on digits"
     assert (run.data.params["model"], run.data.params["loss"]) == ("keras:mine", SPARSE)
+    assert run.data.params["optimizer_name"]
     assert float(run.data.params["learning_rate"]) == pytest.approx(0.01)
     assert result.history["learning_rate"] == pytest.approx([0.01])
     assert "conv2d" in mlflow.artifacts.load_text(f"{run.info.artifact_uri}/model_summary.txt")
