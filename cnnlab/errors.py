@@ -1,4 +1,4 @@
-"""Errors that a user can cause: one sentence each, shown without a traceback."""
+"""Define the exceptions that users see as one sentence without a traceback, and helpers that write such sentences."""
 
 import contextlib
 import difflib

@@ -1,4 +1,4 @@
-"""Write a model for other programs, and compare its predictions in their runtime with those of Keras."""
+"""Export a model to ONNX, LiteRT, SavedModel or Keras, and compare its predictions there with those of Keras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resolve recipes: load their data, fill in sizes, weights and precisions from data and machine; build the model.
+"""Resolve a recipe: load its data, fill in image sizes, pre-trained weights and dtype policies, and build the model.
 
 `Recipe.with_defaults` fills in the defaults that need neither data nor machine.
 """

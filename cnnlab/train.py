@@ -1,4 +1,4 @@
-"""Train one model on one data set as one run: as a recipe says, from a checkpoint, or a Keras model of your own."""
+"""Train one model on one data set as one MLflow run: from a recipe, from a checkpoint, or your own Keras model."""
 
 from __future__ import annotations
 

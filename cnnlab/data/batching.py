@@ -1,4 +1,4 @@
-"""`Batches`: a Keras data set that makes shuffled, cropped, mirrored, mixed and weighted batches one at a time."""
+"""Make training batches one at a time as a `keras.utils.PyDataset`: shuffled, cropped, mirrored, mixed and weighted."""
 
 from __future__ import annotations
 

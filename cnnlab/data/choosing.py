@@ -1,4 +1,4 @@
-"""Choose which pictures of a folder are used and in which split, holding out those that it has no folder for."""
+"""Choose the pictures of a folder to use, and split off a validation or test set where the folder has none."""
 
 from __future__ import annotations
 

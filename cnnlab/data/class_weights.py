@@ -1,4 +1,4 @@
-"""Class weights in the loss: "none", "balanced", or a JSON file of class names and numbers."""
+"""Read and check the class weights of the loss: "none", "balanced", or a JSON file of class names and numbers."""
 
 from __future__ import annotations
 

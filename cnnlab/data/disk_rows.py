@@ -1,4 +1,4 @@
-"""Index arrays that stay on the disk, for data larger than memory: a row is loaded only when it is indexed."""
+"""Read rows of arrays that stay on disk when they are indexed, for data sets larger than memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load an image folder: decode the pictures that are chosen of it, and find and drop duplicates."""
+"""Load an image folder: decode the chosen pictures, and find and drop duplicates."""
 
 from __future__ import annotations
 

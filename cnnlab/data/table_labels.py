@@ -1,4 +1,4 @@
-"""Find the class of each label of a table: which labels are missing, and which are one label in two spellings."""
+"""Map the labels of a table to classes: leave out missing ones, and join two spellings of one label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw names on matplotlib figures: without formulas, in fonts for any script, shortened to a length that fits."""
+"""Draw names of classes and files on Matplotlib figures: in fonts for any script, without mathtext, shortened."""
 
 from __future__ import annotations
 

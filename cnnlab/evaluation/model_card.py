@@ -1,4 +1,4 @@
-"""Write the model card of a registered run in Markdown (after Mitchell et al., 2019, arXiv:1810.03993)."""
+"""Write the model card of a registered model version in Markdown (after Mitchell et al., 2019, arXiv:1810.03993)."""
 
 from __future__ import annotations
 

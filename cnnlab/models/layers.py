@@ -1,4 +1,4 @@
-"""Build the parts that models share: augmented input, dense head, and averages over test views and ensembles."""
+"""Build layers that models share: augmented input, dense head, averages over test-time views and ensembles."""
 
 from __future__ import annotations
 

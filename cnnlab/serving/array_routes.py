@@ -1,4 +1,4 @@
-"""Read images as arrays in JSON, as the route `/invocations` takes them, in a fifth of the time that MLflow needs."""
+"""Parse images as arrays in the JSON body of `POST /invocations`, in a fifth of the time that MLflow needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Register runs in MLflow's model registry, under one name for each data set, and list the versions.
+"""Register the models of runs in MLflow's model registry, one name for each data set, and list the versions.
 
 Tags of a version describe it. Its model card, and the predictions that a promotion compares, lie beside the model.
 """

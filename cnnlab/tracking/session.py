@@ -1,4 +1,4 @@
-"""Open the store for a job, choose the recorder of its runs, and fix the code of the user's own models for it.
+"""Open the tracking store for a job, choose the recorder of its runs, and pin the source code of custom models.
 
 Functions that record runs (train, compare, tune) enter `Session`; those that only use the store enter
 `opened_store`.

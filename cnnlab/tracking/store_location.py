@@ -1,4 +1,4 @@
-"""Find the store's address, its database file and its artifacts folder, also after the store was moved.
+"""Find the address, database and artifact folder of a tracking store, also after it was moved.
 
 It imports no MLflow at its top: MLflow itself loads it as a plugin (`mlflow.artifact_repository` in pyproject.toml).
 """

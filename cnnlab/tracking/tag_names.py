@@ -1,4 +1,4 @@
-"""Name the tags and metrics of stored runs, with the length limits of names, and filter runs by a tag."""
+"""Define the names of the tags and metrics of stored runs, with their length limits, and write filters of a tag."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""One call of `model.fit`, and one of `model.predict`: the batches, the validation data, and the callbacks."""
+"""Call `model.fit` for one stage, or `model.predict` for one split, with the batches and callbacks that they need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check a model of the user's own before it is trained, and say by which recipe a model is recorded.
+"""Check that a user's own Keras model can be trained here, and find the recipe that is logged with any model.
 
 Every model takes raw images and gives class probabilities. What `build_model` built is known by the recipe that it was
 built from; any other model is the user's own.

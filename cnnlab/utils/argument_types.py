@@ -1,4 +1,4 @@
-"""Convert arguments to the types that they are annotated with, from what Python programs have and command lines write.
+"""Convert arguments from Python programs and command lines to the types that they are annotated with.
 
 NumPy and other numbers, whole floats, texts, paths, lists, dicts and pandas' Series are taken.
 """

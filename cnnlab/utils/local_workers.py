@@ -1,4 +1,4 @@
-"""Run jobs in processes on this machine, each of which starts in `work`.
+"""Run jobs in processes of this machine: `ProcessWorkers` starts them, and `work` is what each of them runs.
 
 The processes of multiprocessing and of concurrent.futures would run the user's script again wherever it does not guard
 its main part, and a pool of the latter breaks as a whole when one of its processes is killed.

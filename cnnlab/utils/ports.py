@@ -1,4 +1,4 @@
-"""Choose a port to listen on, and tell which requests a local server should answer."""
+"""Choose a free port, and decide by its Host and Origin headers whether a local server answers a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write to the screen whatever becomes of it, and move or colour what is on it only where that is wanted."""
+"""Write to the terminal without failing where it is closed or full; show colours and bars only where it can."""
 
 from __future__ import annotations
 

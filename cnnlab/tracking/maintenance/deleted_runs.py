@@ -1,4 +1,4 @@
-"""Free what deleted runs hold, for `cnnlab gc`: MLflow only marks runs, experiments and models as deleted."""
+"""Remove what deleted runs, experiments and models still take on disk, for `cnnlab gc`: MLflow only marks them."""
 
 from __future__ import annotations
 

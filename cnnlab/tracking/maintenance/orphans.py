@@ -1,4 +1,4 @@
-"""Check a store for files unknown to its database, rows without files, unused models and undelivered runs."""
+"""Find artifacts without a database row, rows without artifacts, models without a run, and unsent runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the state of a store's database, and find runs that killed processes left running, also on a server."""
+"""Check the database of a local store or a server, and find runs marked RUNNING whose process has ended."""
 
 from __future__ import annotations
 

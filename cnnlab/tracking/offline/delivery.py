@@ -1,4 +1,4 @@
-"""Deliver spooled runs to their server: from a thread while a job records, and by `cnnlab sync` later."""
+"""Send the runs that wait on local disk to their server: in a thread during a job, or by `cnnlab sync`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The spool: runs recorded for a server stay on this disk until the server has all of them. One folder a job:
+"""Create, list, lock and remove the folders of the spool: runs wait there until their server has them.
+
+Each job has one:
+
+Each job has one:
 
 mlruns/outbox/20261125-174102-3f9a/
   entry.json                     for which server, and below which of its runs
