@@ -184,6 +184,7 @@ def test_a_damaged_checkpoint_and_restart_begin_anew(store, recipe, interrupt, m
     assert checkpoint_files.stored_checkpoints() == []
 
 
+@pytest.mark.long
 def test_a_comparison_resumes_with_what_is_left(store, recipe, interrupt, monkeypatch, capsys):
     recipes = [dataclasses.replace(recipe, epochs=2, seed=seed) for seed in range(3)]
     interrupt(1, spared=1)
@@ -308,6 +309,7 @@ def test_a_finished_run_is_trained_for_more_epochs_as_if_it_had_had_them(store, 
         train.resume_run(longer.run_id, epochs=4)
 
 
+@pytest.mark.long
 def test_more_epochs_of_a_run_without_its_optimizer_begin_that_anew(store, recipe, monkeypatch, capsys, interrupt):
     recipe = dataclasses.replace(recipe, epochs=3, patience=1, learning_rate=0.1, schedule="cosine")
     with monkeypatch.context() as patch:

@@ -93,6 +93,7 @@ def test_an_answer_is_the_mean_of_all_members(digits, monkeypatch):
     assert multi_device.expect_replicable(one) is None
 
 
+@pytest.mark.long
 def test_a_member_learns_as_it_would_alone(digits):
     fields = {**SMALL, "filters": (4,), "learning_rate": 0.1, "augment": "altflip", "tta_views": 1}
     recipe = cnnlab.Recipe(model="resnet9", ensemble_size=2, **fields)
@@ -115,7 +116,8 @@ def test_a_member_learns_as_it_would_alone(digits):
         assert trained.history[name] == pytest.approx(mean, abs=a_few.get(name, 2e-2)), name
 
 
-@pytest.mark.parametrize("members", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("members", [1, 2])
 def test_it_trains_reloads_in_plain_keras_and_is_reproduced(store, workplace, members):
     recipe = cnnlab.Recipe(model="resnet9", ensemble_size=members, **SMALL)
     result = train_model(recipe)

@@ -57,7 +57,7 @@ def _file(result):
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet50",
+        pytest.param("resnet50", marks=pytest.mark.long),
         pytest.param("efficientnetb0", marks=pytest.mark.long),
         pytest.param("densenet121", marks=pytest.mark.long),
     ],

@@ -203,6 +203,7 @@ def test_a_model_must_load_again_before_it_is_registered(store, small_cnn, digit
     assert np.allclose(classifier.probabilities(digits.test.images), result.test.probabilities, atol=1e-5)
 
 
+@pytest.mark.long
 def test_stored_runs_are_compared_on_their_predictions(store, small_cnn, capsys):
     trained = cnnlab.compare_models([small_cnn, dataclasses.replace(small_cnn, seed=1)])
     stored = compare_runs([r.run_id[:10] for r in trained.results])
@@ -345,6 +346,7 @@ def test_predictions_are_written_in_three_formats():
     assert json.loads("".join(classify.write_predictions([], "json", 2, 8))) == []
 
 
+@pytest.mark.long
 def test_a_deterministic_run_repeats_bit_for_bit(store, small_cnn):
     recipe = dataclasses.replace(small_cnn, deterministic=True, dropout=0.2, augment="full")
     before = train_model(recipe)

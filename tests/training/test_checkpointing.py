@@ -88,7 +88,7 @@ def expect_equal(again, model_again, whole, model):
     assert stages[0] == stages[1]
 
 
-LONGER = ("small pictures first, two members", "stages")
+LONGER = ("patience, plateau, averages and layers that draw", "small pictures first, two members", "stages")
 
 
 @pytest.mark.parametrize(

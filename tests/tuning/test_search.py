@@ -60,7 +60,10 @@ def test_search_tracks_every_trial_and_tests_only_the_winner(store, capsys):
     assert "3 of 3 done" in lines[2]
     assert " trained again with 1 new seed: mean val_accuracy 0." in lines[3]
 
-    # The same again repeats nothing; more trials go on.
+
+@pytest.mark.long
+def test_the_same_search_again_repeats_nothing_and_more_trials_go_on(store):
+    result = run_search(small_search(finalists=2))
     again = run_search(small_search(finalists=2))
     assert again == result
     more = run_search(small_search(trials=4, finalists=2))
@@ -164,6 +167,7 @@ def test_a_diverging_trial_fails_and_the_search_goes_on(store, monkeypatch):
     assert statuses == ["FAILED", "FINISHED", "FINISHED"]
 
 
+@pytest.mark.long
 def test_damaged_state_is_reported_with_what_to_do(store, monkeypatch):
     from cnnlab.tuning import trials
 
@@ -207,6 +211,7 @@ def test_a_search_ends_where_all_recipes_were_tried_and_says_so(store, tuner, ca
     assert store.get_run(result.winner_run_id).data.params["epochs"] == "3"
 
 
+@pytest.mark.long
 def test_two_workers_share_a_search(store, capfd):
     space = {"blocks": (1, 2), "filters": (4, 8), **SPACE}
     result = run_search(small_search(space=space, trials=2), workers=2)

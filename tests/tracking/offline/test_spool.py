@@ -96,6 +96,7 @@ def synced():
     return [(len(done.runs), done.error) for done in delivery.sync()]
 
 
+@pytest.mark.long
 def test_a_comparison_is_on_the_server_when_it_ends(server, small_cnn, capsys):
     comparison = compare.compare_models([small_cnn])
     [result] = comparison.results

@@ -127,6 +127,7 @@ def test_what_is_neither_a_run_nor_a_version_is_named(original, workplace, tmp_p
     assert not [line for line in store_copy.import_runs(str(other), [original[1]]) if "traces" in line]
 
 
+@pytest.mark.long
 def test_runs_survive_a_copy_to_a_folder_to_a_server_and_back(
     original, workplace, tmp_path_factory, store_template, monkeypatch
 ):
