@@ -205,7 +205,7 @@ def fit_and_evaluate(
             checkpoint = resume.checkpoint_for(run_id, {**about, "run_name": run["run_name"]}, stored, seconds)
             logged = epoch_metrics.logged_history(run_id, begins_with.progress["history"]) if begins_with else None
             how = {"callbacks": callbacks, "splits": splits, "quiet": "test" not in splits, "checkpoint": checkpoint}
-            around_fit = epoch_metrics.fits_of_a_run(logged)
+            around_fit = epoch_metrics.fits_of_a_run(logged if stored else None)
             trained = train(model, dataset, recipe, around_fit=around_fit, earlier=earlier, **how)
             if stored and logged and (difference := epoch_metrics.difference_to_logged(logged, trained.history)):
                 run_logging.tag_run(resumed=f"{run['tags']['resumed']}{resume.difference_told(difference)}")

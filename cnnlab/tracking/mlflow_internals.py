@@ -292,7 +292,7 @@ def nothing_logged_twice() -> Iterator[None]:
 
     It logs `val_*` a second time as `validation_*`, all at step 0, after every validation. And it logs the `epochs` of
     the fit: the first of several fits has fewer than the recipe, MLflow refuses the second value of the parameter, and
-    with it everything else that autologging would have logged.
+    with it everything else that autologging would have logged. So it is with `initial_epoch` of a run that goes on.
     """
     import keras
     from mlflow.keras import MlflowCallback, autologging
@@ -300,7 +300,7 @@ def nothing_logged_twice() -> Iterator[None]:
     log_arguments = autologging.log_fn_args_as_params  # pyright: ignore[reportPrivateImportUsage]
 
     def log_other_arguments(fn: Callable, args: Sequence, kwargs: Mapping, unlogged: Sequence[str]) -> None:
-        log_arguments(fn, args, kwargs, [*unlogged, "epochs"])
+        log_arguments(fn, args, kwargs, [*unlogged, "epochs", "initial_epoch"])
 
     with (
         mock.patch.object(MlflowCallback, "on_test_end", keras.callbacks.Callback.on_test_end),
