@@ -19,14 +19,13 @@ from cnnlab.data.dataset import ImageDataset
 from cnnlab.errors import LabError, first_line
 from cnnlab.models import safe_loading
 from cnnlab.models.custom_model import GIVEN
-from cnnlab.recipe import PRECISIONS, Recipe, ResolvedRecipe
+from cnnlab.recipe import DATA_FIELDS, PRECISIONS, Recipe, ResolvedRecipe
 from cnnlab.training import runtime
 from cnnlab.training.optimizers import takes_one_hot_labels
 from cnnlab.utils.log import log
 
 # Fields of the recipe that the training follows, whatever the model was built from.
-FOLLOWED = ("dataset", "resize_mode", "labels", "class_names", "skip_bad", "drop_duplicates", "stored_size", "limit")
-FOLLOWED += ("val_fraction", "split_seed", "seed", "epochs", "batch_size", "class_weights", "patience", "deterministic")
+FOLLOWED = (*DATA_FIELDS, "stored_size", "seed", "epochs", "batch_size", "class_weights", "patience", "deterministic")
 # And those that it follows with models that `build_model` has built.
 STAGES = ("progressive_resizing", "fine_tune", "fine_tune_from", "fine_tune_learning_rate", "layer_decay")
 COMPILE = "model.compile('adam', 'sparse_categorical_crossentropy', metrics=['accuracy'])"

@@ -101,6 +101,14 @@ def test_arithmetic_that_recipes_do_not_know_is_not_recorded_as_another(digits):
     assert "precision" not in recipe_of(model, Recipe(epochs=1), digits).params()
 
 
+def test_a_model_of_the_users_own_is_recorded_with_the_data_that_the_recipe_says(digits, capsys):
+    asked = {"labels": "l.csv", "label_column": "dx", "image_column": "id", "split_column": "set", "fold": "0"}
+    asked |= {"test_fraction": 0.3, "hold_out_every_class": True, "val_fraction": 0.2, "epochs": 1}
+    real = recipe_of(net(), Recipe(dataset="digits", **asked), digits)
+    assert {name: getattr(real, name) for name in asked} == asked
+    assert "was not built with" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("optimizer", "rate"),
     [
