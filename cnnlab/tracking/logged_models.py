@@ -14,7 +14,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import get_model_info
 from mlflow.models.model import ModelInfo
 
-from cnnlab.errors import LabError, did_you_mean, first_line
+from cnnlab.errors import LabError, did_you_mean, expecting, first_line
 from cnnlab.models import custom_model
 from cnnlab.tracking import mlflow_store, run_queries
 from cnnlab.tracking.pagination import paginate
@@ -110,13 +110,9 @@ def load_exported(file: str) -> tuple[keras.Model, dict[str, Any]]:
     from cnnlab.models import safe_loading  # in here, as what only reads the store takes no Keras
 
     about = safe_loading.read_description(file)
-    try:
+    cure = f"Name the run that it was exported from: {about['run_id']}."
+    with expecting(f"'{file}' to be a model of Keras's layers", cure, "a file that does not load"):
         return safe_loading.load_model(file), about
-    except Exception as error:  # of whatever layer
-        raise LabError(
-            f"Expected '{file}' to be a model of Keras's layers. Received a file that does not load: "
-            f"{first_line(error)}. Name the run that it was exported from: {about['run_id']}."
-        ) from error
 
 
 def load(uri: str) -> tuple[keras.Model, dict[str, Any]]:

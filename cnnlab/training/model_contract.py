@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from cnnlab.data.dataset import ImageDataset
-from cnnlab.errors import LabError, first_line
+from cnnlab.errors import LabError, expecting
 from cnnlab.models import safe_loading
 from cnnlab.models.custom_model import GIVEN
 from cnnlab.recipe import DATA_FIELDS, PRECISIONS, Recipe, ResolvedRecipe
@@ -91,13 +91,9 @@ def expect_compiled(model: Any, what: str) -> None:
 def expect_probabilities(model: keras.Model, what: str, dataset: ImageDataset) -> None:
     """Raise `LabError` unless a model with finite weights gives class probabilities for two images of the data set."""
     expected = f"class probabilities of shape (N, {len(dataset.class_names)})"
-    try:
+    shape = f"(N, {', '.join(map(str, dataset.image_shape))})"
+    with expecting(f"{what} to take images {shape} uint8", "Build it for this shape."):
         given = model(dataset.train.images[:2], training=False)
-    except Exception as error:  # the user's layers may raise anything
-        raise LabError(
-            f"Expected {what} to take images (N, {', '.join(map(str, dataset.image_shape))}) uint8. "
-            f"Received {type(error).__name__}: {first_line(error)}. Build it for this shape."
-        ) from error
     if isinstance(given, (list, tuple, dict)):
         raise LabError(f"Expected {what} to give {expected}. Received: {len(given)} outputs. Leave the others out.")
     probabilities = runtime.to_numpy(given).astype("float64")
@@ -125,27 +121,19 @@ def expect_labels(model: keras.Model, what: str, dataset: ImageDataset) -> None:
     labels = dataset.train.labels[:3]
     if takes_one_hot_labels(model):
         labels = np.eye(len(dataset.class_names), dtype="float32")[labels]
-    try:
+    taken = f"the loss and metrics that {what} is compiled with to take labels that are integers"
+    with expecting(taken, f"Use sparse ones: {COMPILE}."):
         model.test_on_batch(dataset.train.images[:3], labels)
         model.reset_metrics()
-    except Exception as error:  # the user's loss and metrics may raise anything
-        raise LabError(
-            f"Expected the loss and metrics that {what} is compiled with to take labels that are integers. Received "
-            f"{type(error).__name__}: {first_line(error)}. Use sparse ones: {COMPILE}."
-        ) from error
 
 
 def expect_saveable(model: keras.Model, what: str) -> None:
     """Raise `LabError` before the training where a model could not be loaded after it; warn where no command will."""
     with safe_loading.uncompiled(model):
         text = model.to_json()
-    try:
+    cure = "Use Keras's own layers, or give yours get_config() and @keras.saving.register_keras_serializable()."
+    with expecting(f"{what} to be saved and loaded again", cure):
         keras.models.model_from_json(text)
-    except Exception as error:  # the user's layers may raise anything
-        raise LabError(
-            f"Expected {what} to be saved and loaded again. Received {type(error).__name__}: {first_line(error)}. Use "
-            "Keras's own layers, or give yours get_config() and @keras.saving.register_keras_serializable()."
-        ) from error
     try:
         safe_loading.check_config(json.loads(text))
     except safe_loading.RefusedFileError as error:
