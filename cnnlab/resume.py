@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnlab.data.image_dataset import ImageDataset
 from cnnlab.errors import ArgumentError, LabError, first_line
+from cnnlab.evaluation.run_result import RunResult
 from cnnlab.recipe import ResolvedRecipe, renamed_fields
 from cnnlab.tracking import checkpoint_files, run_queries
 from cnnlab.tracking import logged_models as stored_models
@@ -88,14 +89,12 @@ def interrupted_run(
     return None
 
 
-def longer_recipe(run: Run, epochs: int) -> ResolvedRecipe:
+def longer_recipe(result: RunResult, epochs: int) -> ResolvedRecipe:
     """Return the recipe of a finished run with more epochs.
 
     Raises:
         ArgumentError: it has as many already, or was trained in two stages.
-        LabError: it has no model (a trial of a search).
     """
-    result = run_queries.read_result(run)
     if result.stage_borders:
         raise ArgumentError(
             f"Expected a run of one stage to train for more epochs. Received: {result.run_id[:8]}, which had two. "
@@ -120,22 +119,21 @@ def expect_same_data(run: Run, recipe: ResolvedRecipe, dataset: ImageDataset) ->
 
 
 def earlier_training(
-    run: Run, model: keras.Model, recipe: ResolvedRecipe, num_images: int
+    run: Run, result: RunResult, model: keras.Model, recipe: ResolvedRecipe, num_images: int
 ) -> tuple[StoredCheckpoint, dict[str, str]]:
     """Read what a finished run is continued from, and say on the screen what that is.
 
     Of a run that did not keep its optimizer's state, `model` gets the weights, and is compiled for the further epochs.
 
     Args:
-        run: of one stage.
+        run, result: of one stage.
         model: as it was built for `recipe`, which has more epochs.
         num_images: number of training images.
 
     Returns:
         The state, and tags of the new run.
     """
-    result, name = run_queries.read_result(run), f"run {run.info.run_id[:8]}"
-    trained = len(result.history["loss"])
+    name, trained = f"run {run.info.run_id[:8]}", len(result.history["loss"])
     log.info(f"{run.info.run_name}: training {name} for epochs {trained + 1} to {recipe.epochs}, as a new run.")
     tags = {"continues": run.info.run_id, "optimizer_state": f"as {name} left it"}
     if run_queries.has_file(run, STATE):

@@ -117,7 +117,8 @@ def resume_run(run_id: str, *, epochs: int | None = None, options: RunOptions | 
 def _train_longer(run_id: str, epochs: int, options: RunOptions) -> RunResult:
     """Train a finished run for more epochs, as a new run."""
     before = run_queries.find_finished_run(run_id)
-    recipe = resume.longer_recipe(before, epochs)
+    finished = run_queries.read_result(before)
+    recipe = resume.longer_recipe(finished, epochs)
     source = run_queries.read_text(before, MODEL_SOURCE) if custom_model.is_custom(recipe.model) else None
     with (
         Session([recipe.model], source, options=options) as session,
@@ -127,7 +128,7 @@ def _train_longer(run_id: str, epochs: int, options: RunOptions) -> RunResult:
         resume.expect_same_data(before, prepared.recipe, dataset)
         recorder = session.recorder()
         model = build_model(prepared.recipe, dataset, options)
-        earlier, tags = resume.earlier_training(before, model, prepared.recipe, len(dataset.train))
+        earlier, tags = resume.earlier_training(before, finished, model, prepared.recipe, len(dataset.train))
         place = recorder.experiment_for(dataset), recorder.outer_run_id()
         resumed = resume.interrupted_run(prepared.recipe, dataset, *place, kind="train", continues=tags["continues"])
         run = {"run_name": f"{before.info.run_name}, {epochs} epochs", "tags": {**prepared.tags, **tags}}
